@@ -1,0 +1,44 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# CONSTRAINTS= (empty) installs the newest versions that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
+PIP_CONSTRAINTS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+
+.PHONY: help install demo test lint format clean
+
+help:
+	@echo "make demo      prepare 5,000 molecules, pretrain a tiny model on 2 ranks, export it, embed molecules"
+	@echo "make test      lint, types and the whole test suite"
+	@echo "make lint      ruff and mypy"
+	@echo "make format    ruff format"
+
+install: $(STAMP)
+
+# Torch comes first and alone: what follows then keeps the build that is there.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_CONSTRAINTS) torch numpy setuptools wheel
+	$(BIN)/python -m pip install --quiet --no-build-isolation $(PIP_CONSTRAINTS) -e ".[train,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps $(PIP_CONSTRAINTS) ogb
+	touch $(STAMP)
+
+demo: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" bash launchers/demo.sh
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,32 @@
+"""What a person wants to know of a dataset first, as text."""
+
+from data_pipeline.manifest import Manifest, SplitRecord
+
+
+def describe(manifest: Manifest) -> str:
+    """Sources, counts, rejects by reason and sizes, one fact per line."""
+    counts = manifest.counts
+    lines = [
+        f"source      {source.name}: {source.rows:,} rows{_licence(source.licence)}" for source in manifest.sources
+    ]
+    lines += [f"rows        {counts.read:,} read = {sum(counts.written.values()):,} written"]
+    lines[-1] += f" + {counts.duplicates:,} duplicates + {sum(counts.rejected.values()):,} rejected"
+    lines += [f"rejected    {reason}: {number:,}" for reason, number in counts.rejected.items()]
+    lines += [f"{name:<12}{_split(split)}" for name, split in manifest.splits.items()]
+    made_with = ", ".join(f"{library} {version}" for library, version in manifest.versions.items())
+    return "\n".join([*lines, f"made with   {made_with}"])
+
+
+def _licence(licence: str | None) -> str:
+    return f" ({licence})" if licence else ""
+
+
+def _split(split: SplitRecord) -> str:
+    if not split.rows:
+        return "no molecules"
+    megabytes = sum(shard.bytes for shard in split.shards) / 1e6
+    return (
+        f"{split.rows:,} molecules, {split.scaffolds:,} scaffolds, {split.acyclic:,} acyclic, "
+        f"{split.atoms / split.rows:.1f} atoms each (largest {split.max_atoms}), "
+        f"{len(split.shards)} shards, {megabytes:.1f} MB"
+    )

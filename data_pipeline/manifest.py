@@ -1,0 +1,172 @@
+"""manifest.json: what a dataset holds, where it came from, and the checksum of each of its files.
+
+It holds no time and no number of workers: the same sources and options give the same bytes. It is written last, so a
+folder that has one is complete.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.keys import file_checksum
+from data_pipeline.schema import FORMAT_NAME, FORMAT_VERSION
+from data_pipeline.sources import Source
+
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the dataset. `file` is relative to the dataset folder; `blake2b`: 128 bits, hexadecimal."""
+
+    file: str
+    bytes: int
+    blake2b: str
+
+    @classmethod
+    def of(cls, directory: Path, file: str) -> "FileRecord":
+        """The record of an existing file."""
+        path = directory / file
+        return cls(file, path.stat().st_size, file_checksum(path))
+
+
+@dataclass(frozen=True)
+class ShardRecord(FileRecord):
+    """A shard: its file, its molecules, and how many atoms and bonds they have together."""
+
+    rows: int
+    atoms: int
+    bonds: int
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """A split. `scaffolds`: distinct ones; `complexity_percentiles`: 0, 1, ..., 100, or [] for an empty split."""
+
+    rows: int
+    atoms: int
+    bonds: int
+    max_atoms: int
+    max_bonds: int
+    scaffolds: int
+    acyclic: int
+    complexity_percentiles: list[float]
+    shards: list[ShardRecord]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows read: read = sum of written + duplicates + sum of rejected.
+
+    `written` is by split, `rejected` by reason.
+    """
+
+    read: int
+    written: dict[str, int]
+    duplicates: int
+    rejected: dict[str, int]
+
+    @property
+    def unaccounted(self) -> int:
+        """Rows that were read and went nowhere; anything but 0 is a defect."""
+        return self.read - sum(self.written.values()) - self.duplicates - sum(self.rejected.values())
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json. `versions` are of the libraries that made the dataset."""
+
+    versions: dict[str, str]
+    options: dict[str, Any]
+    sources: list[Source]
+    counts: Counts
+    splits: dict[str, SplitRecord]
+    files: list[FileRecord]
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Manifest":
+        """Read the manifest of a dataset.
+
+        Raises:
+            UsageError: there is no dataset, or one of another format version.
+            PipelineError: the manifest is damaged.
+        """
+        path = Path(directory) / MANIFEST_FILE
+        content = _read_json(path)
+        version = content.pop("format_version", None)
+        if content.pop("format", None) != FORMAT_NAME:
+            raise UsageError(f"{path}: not the manifest of a molecule dataset; name a folder made by `hmoe prepare`")
+        if version != FORMAT_VERSION:
+            raise UsageError(f"{path}: format version {version!r}, expected {FORMAT_VERSION}; run `hmoe prepare` again")
+        try:
+            return cls(
+                versions=content["versions"],
+                options=content["options"],
+                sources=[Source(**source) for source in content["sources"]],
+                counts=Counts(**content["counts"]),
+                splits={name: _split(split) for name, split in content["splits"].items()},
+                files=[FileRecord(**record) for record in content["files"]],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _damaged(path, error) from error
+
+    def save(self, directory: Path) -> None:
+        """Write manifest.json so that it is either there as a whole, or not at all."""
+        content = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        temporary = directory / (MANIFEST_FILE + ".tmp")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, directory / MANIFEST_FILE)
+
+
+def is_dataset(directory: Path) -> bool:
+    """True if the folder holds a manifest of ours, of whatever version."""
+    path = directory / MANIFEST_FILE
+    return path.is_file() and _read_json(path).get("format") == FORMAT_NAME
+
+
+def verify(directory: str | Path) -> list[str]:
+    """Compare every file of a dataset with its size and checksum in the manifest; one line for each that differs.
+
+    Raises as `Manifest.load`.
+    """
+    manifest = Manifest.load(directory)
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    problems = [_problem(Path(directory), record) for record in (*shards, *manifest.files)]
+    return [problem for problem in problems if problem is not None]
+
+
+def _problem(directory: Path, record: FileRecord) -> str | None:
+    path = directory / record.file
+    if not path.is_file():
+        return f"{record.file}: missing"
+    if path.stat().st_size != record.bytes:
+        return f"{record.file}: {path.stat().st_size} bytes, expected {record.bytes}"
+    if file_checksum(path) != record.blake2b:
+        return f"{record.file}: the content is not what was written (checksum differs)"
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(
+            f"{path.parent}: no dataset here (no {path.name}); make one with `hmoe prepare SOURCE --out {path.parent}`"
+        ) from error
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "not a JSON object")
+    return content
+
+
+def _split(content: dict[str, Any]) -> SplitRecord:
+    return SplitRecord(**{**content, "shards": [ShardRecord(**shard) for shard in content["shards"]]})
+
+
+def _damaged(path: Path, detail: object) -> PipelineError:
+    return PipelineError(f"{path}: the manifest is damaged ({detail}); remove the folder and run `hmoe prepare` again")

@@ -1,0 +1,66 @@
+"""The output folder: what may be written there, what may be removed, and when a dataset appears in it.
+
+A dataset is built inside `OUT/.work` and moved into place at the end, the manifest last: a folder with a manifest
+holds a complete dataset, and a run that fails leaves an earlier dataset untouched.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_pipeline.errors import UsageError
+from data_pipeline.manifest import MANIFEST_FILE, is_dataset
+from data_pipeline.schema import SPLITS
+
+SCAFFOLDS_FILE = "scaffolds.parquet"
+REJECTS_FILE = "rejects.parquet"
+
+_WORK_FOLDER = ".work"
+# In the order in which they are moved into place.
+_DATASET_ENTRIES = ("dataset_dict.json", *SPLITS, SCAFFOLDS_FILE, REJECTS_FILE, MANIFEST_FILE)
+
+
+def check_writable(out: Path) -> None:
+    """A dataset may be written into a new or empty folder, an interrupted one, or over another dataset of ours.
+
+    Raises:
+        UsageError: the folder holds something else.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"{out}: a file; expected a folder to write a dataset into")
+    entries = os.listdir(out)
+    if entries and _WORK_FOLDER not in entries and not (MANIFEST_FILE in entries and is_dataset(out)):
+        raise UsageError(f"{out}: holds something that is not a dataset; choose another --out")
+
+
+@contextmanager
+def work_folder(out: Path) -> Iterator[Path]:
+    """A fresh folder inside `out` for the files of a run, removed at the end whatever happens."""
+    work = out / _WORK_FOLDER
+    if work.exists():
+        # What an interrupted run left.
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work)
+
+
+def publish(built: Path, out: Path) -> None:
+    """Move a dataset that is complete in `built` into `out`, in place of an earlier one."""
+    for name in reversed(_DATASET_ENTRIES):
+        _remove(out / name)
+    for name in _DATASET_ENTRIES:
+        os.replace(built / name, out / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

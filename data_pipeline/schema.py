@@ -1,0 +1,75 @@
+"""Every column of a dataset: its type, its unit and its meaning, in one place.
+
+A stored molecule is a pure function of its canonical isomeric SMILES. The source text is parsed and written
+as canonical SMILES; that string is parsed again, and the whole row comes from this second molecule. So
+
+* atom i of `atom_features`, `bond_index` and `scaffold_mask` is the i-th atom written in `smiles`;
+* `ogb.utils.smiles2graph(row["smiles"])` equals the stored arrays exactly;
+* it does not matter which spelling of a duplicate was read first (only `source_id` tells).
+
+Columns are never null.
+"""
+
+import pyarrow as pa
+
+FORMAT_NAME = "hmoe-molecules"
+FORMAT_VERSION = 1
+
+SPLITS = ("train", "validation")
+
+# Number of values of each feature, in Open Graph Benchmark's order (ogb.utils.features).
+# Atoms: atomic number, chirality, degree, formal charge, hydrogens, radical electrons, hybridisation,
+# aromatic, in a ring. Bonds: type, stereo, conjugated.
+ATOM_FEATURE_SIZES = (119, 5, 12, 12, 10, 6, 6, 2, 2)
+BOND_FEATURE_SIZES = (5, 6, 2)
+
+# Longest text kept in rejects.parquet, in characters.
+REJECT_TEXT_LIMIT = 1000
+
+
+def _field(name: str, dtype: pa.DataType, unit: str, meaning: str) -> pa.Field:
+    return pa.field(name, dtype, metadata={"unit": unit, "meaning": meaning})
+
+
+# One row per molecule; n = num_atoms, m = num_bonds.
+MOLECULE_SCHEMA = pa.schema(
+    [
+        _field("smiles", pa.string(), "", "canonical isomeric SMILES; the row is a function of it"),
+        _field("source_id", pa.string(), "", "the molecule's id in its source, or its row number there"),
+        _field("mol_key", pa.binary(16), "", "128-bit BLAKE2b of smiles: identity, for deduplication"),
+        _field("atom_features", pa.list_(pa.uint8()), "index", "[n, 9] OGB atom features, row-major"),
+        _field("bond_index", pa.list_(pa.uint16()), "atom", "[m, 2] begin and end atom, each bond once"),
+        _field("bond_features", pa.list_(pa.uint8()), "index", "[m, 3] OGB bond features, row-major"),
+        _field("scaffold_key", pa.uint64(), "", "64-bit BLAKE2b of the Murcko scaffold SMILES; 0 = acyclic"),
+        _field("generic_key", pa.uint64(), "", "64-bit BLAKE2b of the generic scaffold SMILES; 0 = acyclic"),
+        _field("scaffold_mask", pa.list_(pa.uint8()), "", "[n] 1 where the atom belongs to the scaffold"),
+        _field("num_atoms", pa.uint16(), "atoms", "n"),
+        _field("num_bonds", pa.uint16(), "bonds", "m"),
+        _field("complexity", pa.float32(), "", "heavy atoms + 2 * independent rings + stereo elements"),
+    ]
+)
+
+# One row per source row that is not a molecule, in reading order.
+REJECT_SCHEMA = pa.schema(
+    [
+        _field("source", pa.string(), "", "name of the source, as in manifest.json"),
+        _field("row", pa.int64(), "row", "0-based data row in the source; a header is not counted"),
+        _field("text", pa.string(), "", f"the SMILES text as read, at most {REJECT_TEXT_LIMIT} characters"),
+        _field("reason", pa.string(), "", "one of data_pipeline.chemistry.REJECT_REASONS"),
+    ]
+)
+
+# One row per distinct scaffold, ascending by scaffold_key; acyclic molecules have no scaffold and no row.
+SCAFFOLD_SCHEMA = pa.schema(
+    [
+        _field("scaffold_key", pa.uint64(), "", "64-bit BLAKE2b of smiles"),
+        _field("smiles", pa.string(), "", "Murcko scaffold SMILES, without stereo"),
+        _field("generic_key", pa.uint64(), "", "64-bit BLAKE2b of the generic scaffold SMILES"),
+        _field("count", pa.int64(), "molecules", "molecules of the dataset with this scaffold"),
+    ]
+)
+
+
+def storable(text: str) -> str:
+    """`text` as a string column can hold it: what was not UTF-8 in the source becomes a backslash escape."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

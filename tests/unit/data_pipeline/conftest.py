@@ -1,0 +1,36 @@
+"""Real molecules: sampled from the project's collections when they lie beside the checkout, skipped otherwise."""
+
+import csv
+import gzip
+import random
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.encode import EncodedRows, encode_rows
+
+COLLECTIONS = Path(__file__).resolve().parents[4] / "shared" / "data" / "pretrain"
+
+
+def _smiles(file: str, delimiter: str) -> list[str]:
+    with gzip.open(COLLECTIONS / file, "rt", encoding="utf-8") as handle:
+        rows = csv.DictReader(handle, delimiter=delimiter)
+        return [row["smiles"] for row in rows]
+
+
+@pytest.fixture(scope="session")
+def real_smiles() -> list[str]:
+    """20,400 texts: 6,800 each of ZINC, ChEMBL and Enamine, shuffled together."""
+    if not COLLECTIONS.is_dir():
+        pytest.skip(f"no molecule collections at {COLLECTIONS}")
+    chosen = random.Random(0)
+    files = [("zinc.smi.gz", " "), ("chembl.tsv.gz", "\t"), ("enamine50k.csv.gz", ",")]
+    texts = [text for file, delimiter in files for text in chosen.sample(_smiles(file, delimiter), 6800)]
+    chosen.shuffle(texts)
+    return texts
+
+
+@pytest.fixture(scope="session")
+def real_rows(real_smiles: list[str]) -> EncodedRows:
+    """The real molecules, encoded."""
+    return encode_rows(real_smiles, [str(index) for index in range(len(real_smiles))])
