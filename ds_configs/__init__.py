@@ -1,0 +1,1 @@
+"""DeepSpeed settings (ZeRO stage, precision, buckets) shipped as package data."""

@@ -1,0 +1,211 @@
+"""The `hmoe` command: each subcommand is a thin call into the package.
+
+Exit codes: 0 when the work is done, 1 when it could not be done, 2 for a usage error. `--json` makes the last
+line of standard output one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_pipeline.errors import PipelineError, UsageError
+
+Result = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; -> its exit code."""
+    parser, options, rest = _parse(sys.argv[1:] if argv is None else list(argv))
+    try:
+        result = options.run(options, rest)
+    except UsageError as error:
+        print(f"{parser.prog} {options.command}: error: {error}", file=sys.stderr)
+        return 2
+    except (PipelineError, OSError) as error:
+        print(f"{parser.prog} {options.command}: error: {error}", file=sys.stderr)
+        return 1
+    exit_code = result.pop("exit_code", 0)
+    if options.json:
+        print(json.dumps(result))
+    return exit_code
+
+
+def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
+    from data_pipeline.build import PrepareOptions, prepare
+
+    settings = PrepareOptions(
+        smiles_column=options.smiles_column,
+        id_column=options.id_column,
+        validation_fraction=options.validation_fraction,
+        shard_rows=options.shard_rows,
+        max_atoms=options.max_atoms,
+    )
+    with _Progress() as progress:
+        result = prepare(
+            options.sources, Path(options.out), settings, options.workers, progress.report, options.overwrite
+        )
+    if result.reused:
+        print(f"{options.out} is already prepared from these sources with these options")
+    return _describe(options.out)
+
+
+def _inspect(options: argparse.Namespace, rest: list[str]) -> Result:
+    return _describe(options.path)
+
+
+def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
+    from hmoe_ds.config import load_config
+    from hmoe_ds.training.launch import default_ranks, launch
+    from hmoe_ds.training.preflight import check_run
+
+    config = load_config(rest)
+    ranks = options.num_ranks or default_ranks(config.parallel.ep_size)
+    check_run(config, ranks)
+    exit_code = launch(rest, ranks)
+    if exit_code == 0:
+        print(f"run {config.run.out}: {config.run.steps} steps done; export it with `hmoe export {config.run.out} OUT`")
+    return {
+        "out": config.run.out,
+        "steps": config.run.steps,
+        "ranks": ranks,
+        "exit_code": 1 if exit_code else 0,
+    }
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> Result:
+    from hmoe_ds.downstream.export import export_checkpoint
+
+    result = export_checkpoint(options.checkpoint, options.out)
+    print(f"exported step {result['step']}, {result['parameters']:,} parameters, to {options.out}")
+    return result
+
+
+def _embed(options: argparse.Namespace, rest: list[str]) -> Result:
+    from hmoe_ds.downstream.embed import embed_source
+
+    with _Progress() as progress:
+        result = embed_source(
+            options.model,
+            options.source,
+            options.out,
+            options.smiles_column,
+            options.id_column,
+            progress.report,
+        )
+    print(f"embedded {result['molecules']} molecules, {result['dimensions']} numbers each, into {options.out}")
+    if result["rejected"]:
+        print(f"{result['rejected']} rows could not be read as molecules; they are listed in {result['rejects']}")
+    return result
+
+
+def _describe(path: str) -> Result:
+    """Print what a dataset directory holds, as a person wants to know it."""
+    from data_pipeline.describe import describe
+    from data_pipeline.manifest import Manifest, verify
+
+    manifest = Manifest.load(path)
+    problems = verify(path)
+    print(describe(manifest))
+    print("checksums: " + ("; ".join(problems) if problems else "all files are as they were written"))
+    return {**dataclasses.asdict(manifest), "problems": problems, "exit_code": 1 if problems else 0}
+
+
+class _Progress:
+    """A bar per stage on a terminal; a plain line at the end of each stage when piped."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._stage = ""
+        self._done = 0
+
+    def report(self, stage: str, done: int, total: int | None) -> None:
+        """Stage `stage` has done `done` of `total` (None: unknown) units."""
+        if stage != self._stage:
+            self._finish()
+            self._stage = stage
+            self._bar = tqdm(desc=stage, total=total, disable=not sys.stderr.isatty(), unit="")
+        self._done = done
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+
+    def _finish(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            if not sys.stderr.isatty():
+                print(f"{self._stage}: {self._done} done", file=sys.stderr)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._finish()
+
+
+def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(prog="hmoe", description="Pretrain mixture-of-experts models for molecules.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace, list[str]], Result], help: str) -> Any:
+        sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print a JSON object as the last line")
+        return sub
+
+    prepare = command("prepare", _prepare, "Molecule files to a dataset directory.")
+    prepare.add_argument("sources", nargs="+", metavar="SOURCE", help=".smi, .csv or .tsv (.gz), a glob, or nci5k")
+    prepare.add_argument("--out", required=True, help="dataset directory to write")
+    prepare.add_argument("--smiles-column", help="column with SMILES, in files with a header")
+    prepare.add_argument("--id-column", help="column with identifiers, in files with a header")
+    prepare.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: one per core)")
+    prepare.add_argument("--validation-fraction", type=float, default=0.05, help="share of scaffolds held out")
+    prepare.add_argument("--shard-rows", type=_positive, default=65536, help="molecules per shard, about")
+    prepare.add_argument("--max-atoms", type=_positive, default=512, help="larger molecules are rejected")
+    prepare.add_argument("--overwrite", action="store_true", help="replace the dataset that is in --out")
+
+    inspect = command("inspect", _inspect, "What a dataset directory holds, and whether it is intact.")
+    inspect.add_argument("path", metavar="DIR")
+
+    pretrain = command("pretrain", _pretrain, "Pretrain on this machine, through the deepspeed launcher.")
+    pretrain.add_argument("--num_ranks", type=_positive, help="ranks (default: one per GPU, or parallel.ep_size)")
+    pretrain.epilog = "All other arguments: --config FILE|PRESET and --section.field VALUE, listed below."
+
+    export = command("export", _export, "A checkpoint to one directory that loads without DeepSpeed.")
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, or one checkpoint in it")
+    export.add_argument("out", metavar="OUT", help="directory to write")
+
+    embed = command("embed", _embed, "Embeddings of molecules from an exported model.")
+    embed.add_argument("model", metavar="MODEL", help="directory made by hmoe export")
+    embed.add_argument("source", metavar="SOURCE", help=".smi, .csv or .tsv (.gz), or nci5k")
+    embed.add_argument("--out", required=True, help="Parquet file to write")
+    embed.add_argument("--smiles-column", help="column with SMILES, in files with a header")
+    embed.add_argument("--id-column", help="column with identifiers, in files with a header")
+
+    if argv[:1] == ["pretrain"]:
+        if {"-h", "--help"} & set(argv):
+            from hmoe_ds.config import config_help
+
+            print(pretrain.format_help() + "\n" + config_help())
+            sys.exit(0)
+        options, rest = parser.parse_known_args(argv)
+        return parser, options, rest
+    return parser, parser.parse_args(argv), []
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

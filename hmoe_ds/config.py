@@ -1,0 +1,412 @@
+"""RunConfig: everything a pretraining run depends on, as one typed and validated tree.
+
+A run is described by a YAML file or the name of a preset, plus `--section.field value` overrides:
+
+    config = load_config(["--config", "tiny_cpu", "--data.path", "data/zinc", "--run.out", "runs/zinc"])
+
+Every number in the tree that describes a batch is global (over all ranks), so that adding ranks changes
+the speed of a run and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from data_pipeline.errors import UsageError
+
+
+class ConfigError(UsageError):
+    """A run that cannot start as configured. The message is one line and ends with the mend."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Size of the encoder.
+
+    Args:
+        hidden_size: width D of atom and bond states.
+        lower_blocks: blocks below the scaffold gate, all with dense feed-forwards.
+        upper_blocks: blocks above the scaffold gate.
+        moe_every: every n-th upper block has an H-MoE feed-forward; the others a dense one.
+        dense_size: hidden width F of a dense feed-forward.
+    """
+
+    hidden_size: int = 64
+    lower_blocks: int = 2
+    upper_blocks: int = 2
+    moe_every: int = 1
+    dense_size: int = 192
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """The hierarchical gate and its experts.
+
+    Args:
+        groups: number of scaffold groups G.
+        experts: number of experts E of each H-MoE layer, over all groups.
+        groups_per_molecule: groups a molecule is routed to.
+        experts_per_atom: experts k an atom is routed to.
+        expert_size: hidden width F of one expert.
+        shared_size: hidden width of the shared expert that every atom passes; 0 for none.
+        gate_size: width of the spaces in which the gates compare.
+        temperature: tau, divides the cosine between a molecule and a group centre.
+        group_balance_rate: step of the loss-free balance bias of groups, per optimizer step; 0 for none.
+        expert_balance_rate: the same for experts.
+        max_received: rows an expert computes at once; more are computed in chunks that are recomputed in
+            the backward, so that memory stays bounded under any routing.
+    """
+
+    groups: int = 4
+    experts: int = 8
+    groups_per_molecule: int = 1
+    experts_per_atom: int = 1
+    expert_size: int = 192
+    shared_size: int = 96
+    gate_size: int = 32
+    temperature: float = 0.2
+    group_balance_rate: float = 0.01
+    expert_balance_rate: float = 0.01
+    max_received: int = 65536
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which molecules, and how many at once. All counts are global.
+
+    Args:
+        path: dataset directory made by `hmoe prepare`.
+        molecules_per_step: molecules of one optimizer step, at most.
+        atoms_per_step: atoms of one optimizer step, at most.
+        bonds_per_step: bonds of one optimizer step, at most.
+        scaffold_run: molecules of one scaffold that are dealt together, at most; they are the positives of
+            the contrastive loss.
+        window_shards: shards whose molecules are shuffled together.
+        validation_molecules: molecules of the validation split that a validation looks at, at most.
+    """
+
+    path: str = ""
+    molecules_per_step: int = 128
+    atoms_per_step: int = 8192
+    bonds_per_step: int = 10240
+    scaffold_run: int = 4
+    window_shards: int = 8
+    validation_molecules: int = 2048
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is optimised.
+
+    Args:
+        mask_ratio: share of atoms and of bonds that are hidden and predicted.
+        bond_weight: weight of the masked bond loss beside the masked atom loss.
+        contrast_weight: weight of the scaffold routing contrastive loss; 0 for none.
+        contrast_temperature: t, divides the cosine between two molecules.
+        z_weight: weight of the squared log-partition of both gates' logits; 0 for none.
+    """
+
+    mask_ratio: float = 0.2
+    bond_weight: float = 0.5
+    contrast_weight: float = 0.1
+    contrast_temperature: float = 0.2
+    z_weight: float = 0.0001
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay.
+
+    Args:
+        learning_rate: peak learning rate.
+        min_ratio: final learning rate as a share of the peak.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: decoupled weight decay of matrices; vectors have none.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: added to the root of the second moment.
+        clip_norm: bound on the norm of the whole gradient; 0 for none.
+        accumulation: slices into which a step is cut, one forward and backward each.
+    """
+
+    learning_rate: float = 0.001
+    min_ratio: float = 0.1
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    accumulation: int = 1
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a run is spread over ranks. Changes the speed of a run, not its result.
+
+    Args:
+        ep_size: ranks over which the experts of a layer are spread.
+        zero_stage: ZeRO stage; selects `ds_configs/zero<stage>.json`.
+        precision: dtype of parameters and activations; routing is always fp32 or wider.
+        deepspeed_config: a DeepSpeed JSON of your own instead of the one in `ds_configs`.
+    """
+
+    ep_size: int = 1
+    zero_stage: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    deepspeed_config: str | None = None
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """One run: where it writes, how long it lasts, how often it reports.
+
+    Args:
+        out: folder of the run: config, metrics, checkpoints.
+        steps: optimizer steps.
+        seed: of initialisation, plan and masks.
+        resume: `auto` continues from the last checkpoint in `out`; `never` starts anew in a fresh folder.
+        log_every: steps between lines of metrics.
+        validate_every: steps between validations; 0 for one at the end only.
+        checkpoint_every: steps between checkpoints; 0 for one at the end only.
+        deterministic: use deterministic kernels on CUDA (on CPU they always are).
+        mlflow: log to MLflow (MLFLOW_TRACKING_URI, or a sqlite file in `out`).
+    """
+
+    out: str = ""
+    steps: int = 1000
+    seed: int = 0
+    resume: Literal["auto", "never"] = "auto"
+    log_every: int = 10
+    validate_every: int = 0
+    checkpoint_every: int = 0
+    deterministic: bool = False
+    mlflow: bool = True
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The whole tree."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    run: LoopConfig = field(default_factory=LoopConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, as written to `config.yaml` and into checkpoints."""
+        return dataclasses.asdict(self)
+
+
+SECTIONS: dict[str, Any] = {
+    "model": ModelConfig,
+    "router": RouterConfig,
+    "data": DataConfig,
+    "objective": ObjectiveConfig,
+    "optim": OptimConfig,
+    "parallel": ParallelConfig,
+    "run": LoopConfig,
+}
+
+
+def preset_names() -> list[str]:
+    """Names that `--config` understands beside file paths."""
+    return sorted(p.name[:-5] for p in resources.files("hmoe_ds.presets").iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(argv: Sequence[str]) -> RunConfig:
+    """The configuration that a command line describes, checked as far as it can be without data or ranks.
+
+    Args:
+        argv: `--config FILE|PRESET` and any number of `--section.field value`.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a value out of range, no such file or preset.
+    """
+    parser = _parser()
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            known = parser.parse_args(_with_preset_path(list(argv)))
+        except Exception as error:  # jsonargparse raises many types; all of them mean a bad command line
+            raise ConfigError(_explain(str(error))) from error
+    tree = parser.instantiate_classes(known)
+    config = RunConfig(**{name: getattr(tree, name) for name in SECTIONS})
+    check_config(config)
+    return config
+
+
+def config_from_dict(tree: dict[str, Any]) -> RunConfig:
+    """Inverse of `RunConfig.to_dict`, for a tree that came from a checkpoint or an export."""
+    return RunConfig(**{name: SECTIONS[name](**values) for name, values in tree.items()})
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML that `--config` reads back."""
+    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+
+
+def check_config(config: RunConfig) -> None:
+    """Raise ConfigError for the first value that no run can have."""
+    for section, name, low, high in _RANGES:
+        value = getattr(getattr(config, section), name)
+        if not low <= value <= high:
+            expected = f"at least {low}" if high == _LARGE else f"a value from {low} to {high}"
+            raise ConfigError(f"{section}.{name} is {value}: expected {expected}")
+    model, router, data = config.model, config.router, config.data
+    if model.moe_every > model.upper_blocks:
+        raise ConfigError(
+            f"model.moe_every is {model.moe_every} with model.upper_blocks {model.upper_blocks}: "
+            f"no H-MoE layer is left; set model.moe_every to at most {model.upper_blocks}"
+        )
+    if router.experts % router.groups:
+        raise ConfigError(
+            f"router.experts is {router.experts}, not divisible by router.groups {router.groups}: "
+            f"set router.experts to a multiple of {router.groups}"
+        )
+    if router.groups_per_molecule > router.groups:
+        raise ConfigError(
+            f"router.groups_per_molecule is {router.groups_per_molecule} with router.groups {router.groups}: "
+            f"set it to at most {router.groups}"
+        )
+    eligible = router.groups_per_molecule * router.experts // router.groups
+    if router.experts_per_atom > eligible:
+        raise ConfigError(
+            f"router.experts_per_atom is {router.experts_per_atom} but the chosen groups hold {eligible} experts: "
+            f"set it to at most {eligible}, or raise router.experts or router.groups_per_molecule"
+        )
+    if data.molecules_per_step < config.optim.accumulation * data.scaffold_run:
+        raise ConfigError(
+            f"data.molecules_per_step is {data.molecules_per_step}, too few for optim.accumulation "
+            f"{config.optim.accumulation} slices of data.scaffold_run {data.scaffold_run} molecules: "
+            f"set it to at least {config.optim.accumulation * data.scaffold_run}"
+        )
+    if router.experts % config.parallel.ep_size:
+        raise ConfigError(
+            f"parallel.ep_size is {config.parallel.ep_size}, which does not divide router.experts "
+            f"{router.experts}: set parallel.ep_size to a divisor of {router.experts}"
+        )
+
+
+def check_topology(config: RunConfig, ranks: int) -> None:
+    """Raise ConfigError when `config` cannot be spread over `ranks` ranks."""
+    ep_size = config.parallel.ep_size
+    if ranks % ep_size:
+        raise ConfigError(
+            f"parallel.ep_size is {ep_size}, which does not divide the number of ranks {ranks}: "
+            f"start a multiple of {ep_size} ranks or set parallel.ep_size to a divisor of {ranks}"
+        )
+    if config.parallel.zero_stage not in (1, 2):
+        raise ConfigError(
+            f"parallel.zero_stage is {config.parallel.zero_stage}: expected 1 or 2 (stage 0 computes a wrong clip "
+            "norm with expert parallelism; stage 3 is not supported yet); set parallel.zero_stage to 1 or 2"
+        )
+
+
+_LARGE = 1 << 40
+_RANGES: tuple[tuple[str, str, float, float], ...] = (
+    ("model", "hidden_size", 1, _LARGE),
+    ("model", "lower_blocks", 1, _LARGE),
+    ("model", "upper_blocks", 1, _LARGE),
+    ("model", "moe_every", 1, _LARGE),
+    ("model", "dense_size", 1, _LARGE),
+    ("router", "groups", 1, _LARGE),
+    ("router", "experts", 1, _LARGE),
+    ("router", "groups_per_molecule", 1, _LARGE),
+    ("router", "experts_per_atom", 1, _LARGE),
+    ("router", "expert_size", 1, _LARGE),
+    ("router", "shared_size", 0, _LARGE),
+    ("router", "gate_size", 1, _LARGE),
+    ("router", "temperature", 1e-3, 1e3),
+    ("router", "group_balance_rate", 0, 1),
+    ("router", "expert_balance_rate", 0, 1),
+    ("router", "max_received", 1, _LARGE),
+    ("data", "molecules_per_step", 1, _LARGE),
+    ("data", "atoms_per_step", 1, _LARGE),
+    ("data", "bonds_per_step", 1, _LARGE),
+    ("data", "scaffold_run", 1, _LARGE),
+    ("data", "window_shards", 1, _LARGE),
+    ("data", "validation_molecules", 1, _LARGE),
+    ("objective", "mask_ratio", 1e-3, 0.999),
+    ("objective", "bond_weight", 0, 1e6),
+    ("objective", "contrast_weight", 0, 1e6),
+    ("objective", "contrast_temperature", 1e-3, 1e3),
+    ("objective", "z_weight", 0, 1e6),
+    ("optim", "learning_rate", 0, 1e3),
+    ("optim", "min_ratio", 0, 1),
+    ("optim", "warmup_steps", 0, _LARGE),
+    ("optim", "weight_decay", 0, 1e3),
+    ("optim", "beta1", 0, 0.999999),
+    ("optim", "beta2", 0, 0.999999),
+    ("optim", "epsilon", 0, 1),
+    ("optim", "clip_norm", 0, 1e6),
+    ("optim", "accumulation", 1, _LARGE),
+    ("parallel", "ep_size", 1, _LARGE),
+    ("run", "steps", 1, _LARGE),
+    ("run", "seed", 0, 2**31 - 1),
+    ("run", "log_every", 1, _LARGE),
+    ("run", "validate_every", 0, _LARGE),
+    ("run", "checkpoint_every", 0, _LARGE),
+)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="hmoe pretrain", exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file or preset: " + ", ".join(preset_names()))
+    for name, section in SECTIONS.items():
+        parser.add_class_arguments(section, name)
+    return parser
+
+
+def config_help() -> str:
+    """Help text that lists every field with its default and meaning."""
+    return _parser().format_help()
+
+
+def _with_preset_path(argv: list[str]) -> list[str]:
+    """Replace a preset's name after `--config` by the path of its file; say so when it is neither."""
+    resolved = []
+    for position, word in enumerate(argv):
+        if word.startswith("--config="):
+            word = "--config=" + _config_file(word.split("=", 1)[1])
+        elif position and argv[position - 1] == "--config":
+            word = _config_file(word)
+        resolved.append(word)
+    return resolved
+
+
+def _config_file(name: str) -> str:
+    if name in preset_names():
+        return str(resources.files("hmoe_ds.presets") / f"{name}.yaml")
+    if not Path(name).is_file():
+        raise ConfigError(
+            f"--config {name!r} is neither a file nor a preset: give a YAML file or one of {', '.join(preset_names())}"
+        )
+    return name
+
+
+def _explain(message: str) -> str:
+    """jsonargparse's message as one line that ends with the mend."""
+    message = re.sub(r"\s+", " ", message).strip()
+    keys = [f"{name}.{field.name}" for name, section in SECTIONS.items() for field in dataclasses.fields(section)]
+    unknown = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
+    if unknown is None:
+        return f"{message}; `hmoe pretrain --help` lists every field with its type"
+    word = unknown.group(1) or unknown.group(2)
+    close = difflib.get_close_matches(word, keys + [key.split(".")[1] for key in keys], n=1, cutoff=0.5)
+    hint = f"did you mean --{next(key for key in keys if key.endswith(close[0]))}? " if close else ""
+    return f"{message}; {hint}`hmoe pretrain --help` lists every field"

@@ -1,0 +1,1 @@
+"""What chemists do with a pretrained model. Needs no DeepSpeed."""

@@ -1,0 +1,126 @@
+"""HMoEModel: encoder and pretraining heads, saved to and loaded from one topology-free directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from data_pipeline.errors import UsageError
+from hmoe_ds.config import ModelConfig, RouterConfig
+from hmoe_ds.data.batch import MolBatch
+from hmoe_ds.model.encoder import Encoder, Encoding, Masks
+from hmoe_ds.model.heads import MaskedAtomHead, MaskedBondHead
+from hmoe_ds.moe.experts import Executor, LocalExecutor
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+class ModelFormatError(UsageError):
+    """A directory that is no exported model, or one that this version cannot read."""
+
+
+class HMoEModel(nn.Module):
+    """The pretrained model.
+
+    Args:
+        model: sizes of the encoder.
+        router: gate and experts.
+        seed: of the initialisation; everything is drawn from it, whatever torch's global generator holds.
+        executor: makes what runs the experts; the default runs them in this process.
+    """
+
+    def __init__(
+        self, model: ModelConfig, router: RouterConfig, seed: int = 0, executor: Executor = LocalExecutor
+    ) -> None:
+        super().__init__()
+        self.config, self.router = model, router
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = Encoder(model, router, seed, executor)
+            self.atom_head = MaskedAtomHead(model.hidden_size)
+            self.bond_head = MaskedBondHead(model.hidden_size)
+
+    def forward(self, batch: MolBatch, masks: Masks | None = None) -> Encoding:
+        """Atom states and routing of B molecules."""
+        return self.encoder(batch, masks)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters and atom states; routing and its buffers are fp32 or wider."""
+        return self.encoder.norm.weight.dtype
+
+    def embed(self, batch: MolBatch) -> Tensor:
+        """Mean atom state of each molecule; -> [B, D]"""
+        h_ND = self.encoder(batch).h_ND
+        total_BD = h_ND.new_zeros(batch.num_molecules, h_ND.shape[1]).index_add(0, batch.molecule_N, h_ND)
+        return total_BD / batch.ptr_B.diff().unsqueeze(-1).to(h_ND.dtype)
+
+    def save_pretrained(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
+        """Write `model.safetensors` and `config.json`.
+
+        Args:
+            path: directory, made if need be.
+            metadata: where the weights come from, kept in `config.json` under `training`.
+        """
+        write_pretrained(path, self.state_dict(), self.config, self.router, metadata or {})
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> HMoEModel:
+        """Load what `save_pretrained` or `hmoe export` wrote.
+
+        Raises:
+            ModelFormatError: no exported model there, or one of another format version.
+        """
+        path = Path(path)
+        if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
+            raise ModelFormatError(
+                f"{path} is no exported model: expected {CONFIG} and {WEIGHTS} in it; `hmoe export` makes them"
+            )
+        description = json.loads((path / CONFIG).read_text())
+        if description.get("format_version") != FORMAT_VERSION:
+            raise ModelFormatError(
+                f"{path / CONFIG} has format_version {description.get('format_version')!r}: this version of "
+                f"hmoe_ds reads {FORMAT_VERSION}; export the checkpoint again"
+            )
+        weights = load_file(path / WEIGHTS)
+        model = cls(ModelConfig(**description["model"]), RouterConfig(**description["router"]))
+        state = model.state_dict(keep_vars=True)
+        if state.keys() != weights.keys():
+            different = sorted(state.keys() ^ weights.keys())
+            raise ModelFormatError(
+                f"{path / WEIGHTS} and {path / CONFIG} are of different models: {different[0]} is in one of them only; "
+                "export the checkpoint again"
+            )
+        for name, tensor in state.items():
+            # Parameters and buffers keep the dtypes they were trained in: routing buffers are fp32 in a bf16 model.
+            tensor.data = tensor.data.to(weights[name].dtype)
+        model.load_state_dict(weights)
+        return model.eval()
+
+
+def write_pretrained(
+    path: str | Path,
+    weights: dict[str, Tensor],
+    model: ModelConfig,
+    router: RouterConfig,
+    metadata: dict[str, Any],
+) -> None:
+    """Write an export from a full state dict; see `HMoEModel.save_pretrained`."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path / WEIGHTS)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "architecture": "HMoEModel",
+        "model": dataclasses.asdict(model),
+        "router": dataclasses.asdict(router),
+        "training": metadata,
+    }
+    (path / CONFIG).write_text(json.dumps(description, indent=2) + "\n")

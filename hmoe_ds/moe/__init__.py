@@ -1,0 +1,1 @@
+"""Routing and experts: scaffold gate, atom gate, executors (local and expert-parallel)."""

@@ -1,0 +1,134 @@
+"""Expert parallelism: the executor whose experts are spread over ranks, on DeepSpeed's AutoEP primitives.
+
+The only file that touches DeepSpeed's MoE internals; they are private, hence the pinned version. The engine
+recognises expert layers by `isinstance(module, AutoEPMoELayer)`, reduces their gradients over the
+expert-data-parallel group and writes one checkpoint file per expert, so the executor is a subclass that keeps
+the attributes those paths read and replaces routing and experts by ours.
+"""
+
+from __future__ import annotations
+
+import deepspeed.comm as dist
+import torch
+from deepspeed.checkpoint.autoep_affine import (
+    autoep_experts_for_rank,
+    autoep_placement_to_affine_map,
+    legacy_uniform_autoep_placement_descriptor,
+)
+from deepspeed.checkpoint.constants import (
+    AFFINE_MAP,
+    AUTOEP_EXPERT_PLACEMENT,
+    AUTOEP_PARAM_EP_RANK,
+    AUTOEP_PARAM_LOCAL_EXPERTS,
+    AUTOEP_PARAM_LOGICAL_SHAPE,
+    DS_AUTOEP_UC_META,
+)
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer, SplitPlan, _AllToAllV, compute_split_plan
+from torch import Tensor, nn
+
+from hmoe_ds.moe.experts import Executor, Experts, combine, sort_by_expert
+
+
+class ExpertParallelExecutor(AutoEPMoELayer):
+    """Runs the experts of a layer on the `ep_size` ranks that hold them; same result as `LocalExecutor`.
+
+    Experts lie in order of their global id: rank r of an expert-parallel group holds the r-th contiguous part,
+    so a group of experts is on one rank whenever `ep_size` divides the number of groups.
+    Dispatch is dropless: sort by expert, all-to-all-v, experts, all-to-all-v back, weighted sum.
+
+    Args:
+        num_experts: experts of the layer, over all ranks.
+        hidden_size: width D.
+        size: hidden width F of an expert.
+        seed: of the initialisation.
+        layer: number of the H-MoE layer.
+        max_rows: rows an expert computes at once.
+        ep_size: ranks that share the experts; torch.distributed must be initialised.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        size: int,
+        seed: int,
+        layer: int,
+        max_rows: int,
+        ep_size: int,
+    ) -> None:
+        nn.Module.__init__(self)  # AutoEPMoELayer.__init__ converts a Hugging Face block; there is none here.
+        self.num_experts, self.ep_size = num_experts, ep_size
+        self.num_local_experts = num_experts // ep_size
+        self.ep_rank = dist.get_rank() % ep_size
+        self.hidden_size, self.model_family = hidden_size, "hmoe_ds"
+        self.ep_group_name = f"ep_size_{ep_size}"
+        self.ep_group = self.tp_group = self.folding_group_handles = None
+        self.combine_impl = self.comm_backend = "comm"
+        self.load_balance_coeff = None
+        self.expert_placement_descriptor = legacy_uniform_autoep_placement_descriptor(
+            num_experts, self.num_local_experts, ep_size
+        )
+        first = self.ep_rank * self.num_local_experts
+        self.experts = Experts(self.num_local_experts, hidden_size, size, seed, layer, first, max_rows)
+        for weight in self.experts.parameters():
+            self._mark(weight)
+
+    def forward(self, x_ND: Tensor, choices_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        """Weighted sum of the chosen experts' outputs, wherever they are; [N, D] -> [N, D]."""
+        assignments = sort_by_expert(choices_NK, weights_NK, self.num_experts)
+        plan = compute_split_plan(
+            choices_NK,
+            self.num_experts,
+            self.ep_size,
+            self.num_local_experts,
+            self.ep_group,
+            assignments.counts_E,
+        )
+        x_AD = x_ND[assignments.token_A]
+        if self.ep_size > 1:
+            x_AD = _AllToAllV.apply(self.ep_group, x_AD, plan.input_splits, plan.output_splits)
+        y_AD = self._apply_local_experts(x_AD, plan)
+        if self.ep_size > 1:
+            y_AD = _AllToAllV.apply(self.ep_group, y_AD, plan.output_splits, plan.input_splits)
+        return combine(y_AD, assignments, x_ND.shape[0])
+
+    def _apply_local_experts(self, x_AD: Tensor, plan: SplitPlan) -> Tensor:
+        """Received rows lie by (source rank, expert); experts want them by (expert, source rank)."""
+        counts_RE = plan.local_counts_by_source
+        if self.ep_size == 1:
+            return self.experts(x_AD, counts_RE[0].tolist())
+        expert_A = torch.arange(self.num_local_experts, device=x_AD.device).repeat(self.ep_size)
+        expert_A = expert_A.repeat_interleave(counts_RE.reshape(-1))
+        order_A = torch.argsort(expert_A, stable=True)
+        y_AD = self.experts(x_AD[order_A], counts_RE.sum(dim=0).tolist())
+        return torch.empty_like(y_AD).index_copy(0, order_A, y_AD)
+
+    def _mark(self, weight: nn.Parameter) -> None:
+        """Tell the engine, ZeRO and the checkpoint writer that `weight` is a slice of the layer's experts."""
+        logical_shape = [self.num_experts, *weight.shape[1:]]
+        affine_map = autoep_placement_to_affine_map(self.expert_placement_descriptor, logical_shape)
+        meta = {
+            AUTOEP_EXPERT_PLACEMENT: self.expert_placement_descriptor,
+            AFFINE_MAP: affine_map.to_dict(),
+            AUTOEP_PARAM_LOGICAL_SHAPE: logical_shape,
+            AUTOEP_PARAM_EP_RANK: self.ep_rank,
+            AUTOEP_PARAM_LOCAL_EXPERTS: list(autoep_experts_for_rank(self.expert_placement_descriptor, self.ep_rank)),
+        }
+        marks = {
+            "allreduce": False,
+            "group_name": self.ep_group_name,
+            "ds_zero_placement_family": "autoep_expert",
+            "ds_zero_partition_group_name": self.ep_group_name,
+            DS_AUTOEP_UC_META: meta,
+        }
+        for name, value in marks.items():
+            setattr(weight, name, value)
+
+
+def expert_parallel(ep_size: int) -> Executor:
+    """Executor factory for `HMoEModel`: experts spread over `ep_size` ranks."""
+
+    def make(num_experts: int, hidden_size: int, size: int, seed: int, layer: int, max_rows: int) -> nn.Module:
+        return ExpertParallelExecutor(num_experts, hidden_size, size, seed, layer, max_rows, ep_size)
+
+    return make

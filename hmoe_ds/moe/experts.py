@@ -1,0 +1,154 @@
+"""Expert feed-forwards and the executor that runs all of them in one process.
+
+An executor takes (tokens, choices, weights) and returns outputs; `deepspeed_ep.py` holds the one that spreads
+experts over ranks. Both have the parameters `experts.w1`, `experts.w2`, `experts.w3`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hmoe_ds.data.hashing import hash64
+
+
+class GatedFeedForward(nn.Module):
+    """Dense gated feed-forward `w2(silu(w1 x) * w3 x)` without biases (SwiGLU; Shazeer, 2020).
+
+    Args:
+        hidden_size: width D of input and output.
+        size: hidden width F.
+    """
+
+    def __init__(self, hidden_size: int, size: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(hidden_size, size, bias=False)
+        self.w2 = nn.Linear(size, hidden_size, bias=False)
+        self.w3 = nn.Linear(hidden_size, size, bias=False)
+        for weight in (self.w1.weight, self.w2.weight, self.w3.weight):
+            init_matrix(weight)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """[N, D] -> [N, D]"""
+        return gated_feed_forward(x_ND, self.w1.weight, self.w2.weight, self.w3.weight)
+
+
+def gated_feed_forward(x_ND: Tensor, w1_FD: Tensor, w2_DF: Tensor, w3_FD: Tensor) -> Tensor:
+    """`w2(silu(w1 x) * w3 x)`; [N, D] -> [N, D]."""
+    return F.linear(F.silu(F.linear(x_ND, w1_FD)) * F.linear(x_ND, w3_FD), w2_DF)
+
+
+def init_matrix(weight: Tensor, generator: torch.Generator | None = None) -> None:
+    """Normal with standard deviation 1/sqrt(fan-in): outputs have the same scale whatever the width."""
+    nn.init.normal_(weight, std=1.0 / math.sqrt(weight.shape[-1]), generator=generator)
+
+
+class Experts(nn.Module):
+    """`count` gated feed-forwards with global ids `first`, `first + 1`, ...
+
+    Each is initialised from (seed, layer, global id) alone, so a model does not depend on how its experts are
+    spread over ranks.
+
+    Args:
+        count: experts held here.
+        hidden_size: width D.
+        size: hidden width F.
+        seed: of the initialisation.
+        layer: number of the H-MoE layer.
+        first: global id of the first expert held here.
+        max_rows: rows computed at once; more are computed in chunks that are recomputed in the backward.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        hidden_size: int,
+        size: int,
+        seed: int,
+        layer: int,
+        first: int = 0,
+        max_rows: int = 1 << 62,
+    ) -> None:
+        super().__init__()
+        self.w1 = nn.Parameter(torch.empty(count, size, hidden_size))
+        self.w2 = nn.Parameter(torch.empty(count, hidden_size, size))
+        self.w3 = nn.Parameter(torch.empty(count, size, hidden_size))
+        self._max_rows = max_rows
+        for expert in range(count):
+            generator = torch.Generator().manual_seed(int(hash64(seed, layer, first + expert)[0] >> 1))
+            for weight in (self.w1, self.w2, self.w3):
+                init_matrix(weight.data[expert], generator)
+
+    def forward(self, x_ND: Tensor, counts: list[int]) -> Tensor:
+        """Apply expert e to its `counts[e]` consecutive rows; [N, D] -> [N, D].
+
+        An expert without rows is applied too, so that its gradient exists (and is zero).
+        """
+        weights = zip(self.w1.unbind(0), self.w2.unbind(0), self.w3.unbind(0), strict=True)
+        outputs = [
+            self._apply_expert(rows_ND, *expert) for rows_ND, expert in zip(x_ND.split(counts), weights, strict=True)
+        ]
+        return torch.cat(outputs)
+
+    def _apply_expert(self, x_ND: Tensor, w1_FD: Tensor, w2_DF: Tensor, w3_FD: Tensor) -> Tensor:
+        if x_ND.shape[0] <= self._max_rows:
+            return gated_feed_forward(x_ND, w1_FD, w2_DF, w3_FD)
+        return torch.cat(
+            [
+                checkpoint(gated_feed_forward, chunk_ND, w1_FD, w2_DF, w3_FD, use_reentrant=False)
+                for chunk_ND in x_ND.split(self._max_rows)
+            ]
+        )
+
+
+class Assignments(NamedTuple):
+    """(token, expert) pairs sorted by expert; A = N * K pairs."""
+
+    token_A: Tensor
+    weight_A: Tensor
+    counts_E: Tensor
+
+
+def sort_by_expert(choices_NK: Tensor, weights_NK: Tensor, num_experts: int) -> Assignments:
+    """Sort the pairs of tokens and chosen experts by expert; ties keep the order of tokens."""
+    expert_A = choices_NK.reshape(-1)
+    order_A = torch.argsort(expert_A, stable=True)
+    return Assignments(
+        token_A=order_A // choices_NK.shape[1],
+        weight_A=weights_NK.reshape(-1)[order_A],
+        counts_E=torch.bincount(expert_A, minlength=num_experts),
+    )
+
+
+def combine(y_AD: Tensor, assignments: Assignments, num_tokens: int) -> Tensor:
+    """Weighted sum of expert outputs for each token; [A, D] -> [N, D]."""
+    weighted_AD = y_AD * assignments.weight_A.unsqueeze(-1).to(y_AD.dtype)
+    return y_AD.new_zeros(num_tokens, y_AD.shape[1]).index_add(0, assignments.token_A, weighted_AD)
+
+
+class Executor(Protocol):
+    """Makes the executor of one H-MoE layer."""
+
+    def __call__(
+        self, num_experts: int, hidden_size: int, size: int, seed: int, layer: int, max_rows: int
+    ) -> nn.Module: ...
+
+
+class LocalExecutor(nn.Module):
+    """Runs all experts of a layer in this process. Arguments as in `Experts`."""
+
+    def __init__(self, num_experts: int, hidden_size: int, size: int, seed: int, layer: int, max_rows: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.experts = Experts(num_experts, hidden_size, size, seed, layer, max_rows=max_rows)
+
+    def forward(self, x_ND: Tensor, choices_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        """Weighted sum of the chosen experts' outputs, nothing dropped; [N, D] -> [N, D]."""
+        assignments = sort_by_expert(choices_NK, weights_NK, self.num_experts)
+        y_AD = self.experts(x_ND[assignments.token_A], assignments.counts_E.tolist())
+        return combine(y_AD, assignments, x_ND.shape[0])

@@ -1,0 +1,1 @@
+"""What pretraining optimises: masking, scaffold routing contrast, router losses, and their sum."""

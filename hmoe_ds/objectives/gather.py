@@ -1,0 +1,39 @@
+"""Rows of all ranks, with gradient: what a loss over the whole slice needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_BD: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        longest = max(counts)
+        padded = rows_BD.new_zeros(longest, rows_BD.shape[1])
+        padded[: rows_BD.shape[0]] = rows_BD
+        gathered = rows_BD.new_empty(len(counts), longest, rows_BD.shape[1])
+        dist.all_gather_into_tensor(gathered.view(-1, rows_BD.shape[1]), padded)
+        return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.split(ctx.counts)[dist.get_rank()], None
+
+
+def gather_rows(rows_BD: Tensor, counts: list[int]) -> Tensor:
+    """Concatenate every rank's rows in rank order; the gradient flows back to the rank a row came from.
+
+    Args:
+        rows_BD: this rank's rows.
+        counts: number of rows of each rank, the same list on all ranks; one entry needs no process group.
+    """
+    if len(counts) == 1:
+        return rows_BD
+    return _GatherRows.apply(rows_BD, counts)

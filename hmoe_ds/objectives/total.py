@@ -1,0 +1,143 @@
+"""The pretraining loss: masked prediction, scaffold routing contrast and router z-loss, and their sum.
+
+Every term is normalised by a count over the whole optimizer step (all slices, all ranks), known before the
+first backward. So the loss, its gradient and its clip norm do not depend on how the step is spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hmoe_ds.config import ObjectiveConfig
+from hmoe_ds.data.batch import MolBatch
+from hmoe_ds.model.encoder import Encoding, Masks
+from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.objectives.contrast import count_anchors, scaffold_contrast_loss
+from hmoe_ds.objectives.gather import gather_rows
+from hmoe_ds.objectives.masking import masked_atom_loss, masked_bond_loss
+from hmoe_ds.objectives.router_losses import router_z_loss
+
+
+@dataclass(frozen=True)
+class RankSlice:
+    """One rank's part of a slice, and what it must know of the others' parts.
+
+    Args:
+        batch: this rank's molecules.
+        masks: what is hidden of them.
+        counts: molecules of each rank; the slice is their concatenation, B molecules.
+        rank: this rank.
+        scaffold_key_B: scaffold keys of the whole slice.
+        generic_key_B: generic scaffold keys of the whole slice.
+    """
+
+    batch: MolBatch
+    masks: Masks
+    counts: list[int]
+    rank: int
+    scaffold_key_B: Tensor
+    generic_key_B: Tensor
+
+    @property
+    def first(self) -> int:
+        """This rank's first row in the slice."""
+        return sum(self.counts[: self.rank])
+
+    def to(self, device: torch.device | str) -> RankSlice:
+        """The same slice on `device`."""
+        return RankSlice(
+            self.batch.to(device),
+            Masks(*(mask.to(device) for mask in self.masks)),
+            self.counts,
+            self.rank,
+            self.scaffold_key_B.to(device),
+            self.generic_key_B.to(device),
+        )
+
+
+class Normalizers(NamedTuple):
+    """Counts over a whole optimizer step: hidden atoms, hidden bonds, anchors, molecules, atoms."""
+
+    atoms_hidden: float
+    bonds_hidden: float
+    anchors: float
+    molecules: float
+    atoms: float
+
+
+class Losses(NamedTuple):
+    """Terms of the loss, unweighted, each this rank's share of the global mean; `total` is their weighted sum."""
+
+    total: Tensor
+    atom: Tensor
+    bond: Tensor
+    contrast: Tensor
+    z: Tensor
+
+
+def count_normalizers(slices: Sequence[RankSlice], device: torch.device | str) -> Normalizers:
+    """Add up the counts of all slices and ranks; one all-reduce, on `device`, when there are several ranks."""
+    ranks = len(slices[0].counts)
+    counts = torch.zeros(len(Normalizers._fields), dtype=torch.float64)
+    for part in slices:
+        # Anchors are counted from the whole slice, so each rank adds its share of the same number.
+        anchors = count_anchors(part.scaffold_key_B.numpy()) / ranks
+        hidden = [int(mask.sum()) for mask in part.masks]
+        counts += torch.tensor([*hidden, anchors, part.batch.num_molecules, part.batch.num_atoms], dtype=counts.dtype)
+    counts = counts.to(device)
+    if ranks > 1:
+        dist.all_reduce(counts)
+    return Normalizers(*(max(1.0, round(count)) for count in counts.tolist()))
+
+
+def pretraining_losses(
+    model: HMoEModel, encoding: Encoding, part: RankSlice, objective: ObjectiveConfig, norm: Normalizers
+) -> Losses:
+    """This rank's share of the step's loss on one slice; summed over slices and ranks it is the global loss."""
+    batch, masks, h_ND = part.batch, part.masks, encoding.h_ND
+    atom_logits = model.atom_head(h_ND[masks.atom_N])
+    begin_M, end_M = batch.edge_index_2M[:, ::2][:, masks.bond_M]
+    bond_logits = model.bond_head(h_ND[begin_M], h_ND[end_M])
+    atom = masked_atom_loss(atom_logits, batch, masks) / norm.atoms_hidden
+    bond = masked_bond_loss(bond_logits, batch, masks) / norm.bonds_hidden
+    contrast = _contrast(encoding, part, objective) / norm.anchors
+    z = router_z_loss(encoding, norm.molecules, norm.atoms)
+    total = atom + objective.bond_weight * bond + objective.contrast_weight * contrast + objective.z_weight * z
+    return Losses(total, *(term.detach() for term in (atom, bond, contrast, z)))
+
+
+def _contrast(encoding: Encoding, part: RankSlice, objective: ObjectiveConfig) -> Tensor:
+    u_AP = encoding.scaffold.u_BP
+    return scaffold_contrast_loss(
+        u_AP,
+        gather_rows(u_AP, part.counts),
+        part.scaffold_key_B,
+        part.generic_key_B,
+        part.first,
+        objective.contrast_temperature,
+    )
+
+
+class PretrainingTask(nn.Module):
+    """Model and loss as one module, so that a training engine sees a single forward.
+
+    Args:
+        model: the model.
+        objective: weights of the loss.
+    """
+
+    def __init__(self, model: HMoEModel, objective: ObjectiveConfig) -> None:
+        super().__init__()
+        self.model = model
+        self._objective = objective
+
+    def forward(self, part: RankSlice, norm: Normalizers) -> tuple[Losses, Encoding]:
+        """This rank's share of the loss on one slice, and the encoding it came from."""
+        encoding = self.model(part.batch, part.masks)
+        return pretraining_losses(self.model, encoding, part, self._objective, norm), encoding

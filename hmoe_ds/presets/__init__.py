@@ -1,0 +1,1 @@
+"""Configurations named by size and hardware: `--config tiny_cpu`."""

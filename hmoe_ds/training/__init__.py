@@ -1,0 +1,1 @@
+"""Distributed pretraining: engine, loop, checkpoint, metrics, tracking."""

@@ -1,0 +1,146 @@
+"""The DeepSpeed engine: model with expert-parallel executors, AdamW, schedule, ZeRO settings."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+from torch import nn
+
+from hmoe_ds.config import ConfigError, OptimConfig, RunConfig
+from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.moe.deepspeed_ep import expert_parallel
+from hmoe_ds.objectives.total import PretrainingTask
+
+# What RunConfig decides and a DeepSpeed JSON must therefore leave out.
+_OWNED_KEYS = {
+    "train_batch_size": "data.molecules_per_step",
+    "train_micro_batch_size_per_gpu": "data.molecules_per_step",
+    "gradient_accumulation_steps": "optim.accumulation",
+    "gradient_clipping": "optim.clip_norm",
+    "optimizer": "optim.learning_rate and its neighbours",
+    "scheduler": "optim.warmup_steps and optim.min_ratio",
+    "bf16": "parallel.precision",
+    "fp16": "parallel.precision",
+}
+
+
+def init_distributed() -> tuple[int, int]:
+    """Join the process group that the launcher describes; -> (rank, ranks).
+
+    A process started without a launcher is the only rank of its own group.
+    """
+    if "RANK" not in os.environ:
+        alone = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }
+        os.environ.update(alone)
+    # On CPU this op would be compiled at the first use, for minutes; gloo does its work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False)
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def build_engine(config: RunConfig) -> deepspeed.DeepSpeedEngine:
+    """The engine of a run; torch.distributed must be initialised.
+
+    Its gradients are means over ranks, so a loss that is a share of a global sum is to be multiplied by
+    `loss_scale`.
+    """
+    model = HMoEModel(config.model, config.router, config.run.seed, executor=expert_parallel(config.parallel.ep_size))
+    task = PretrainingTask(model, config.objective)
+    optimizer = _build_optimizer(task, config.optim)
+    engine, *_ = deepspeed.initialize(
+        model=task,
+        optimizer=optimizer,
+        lr_scheduler=_build_schedule(optimizer, config),
+        config=deepspeed_config(config),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def loss_scale(config: RunConfig) -> int:
+    """Undoes DeepSpeed's means over ranks and over accumulated slices."""
+    return torch.distributed.get_world_size() * config.optim.accumulation
+
+
+def deepspeed_config(config: RunConfig) -> dict[str, Any]:
+    """The DeepSpeed settings of a run: the ZeRO file, and what RunConfig decides.
+
+    Raises:
+        ConfigError: the file cannot be read, or sets something that RunConfig decides.
+    """
+    parallel = config.parallel
+    if parallel.deepspeed_config is None:
+        text = (resources.files("ds_configs") / f"zero{parallel.zero_stage}.json").read_text()
+        settings = json.loads(text)
+    else:
+        settings = _read_json(Path(parallel.deepspeed_config))
+    name = parallel.deepspeed_config or f"ds_configs/zero{parallel.zero_stage}.json"
+    for key, owner in _OWNED_KEYS.items():
+        if key in settings:
+            raise ConfigError(f"{name} sets {key!r}, which the run's {owner} decides: remove {key!r} from {name}")
+    stage = settings.get("zero_optimization", {}).get("stage")
+    if stage != parallel.zero_stage:
+        raise ConfigError(
+            f"{name} has zero_optimization.stage {stage} but parallel.zero_stage is {parallel.zero_stage}: "
+            "make the two equal"
+        )
+    return {
+        **settings,
+        # The plan cuts batches, so DeepSpeed's own batch size is only a label.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": config.optim.accumulation,
+        "gradient_clipping": config.optim.clip_norm,
+        "bf16": {"enabled": parallel.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 40,
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(
+            f"parallel.deepspeed_config {path} cannot be read: {error}; give the path of a DeepSpeed JSON file"
+        ) from error
+
+
+def _build_optimizer(task: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, vectors do not; experts apart from the rest, as DeepSpeed wants them."""
+    matrices = [weight for weight in task.parameters() if weight.dim() > 1]
+    vectors = [weight for weight in task.parameters() if weight.dim() <= 1]
+    groups = split_params_into_different_moe_groups_for_optimizer(
+        [
+            {"name": "matrices", "params": matrices, "weight_decay": optim.weight_decay},
+            {"name": "vectors", "params": vectors, "weight_decay": 0.0},
+        ]
+    )
+    return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=(optim.beta1, optim.beta2), eps=optim.epsilon)
+
+
+def _build_schedule(optimizer: torch.optim.Optimizer, config: RunConfig) -> torch.optim.lr_scheduler.LambdaLR:
+    optim, steps = config.optim, config.run.steps
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_ratio(step, steps, optim))
+
+
+def learning_rate_ratio(step: int, steps: int, optim: OptimConfig) -> float:
+    """Learning rate of 0-based `step` as a share of the peak: linear warm-up, then cosine to `min_ratio`."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    progress = min(1.0, (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps))
+    return optim.min_ratio + (1 - optim.min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,105 @@
+"""The training loop, run by every rank: `deepspeed --module hmoe_ds.training.loop --config FILE [overrides]`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from hmoe_ds.config import ConfigError, RunConfig, load_config
+from hmoe_ds.data.plan import BatchPlan
+from hmoe_ds.data.store import ShardStore
+from hmoe_ds.moe.balance import RouterLoad, measure_load, update_route_bias
+from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
+from hmoe_ds.training import checkpoint
+from hmoe_ds.training.checkpoint import TrainState
+from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
+from hmoe_ds.training.feed import rank_slice
+from hmoe_ds.training.metrics import StepTotals
+from hmoe_ds.training.preflight import check_run
+from hmoe_ds.training.recorder import Recorder
+from hmoe_ds.training.validation import validate
+
+
+def train(config: RunConfig, rank: int, ranks: int) -> None:
+    """Pretrain until `run.steps`, from the last checkpoint if there is one."""
+    if rank == 0:
+        checkpoint.begin_run(config, ranks)
+    store = ShardStore(config.data.path, "train")
+    held_out = ShardStore(config.data.path, "validation")
+    plan = BatchPlan(store, config.data, config.optim.accumulation, config.run.seed)
+    engine = build_engine(config)
+    state = TrainState(step=0, plan=plan.state_dict(), mlflow_run_id=None)
+    if checkpoint.has_checkpoint(config):
+        state = checkpoint.load_checkpoint(engine, config, store.fingerprint)
+        plan.load_state_dict(state.plan)
+    recorder = Recorder(config, state, store.fingerprint, rank)
+
+    while state.step < config.run.steps:
+        started = time.perf_counter()
+        learning_rate = engine.get_lr()[0]
+        slices = [
+            rank_slice(store, whole, config.objective.mask_ratio, config.run.seed, rank, ranks)
+            for whole in plan.next_step()
+        ]
+        norm = count_normalizers(slices, engine.device)
+        totals = StepTotals()
+        for part in slices:
+            part = part.to(engine.device)
+            losses, encoding = engine(part, norm)
+            engine.backward(losses.total * loss_scale(config))
+            engine.step()
+            load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
+            totals.add(losses, load)
+        step_losses, step_load = totals.reduce()
+        balance_routers(engine.module, step_load, config)
+        state.step, state.plan = state.step + 1, plan.state_dict()
+
+        seconds = time.perf_counter() - started
+        validated = _due(state.step, config.run.validate_every, config.run.steps)
+        validation = validate(engine, held_out, config, rank, ranks) if validated else {}
+        recorder.record(
+            state.step, step_losses, step_load, norm, validation,
+            learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), seconds=seconds,
+        )  # fmt: skip
+        if _due(state.step, config.run.checkpoint_every, config.run.steps):
+            state.mlflow_run_id = recorder.flush()
+            checkpoint.save_checkpoint(engine, config, state, store.fingerprint)
+    recorder.close()
+
+
+def balance_routers(task: PretrainingTask, load: RouterLoad, config: RunConfig) -> None:
+    """Move the balance biases of both levels by the load of one global batch."""
+    encoder = task.model.encoder
+    update_route_bias(encoder.scaffold_gate.route_bias, load.atoms_G, config.router.group_balance_rate)
+    for layer, atoms_E in zip(encoder.moe_layers(), load.atoms_LE, strict=True):
+        update_route_bias(layer.gate.route_bias, atoms_E, config.router.expert_balance_rate)
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of each rank."""
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank")]
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        config = load_config(words)
+        check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
+        if config.run.deterministic:
+            torch.use_deterministic_algorithms(True)
+        train(config, *init_distributed())
+    except ConfigError as error:
+        if first:
+            print(f"hmoe pretrain: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

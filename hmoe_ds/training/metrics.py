@@ -1,0 +1,114 @@
+"""Figures that say how a run is doing: routing health, losses of a step, and the file they are written to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmoe_ds.moe.balance import RouterLoad
+from hmoe_ds.objectives.total import Losses
+
+
+def group_entropy(molecules_G: Tensor) -> float:
+    """Entropy of the shares of molecules over groups, as a fraction of its maximum log G (1 for one group)."""
+    if len(molecules_G) == 1:
+        return 1.0
+    share_G = (molecules_G / molecules_G.sum()).double()
+    return float(torch.special.entr(share_G).sum() / np.log(len(share_G)))
+
+
+def load_imbalance(atoms_LE: Tensor) -> float:
+    """Load of the fullest expert over the mean load, averaged over layers; 1 is balanced."""
+    return float((atoms_LE.amax(dim=1) / atoms_LE.mean(dim=1)).mean())
+
+
+def consistency(scaffold_key: NDArray[np.int64], group: NDArray[np.int64]) -> float:
+    """Do molecules with one scaffold go to one group, beyond chance?
+
+    `(A_same - A_diff) / (1 - A_diff)`: A_same is the agreement of the group among pairs with one scaffold, averaged per
+    scaffold; A_diff is the agreement among pairs with different scaffolds. Acyclic molecules (key 0) are left
+    out. A gate that sends all molecules to one group scores 0; nan when there are no pairs to compare.
+    """
+    cyclic = scaffold_key != 0
+    scaffold = np.unique(scaffold_key[cyclic], return_inverse=True)[1]
+    table = np.zeros((scaffold.max(initial=-1) + 1, group.max(initial=0) + 1))
+    np.add.at(table, (scaffold, group[cyclic]), 1)
+    size_S = table.sum(axis=1)
+    agreeing_S = (table * (table - 1)).sum(axis=1)
+    pairs_S = size_S * (size_S - 1)
+    totals = table.sum(axis=0)
+    different_pairs = size_S.sum() * (size_S.sum() - 1) - pairs_S.sum()
+    different_agreeing = (totals * (totals - 1)).sum() - agreeing_S.sum()
+    if not pairs_S.any() or not different_pairs:
+        return float("nan")
+    a_same = float((agreeing_S[pairs_S > 0] / pairs_S[pairs_S > 0]).mean())
+    a_diff = float(different_agreeing / different_pairs)
+    return (a_same - a_diff) / (1 - a_diff) if a_diff < 1 else 0.0
+
+
+class StepTotals:
+    """Losses and loads of one optimizer step, added up over slices, then over ranks by one all-reduce."""
+
+    def __init__(self) -> None:
+        self._losses: list[Losses] = []
+        self._loads: list[RouterLoad] = []
+
+    def add(self, losses: Losses, load: RouterLoad) -> None:
+        """Add one slice of this rank."""
+        self._losses.append(losses)
+        self._loads.append(load)
+
+    def reduce(self) -> tuple[Losses, RouterLoad]:
+        """The global sums, the same on every rank."""
+        losses = [
+            torch.stack([value.detach().double() for value in entry]) for entry in zip(*self._losses, strict=True)
+        ]
+        loads = [torch.stack(list(entry)) for entry in zip(*self._loads, strict=True)]
+        sums = [entry.sum(dim=0) for entry in (*losses, *loads)]
+        sums = all_reduce_together(sums)
+        return Losses(*sums[: len(losses)]), RouterLoad(*sums[len(losses) :])
+
+
+def all_reduce_together(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Sum float64 tensors over all ranks in one all-reduce."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object per line, each with at least `step`.
+
+    Args:
+        path: the file.
+        after_step: lines of later steps are dropped; they belong to work that a resumed run does again.
+    """
+
+    def __init__(self, path: Path, after_step: int) -> None:
+        kept = []
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
+        path.write_text("".join(line + "\n" for line in kept))
+        self._path = path
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """Append one line."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+
+def _step_of(line: str) -> float:
+    # A run killed in the middle of a line leaves a fragment, which belongs to no step.
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return float("inf")

@@ -1,0 +1,109 @@
+"""Reports of a run: a line on the terminal, `metrics.jsonl` and MLflow. Does nothing on ranks other than 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hmoe_ds.config import RunConfig
+from hmoe_ds.moe.balance import RouterLoad
+from hmoe_ds.objectives.total import Losses, Normalizers
+from hmoe_ds.training.checkpoint import TrainState
+from hmoe_ds.training.metrics import MetricsFile, group_entropy, load_imbalance
+from hmoe_ds.training.tracking import Tracker
+
+
+class Recorder:
+    """Writes down how a run goes.
+
+    Args:
+        config: of the run.
+        state: where the run starts.
+        dataset_fingerprint: of the training data.
+        rank: this rank.
+    """
+
+    def __init__(self, config: RunConfig, state: TrainState, dataset_fingerprint: str, rank: int) -> None:
+        self._config = config
+        self._active = rank == 0
+        self._file: MetricsFile | None = None
+        self._tracker: Tracker | None = None
+        self._molecules, self._seconds = 0.0, 0.0
+        if self._active:
+            self._file = MetricsFile(Path(config.run.out) / "metrics.jsonl", after_step=state.step)
+            if config.run.mlflow:
+                self._tracker = Tracker(config, dataset_fingerprint, state.mlflow_run_id)
+
+    def record(
+        self,
+        step: int,
+        losses: Losses,
+        load: RouterLoad,
+        norm: Normalizers,
+        validation: dict[str, float],
+        *,
+        learning_rate: float,
+        grad_norm: float,
+        seconds: float,
+    ) -> None:
+        """Record optimizer step `step` (1-based): the first, the last, every `log_every`-th, those with a validation.
+
+        Args:
+            step: steps done.
+            losses: of the global batch.
+            load: where the global batch was routed.
+            norm: size of the global batch.
+            validation: figures of a validation after this step, or none.
+            learning_rate: of this step.
+            grad_norm: norm of the whole gradient before clipping.
+            seconds: duration of the step.
+        """
+        self._molecules += norm.molecules
+        self._seconds += seconds
+        due = step in (1, self._config.run.steps) or step % self._config.run.log_every == 0 or bool(validation)
+        if not (self._active and due):
+            return
+        metrics = {
+            "step": step,
+            "loss": losses.total.item(),
+            "loss_atom": losses.atom.item(),
+            "loss_bond": losses.bond.item(),
+            "loss_contrast": losses.contrast.item(),
+            "loss_z": losses.z.item(),
+            "learning_rate": learning_rate,
+            "grad_norm": float(grad_norm),
+            "group_entropy": group_entropy(load.molecules_G),
+            "expert_load_max_over_mean": load_imbalance(load.atoms_LE),
+            "chosen_p": load.chosen_p.item() / norm.molecules,
+            "molecules": norm.molecules,
+            "molecules_per_second": self._molecules / self._seconds,
+            **validation,
+        }
+        self._molecules, self._seconds = 0.0, 0.0
+        self._write(metrics)
+        print(
+            f"step {step}/{self._config.run.steps}  loss {metrics['loss']:.4f}  atom {metrics['loss_atom']:.4f}  "
+            f"contrast {metrics['loss_contrast']:.3f}  group entropy {metrics['group_entropy']:.2f}  "
+            f"{metrics['molecules_per_second']:.0f} molecules/s",
+            flush=True,
+        )
+        if validation:
+            shown = "  ".join(f"{name.removeprefix('validation_')} {value:.4f}" for name, value in validation.items())
+            print(f"validation after step {step}: {shown}", flush=True)
+
+    def flush(self) -> str | None:
+        """Make sure that everything recorded has arrived; -> the MLflow run's id."""
+        if self._tracker is None:
+            return None
+        self._tracker.flush()
+        return self._tracker.run_id
+
+    def close(self) -> None:
+        """The run is over."""
+        if self._tracker is not None:
+            self._tracker.close()
+
+    def _write(self, metrics: dict[str, float]) -> None:
+        if self._file is not None:
+            self._file.write(metrics)
+        if self._tracker is not None:
+            self._tracker.log(metrics)

@@ -1,0 +1,54 @@
+"""MLflow, on rank 0 only; the only file that imports it."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from hmoe_ds.config import RunConfig
+
+
+class Tracker:
+    """Logs one run to the server of MLFLOW_TRACKING_URI, or to a sqlite file in the run's folder.
+
+    Args:
+        config: logged as parameters.
+        dataset_fingerprint: logged as a tag.
+        run_id: MLflow run to continue, from a checkpoint.
+    """
+
+    def __init__(self, config: RunConfig, dataset_fingerprint: str, run_id: str | None) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        out = Path(config.run.out).resolve()
+        mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{out / 'mlflow.db'}"))
+        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "hmoe_ds"))
+        run = mlflow.start_run(run_id=run_id, run_name=out.name)
+        self.run_id: str = run.info.run_id
+        if run_id is None:
+            mlflow.log_params(_flatten(config.to_dict()))
+            mlflow.set_tag("dataset_fingerprint", dataset_fingerprint)
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Log one step's metrics without waiting for the server."""
+        values = {name: value for name, value in metrics.items() if name != "step" and math.isfinite(value)}
+        self._mlflow.log_metrics(values, step=int(metrics["step"]), synchronous=False)
+
+    def flush(self) -> None:
+        """Wait until everything logged so far has arrived."""
+        self._mlflow.flush_async_logging()
+
+    def close(self) -> None:
+        """End the MLflow run."""
+        self.flush()
+        self._mlflow.end_run()
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat

@@ -1,0 +1,65 @@
+"""Validation on scaffolds that training never sees, by all ranks together."""
+
+from __future__ import annotations
+
+import deepspeed
+import torch
+
+from data_pipeline.schema import ATOM_FEATURE_SIZES
+from hmoe_ds.config import RunConfig
+from hmoe_ds.data.store import ShardStore
+from hmoe_ds.moe.balance import measure_load
+from hmoe_ds.objectives.gather import gather_rows
+from hmoe_ds.objectives.total import Normalizers, PretrainingTask
+from hmoe_ds.training.feed import validation_slices
+from hmoe_ds.training.metrics import (
+    all_reduce_together,
+    consistency,
+    group_entropy,
+    load_imbalance,
+)
+
+_UNIT = Normalizers(1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+@torch.no_grad()
+def validate(
+    engine: deepspeed.DeepSpeedEngine, store: ShardStore, config: RunConfig, rank: int, ranks: int
+) -> dict[str, float]:
+    """Losses and routing health on the validation split; {} when it is empty.
+
+    `validation_atom_entropy` is the entropy of the hidden atoms' elements: the loss of a model that knows
+    nothing but how frequent each element is.
+    """
+    task: PretrainingTask = engine.module
+    engine.eval()
+    sums, routed = [], []
+    for part in validation_slices(store, config.data, config.objective, rank, ranks):
+        counts = torch.tensor([int(mask.sum()) for mask in part.masks], dtype=torch.float64)
+        elements = part.batch.atom_features_N9[part.masks.atom_N, 0].long()
+        histogram = torch.bincount(elements, minlength=ATOM_FEATURE_SIZES[0]).double()
+        part = part.to(engine.device)
+        losses, encoding = task(part, _UNIT)
+        load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
+        terms = torch.stack([losses.atom, losses.bond]).double()
+        sums.append([terms, counts.to(engine.device), histogram.to(engine.device), *load])
+        table_B2 = torch.stack([part.batch.scaffold_key_B, encoding.scaffold.groups_BC[:, 0]], dim=1)
+        routed.append(gather_rows(table_B2, part.counts))
+    engine.train()
+    if not sums:
+        return {}
+    totals = all_reduce_together([torch.stack(entry).sum(dim=0) for entry in zip(*sums, strict=True)])
+    (atom, bond), (atoms, bonds), histogram, molecules_G, _, atoms_LE, chosen_p = totals
+    key_and_group = torch.cat(routed).cpu().numpy()
+    loss_atom, loss_bond = (atom / atoms).item(), (bond / bonds).item()
+    return {
+        "validation_loss": loss_atom + config.objective.bond_weight * loss_bond,
+        "validation_loss_atom": loss_atom,
+        "validation_loss_bond": loss_bond,
+        "validation_atom_entropy": torch.special.entr(histogram / histogram.sum()).sum().item(),
+        "validation_consistency": consistency(key_and_group[:, 0], key_and_group[:, 1]),
+        "validation_group_entropy": group_entropy(molecules_G),
+        "validation_expert_load_max_over_mean": load_imbalance(atoms_LE),
+        "validation_chosen_p": (chosen_p / molecules_G.sum()).item(),
+        "validation_molecules": molecules_G.sum().item(),
+    }
