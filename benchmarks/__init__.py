@@ -1,0 +1,1 @@
+"""Measurements behind docs/RESULTS.md: `python -m benchmarks.NAME`."""

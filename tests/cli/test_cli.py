@@ -1,0 +1,156 @@
+"""The commands as a user runs them: prepare, inspect, pretrain through the launcher, export, embed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from hmoe_ds.downstream.embed import embed_batch
+from hmoe_ds.model.hmoe import HMoEModel
+from tests.distributed.harness import SMALL
+
+ROOT = Path(__file__).parents[2]
+SMILES = ["CCO", "c1ccccc1", "CC(=O)Oc1ccccc1C(=O)O", "C1CCCCC1N", "CN1C=NC2=C1C(=O)N(C(=O)N2C)C"]
+
+
+def hmoe(*arguments, expect=0):
+    """Run a command; -> (parsed JSON of the last line or None, stdout, stderr)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hmoe_ds.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    result = json.loads(done.stdout.splitlines()[-1]) if "--json" in arguments and expect == 0 else None
+    return result, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, dataset):
+    """A run of two steps on two expert-parallel ranks, with MLflow, and its export."""
+    folder = tmp_path_factory.mktemp("run")
+    settings = SMALL | {"data.path": dataset, "run.out": folder / "run", "run.steps": 2, "run.mlflow": "true"}
+    settings |= {"parallel.ep_size": 2}
+    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    result, _, _ = hmoe("pretrain", "--num_ranks", 2, "--json", *words)
+    assert result["steps"] == 2
+    hmoe("export", folder / "run", folder / "model")
+    return folder
+
+
+def test_prepare_makes_a_dataset_that_opens(tmp_path):
+    (tmp_path / "some.smi").write_text("\n".join(f"{s} id{i}" for i, s in enumerate(SMILES)) + "\nnonsense bad\n")
+    (tmp_path / "more.csv").write_text("name,smiles\nx,CCCl\ny,OCC\n")
+    result, _, _ = hmoe(
+        "prepare", tmp_path / "some.smi", tmp_path / "more.csv", "--out", tmp_path / "out", "--workers", 2, "--json"
+    )
+    assert result["counts"]["read"] == 8
+    assert result["counts"]["duplicates"] == 1
+    assert sum(result["counts"]["rejected"].values()) == 1
+    opened = datasets.load_from_disk(str(tmp_path / "out"))
+    assert opened["train"].num_rows + opened["validation"].num_rows == 6
+    rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    assert [(reject["row"], reject["text"]) for reject in rejects] == [(5, "nonsense")]
+
+    _, out, _ = hmoe("inspect", tmp_path / "out")
+    assert "nonsense" not in out
+    shard = next((tmp_path / "out" / "train").glob("*.arrow"))
+    content = bytearray(shard.read_bytes())
+    content[-20] ^= 1
+    shard.write_bytes(bytes(content))
+    _, out, _ = hmoe("inspect", tmp_path / "out", expect=1)
+    assert shard.name in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["prepare", "{tmp}/missing.smi", "--out", "{tmp}/out"], 2, "missing.smi"),
+        (["prepare", "{tmp}/table.csv", "--out", "{tmp}/out", "--smiles-column", "nope"], 2, "nope"),
+        (["prepare", "{tmp}/garbage.smi", "--out", "{tmp}/out"], 1, "garbage.smi"),
+        (["inspect", "{tmp}"], 2, "hmoe prepare"),
+        (["export", "{tmp}", "{tmp}/model"], 2, "holds no checkpoint"),
+        (["embed", "{tmp}", "nci5k", "--out", "{tmp}/x.parquet"], 2, "no exported model"),
+        (["pretrain", "--config", "tiny_cpu", "--run.out", "{tmp}/run"], 2, "data.path is not set"),
+        (["pretrain", "--config", "tiny_cpu", "--data.path", "{tmp}"], 2, "run.out is not set"),
+        (["pretrain", "--config", "tiny_cpu", "--data.path", "{tmp}", "--run.out", "{tmp}/r"], 2, "hmoe prepare"),
+        (["pretrain", "--confg", "tiny_cpu"], 2, "--confg"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_the_right_code(arguments, code, message, tmp_path):
+    (tmp_path / "table.csv").write_text("id,smiles\n1,CCO\n")
+    (tmp_path / "garbage.smi").write_text("not-a-molecule\nstill-not\n")
+    _, out, err = hmoe(*(word.replace("{tmp}", str(tmp_path)) for word in arguments), expect=code)
+    assert message in err
+    assert "Traceback" not in err + out
+
+
+def test_pretrain_refuses_ranks_that_do_not_fit(dataset, tmp_path):
+    arguments = ["--config", "tiny_cpu", "--data.path", dataset, "--run.out", tmp_path / "run"]
+    _, _, err = hmoe("pretrain", "--num_ranks", 3, "--parallel.ep_size", 2, *arguments, expect=2)
+    assert "does not divide the number of ranks 3" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_leaves_metrics_config_and_mlflow(run):
+    lines = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all("loss" in line for line in lines)
+    assert "validation_loss" in lines[-1]
+    assert (run / "run" / "config.yaml").is_file()
+
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{run / 'run' / 'mlflow.db'}")
+    logged = client.search_runs([client.get_experiment_by_name("hmoe_ds").experiment_id])
+    assert len(logged) == 1
+    assert logged[0].data.params["parallel.ep_size"] == "2"
+    assert [entry.step for entry in client.get_metric_history(logged[0].info.run_id, "loss")] == [1, 2]
+
+
+def test_a_finished_run_is_not_run_again(run, dataset):
+    before = (run / "run" / "metrics.jsonl").read_text()
+    settings = SMALL | {"data.path": dataset, "run.out": run / "run", "run.steps": 2, "parallel.ep_size": 2}
+    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    hmoe("pretrain", "--num_ranks", 2, *words)
+    assert (run / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_embed_writes_what_the_model_computes(run, tmp_path):
+    source = tmp_path / "library.csv"
+    source.write_text("name,smiles\n" + "".join(f"m{i},{s}\n" for i, s in enumerate(SMILES)) + "m5,notamolecule\n")
+    result, _, _ = hmoe("embed", run / "model", source, "--out", tmp_path / "e.parquet", "--json")
+    assert (result["molecules"], result["rejected"]) == (5, 1)
+    table = pq.read_table(tmp_path / "e.parquet")
+    assert table["source_id"].to_pylist() == [f"m{i}" for i in range(5)]
+    rejects = pq.read_table(result["rejects"]).to_pylist()
+    assert [(reject["row"], reject["text"]) for reject in rejects] == [(5, "notamolecule")]
+
+    from data_pipeline.encode import encode_rows
+
+    model = HMoEModel.from_pretrained(run / "model")
+    assert result["dimensions"] == model.config.hidden_size
+    alone = [embed_batch(model, encode_rows([s], ["x"]).batch, "cpu")[0] for s in SMILES]
+    np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), np.array(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_exported_experts_are_those_of_all_ranks(run):
+    model = HMoEModel.from_pretrained(run / "model")
+    fresh = HMoEModel(model.config, model.router, seed=0)
+    for trained, initial in zip(model.encoder.moe_layers(), fresh.encoder.moe_layers(), strict=True):
+        moved = (trained.executor.experts.w1 - initial.executor.experts.w1).abs().amax(dim=(1, 2))
+        # Two small steps from the same initialisation: near it, and every expert that saw atoms has moved.
+        assert moved.max() < 0.1
+        assert (moved > 0).all()
+    assert torch.isfinite(model.encoder.scaffold_gate.route_bias).all()

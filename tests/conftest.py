@@ -1,0 +1,26 @@
+"""Small real datasets that many tests share, and nothing that depends on the machine."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Several ranks share two cores; more threads only get into each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """A prepared dataset of real molecules in several shards (the first 1,500 NCI molecules)."""
+    from rdkit import RDConfig
+
+    from data_pipeline.build import PrepareOptions, prepare
+
+    folder = tmp_path_factory.mktemp("dataset")
+    lines = (Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi").read_text().splitlines()[:1500]
+    (folder / "molecules.smi").write_text("\n".join(lines) + "\n")
+    options = PrepareOptions(validation_fraction=0.15, shard_rows=300)
+    prepare([str(folder / "molecules.smi")], folder / "prepared", options, workers=1)
+    return folder / "prepared"

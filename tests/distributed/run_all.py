@@ -1,0 +1,19 @@
+"""Ranks of several runs: `python -m tests.distributed.run_all JSON`, a list of command lines."""
+
+import json
+import sys
+
+import torch
+
+from hmoe_ds.config import load_config
+from hmoe_ds.training.engine import init_distributed
+from hmoe_ds.training.loop import train
+from hmoe_ds.training.preflight import check_run
+
+if __name__ == "__main__":
+    rank, ranks = init_distributed()
+    for command_line in json.loads(sys.argv[1]):
+        config = load_config(command_line)
+        check_run(config, ranks)
+        torch.distributed.barrier()  # no rank begins to write the run that another still checks
+        train(config, rank, ranks)

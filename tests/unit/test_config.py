@@ -1,0 +1,104 @@
+"""The configuration tree: round trips, and one line with the mend for everything that is wrong."""
+
+import json
+
+import pytest
+
+from hmoe_ds.config import (
+    ConfigError,
+    RunConfig,
+    check_topology,
+    config_from_dict,
+    load_config,
+    preset_names,
+    save_config,
+)
+from hmoe_ds.training.engine import deepspeed_config
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_presets_load_and_round_trip(preset, tmp_path):
+    config = load_config(["--config", preset, "--run.out", str(tmp_path)])
+    assert config_from_dict(config.to_dict()) == config
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(["--config", str(tmp_path / "config.yaml")]) == config
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    (tmp_path / "run.yaml").write_text("optim:\n  learning_rate: 0.5\n  clip_norm: 2.0\n")
+    config = load_config(["--config", str(tmp_path / "run.yaml"), "--optim.learning_rate=0.25"])
+    assert (config.optim.learning_rate, config.optim.clip_norm) == (0.25, 2.0)
+    assert config.model == RunConfig().model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.hiden_size", "3"], "did you mean --model.hidden_size"),
+        (["--model.hidden_size", "wide"], "model.hidden_size"),
+        (["--parallel.precision", "fp8"], "parallel.precision"),
+        (["--config", "huge"], "'huge' is neither a file nor a preset: give a YAML file or one of"),
+        (["--router.groups", "3"], "not divisible by router.groups 3"),
+        (["--router.groups_per_molecule", "9"], "router.groups_per_molecule is 9 with router.groups 4"),
+        (["--router.experts_per_atom", "5"], "the chosen groups hold 2 experts"),
+        (["--parallel.ep_size", "3"], "parallel.ep_size is 3, which does not divide router.experts 8"),
+        (["--model.moe_every", "3"], "no H-MoE layer is left"),
+        (["--objective.mask_ratio", "1.5"], "objective.mask_ratio is 1.5: expected a value from"),
+        (["--optim.accumulation", "64"], "data.molecules_per_step is 128, too few"),
+        (["--run.steps", "0"], "run.steps is 0: expected at least 1"),
+    ],
+)
+def test_mistakes_get_one_line_with_the_mend(arguments, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_key_in_a_file_is_named(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model:\n  hiden_size: 3\n")
+    with pytest.raises(ConfigError, match="hiden_size"):
+        load_config(["--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "message"),
+    [
+        (["--parallel.ep_size", "2"], 3, "does not divide the number of ranks 3"),
+        (["--parallel.zero_stage", "0"], 1, "parallel.zero_stage is 0: expected 1 or 2"),
+        (["--parallel.zero_stage", "3"], 1, "parallel.zero_stage is 3: expected 1 or 2"),
+    ],
+)
+def test_layouts_that_cannot_run_are_refused(overrides, ranks, message):
+    with pytest.raises(ConfigError, match=message):
+        check_topology(load_config(overrides), ranks)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"zero_optimization": {"stage": 1}, "train_batch_size": 8}, "'train_batch_size'.*data.molecules_per_step"),
+        ({"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}, "'gradient_clipping'.*optim.clip_norm"),
+        ({"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}, "'bf16'.*parallel.precision"),
+        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage 2 but parallel.zero_stage is 1"),
+    ],
+)
+def test_a_deepspeed_file_that_conflicts_is_refused_with_both_names(settings, message, tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=message):
+        deepspeed_config(load_config(["--parallel.deepspeed_config", str(path)]))
+
+
+def test_a_deepspeed_file_of_ones_own_is_used(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 1, "reduce_bucket_size": 77}}))
+    settings = deepspeed_config(load_config(["--parallel.deepspeed_config", str(path), "--optim.clip_norm", "0.7"]))
+    assert settings["zero_optimization"]["reduce_bucket_size"] == 77
+    assert settings["gradient_clipping"] == 0.7
+
+
+def test_a_deepspeed_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.json cannot be read"):
+        deepspeed_config(load_config(["--parallel.deepspeed_config", str(tmp_path / "nowhere.json")]))

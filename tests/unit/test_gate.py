@@ -1,0 +1,135 @@
+"""The hierarchical gate against a slow, obvious reference: loops over molecules, atoms, groups and experts."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hmoe_ds.config import RouterConfig
+from hmoe_ds.moe.gate import AtomGate, ScaffoldGate, ScaffoldRouting
+
+D, G, E = 12, 4, 8
+
+
+def make_router(**changes):
+    values = {"groups": G, "experts": E, "experts_per_atom": 2, "gate_size": 6, "temperature": 0.3} | changes
+    return RouterConfig(**values)
+
+
+def molecules(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [5, 1, 7, 3]
+    molecule_N = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    h_ND = torch.randn(sum(sizes), D, generator=generator, dtype=torch.float64)
+    mask_N = torch.rand(sum(sizes), generator=generator) < 0.6
+    mask_N[molecule_N == 1] = False  # acyclic
+    return h_ND, molecule_N, mask_N, len(sizes)
+
+
+def reference_scaffold_level(gate, h_ND, molecule_N, mask_N, molecules_B, router):
+    """-> for each molecule: u, p over groups, chosen groups."""
+    for m in range(molecules_B):
+        atoms = [i for i in range(len(h_ND)) if molecule_N[i] == m]
+        scaffold = [i for i in atoms if mask_N[i]] or atoms
+        z = sum(h_ND[i] for i in scaffold) / len(scaffold)
+        hidden = F.silu(gate.hidden(gate.norm(z)))
+        u = gate.project(hidden)
+        u = u / u.norm()
+        cosine = [torch.dot(u, gate.centers[g] / gate.centers[g].norm()).detach() for g in range(router.groups)]
+        weights = [math.exp(c.item() / router.temperature) for c in cosine]
+        p = [w / sum(weights) for w in weights]
+        biased = [float(c) + float(gate.route_bias[g]) for g, c in enumerate(cosine)]
+        chosen = sorted(range(router.groups), key=lambda g: -biased[g])[: router.groups_per_molecule]
+        yield u, p, chosen
+
+
+def reference_atom_level(gate, x_D, p, chosen, router):
+    """-> {expert: weight} of one atom."""
+    per_group = router.experts // router.groups
+    t = [torch.dot(gate.project(x_D), gate.keys[e]).item() for e in range(router.experts)]
+    w = {}
+    for g in chosen:
+        members = range(g * per_group, (g + 1) * per_group)
+        total = sum(math.exp(t[e]) for e in members)
+        for e in members:
+            w[e] = p[g] * math.exp(t[e]) / total
+    ranked = sorted(w, key=lambda e: -(math.log(w[e]) + float(gate.route_bias[e])))
+    return {e: w[e] for e in ranked[: router.experts_per_atom]}
+
+
+@pytest.mark.parametrize("groups_per_molecule", [1, 2, 4])
+@pytest.mark.parametrize("biased", [False, True])
+def test_both_levels_match_the_reference(groups_per_molecule, biased):
+    torch.manual_seed(1)
+    router = make_router(groups_per_molecule=groups_per_molecule)
+    scaffold_gate, atom_gate = ScaffoldGate(D, router).double(), AtomGate(D, router).double()
+    if biased:
+        scaffold_gate.route_bias.normal_(std=0.5)
+        atom_gate.route_bias.normal_(std=0.5)
+    h_ND, molecule_N, mask_N, count = molecules()
+    x_ND = torch.randn_like(h_ND)
+
+    routing = scaffold_gate(h_ND, molecule_N, mask_N, count)
+    atoms = atom_gate(x_ND, routing, molecule_N)
+
+    expected = list(reference_scaffold_level(scaffold_gate, h_ND, molecule_N, mask_N, count, router))
+    for m, (u, p, chosen) in enumerate(expected):
+        torch.testing.assert_close(routing.u_BP[m], u)
+        torch.testing.assert_close(routing.log_p_BG[m].exp(), torch.tensor(p, dtype=torch.float64))
+        assert routing.groups_BC[m].tolist() == chosen
+    for i, m in enumerate(molecule_N.tolist()):
+        _, p, chosen = expected[m]
+        weights = reference_atom_level(atom_gate, x_ND[i], p, chosen, router)
+        assert atoms.choices_NK[i].tolist() == list(weights)
+        torch.testing.assert_close(atoms.weights_NK[i], torch.tensor(list(weights.values()), dtype=torch.float64))
+
+
+def test_bias_changes_choices_but_never_weights():
+    torch.manual_seed(0)
+    router = make_router(groups_per_molecule=1)
+    gate = ScaffoldGate(D, router).double()
+    h_ND, molecule_N, mask_N, count = molecules()
+    before = gate(h_ND, molecule_N, mask_N, count)
+    gate.route_bias.copy_(torch.tensor([0.0, 0.0, 0.0, 5.0]))
+    after = gate(h_ND, molecule_N, mask_N, count)
+    assert after.groups_BC.unique().tolist() == [3]
+    assert before.groups_BC.unique().tolist() != [3]
+    torch.testing.assert_close(before.log_p_BG, after.log_p_BG)
+
+
+def test_group_centres_receive_gradient_with_one_group_per_molecule():
+    torch.manual_seed(0)
+    router = make_router(groups_per_molecule=1)
+    scaffold_gate, atom_gate = ScaffoldGate(D, router), AtomGate(D, router)
+    h_ND, molecule_N, mask_N, count = molecules()
+    routing = scaffold_gate(h_ND.float(), molecule_N, mask_N, count)
+    atom_gate(h_ND.float(), routing, molecule_N).weights_NK.sum().backward()
+    assert scaffold_gate.centers.grad.abs().max() > 1e-6
+
+
+def test_routing_of_bf16_states_is_fp32():
+    router = make_router()
+    gate = ScaffoldGate(D, router).bfloat16()
+    h_ND, molecule_N, mask_N, count = molecules()
+    routing = gate(h_ND.bfloat16(), molecule_N, mask_N, count)
+    assert routing.log_p_BG.dtype == torch.float32
+    atoms = AtomGate(D, router).bfloat16()(h_ND.bfloat16(), routing, molecule_N)
+    assert atoms.weights_NK.dtype == torch.float32
+
+
+def test_choices_stay_inside_the_chosen_groups():
+    router = make_router(groups_per_molecule=2, experts_per_atom=4)
+    gate = AtomGate(D, router)
+    molecule_N = torch.arange(40) % 10
+    routing = ScaffoldRouting(
+        u_BP=torch.empty(10, 6),
+        log_p_BG=torch.randn(10, G).log_softmax(dim=-1),
+        groups_BC=torch.stack([torch.randperm(G)[:2] for _ in range(10)]),
+        z_B=torch.empty(10),
+    )
+    atoms = gate(torch.randn(40, D), routing, molecule_N)
+    group_NK = atoms.choices_NK // (E // G)
+    allowed_NC = routing.groups_BC[molecule_N]
+    assert (group_NK.unsqueeze(-1) == allowed_NC.unsqueeze(1)).any(-1).all()
+    assert all(len(set(row)) == 4 for row in atoms.choices_NK.tolist())

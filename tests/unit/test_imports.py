@@ -1,0 +1,70 @@
+"""Who may import whom (the layers of the README's map)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAYERS = ["config", "data", "moe", "model", "objectives", "training", "cli"]
+ON_MODEL = ["downstream"]  # sits on model and data, beside objectives and training
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+    return found
+
+
+def files(package: str) -> list[Path]:
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found
+    return found
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT / "hmoe_ds").parts[0].removesuffix(".py")
+
+
+def test_the_data_pipeline_knows_no_torch_and_no_model():
+    for path in files("data_pipeline"):
+        roots = {name.split(".")[0] for name in imports_of(path)}
+        assert not roots & {"torch", "hmoe_ds", "deepspeed", "torch_geometric"}, path
+
+
+def test_layers_import_downwards_only():
+    for path in files("hmoe_ds"):
+        part = part_of(path)
+        for name in imports_of(path):
+            if not name.startswith("hmoe_ds."):
+                continue
+            imported = name.split(".")[1]
+            if part == "cli":
+                continue
+            if part in ON_MODEL:
+                assert imported in {"config", "data", "moe", "model", *ON_MODEL}, f"{path} imports {name}"
+            elif part in LAYERS:
+                assert imported in LAYERS[: LAYERS.index(part) + 1], f"{path} imports {name}"
+
+
+def test_deepspeed_and_mlflow_are_imported_where_they_belong():
+    for path in files("hmoe_ds"):
+        roots = {name.split(".")[0] for name in imports_of(path)}
+        relative = path.relative_to(ROOT / "hmoe_ds").as_posix()
+        if "deepspeed" in roots:
+            assert relative == "moe/deepspeed_ep.py" or relative.startswith("training/"), path
+        if "mlflow" in roots:
+            assert relative == "training/tracking.py", path
+
+
+@pytest.mark.parametrize("module", ["hmoe_ds.downstream.embed", "hmoe_ds.downstream.export", "hmoe_ds.cli"])
+def test_downstream_needs_no_deepspeed(module):
+    code = f"import sys; sys.modules['deepspeed'] = sys.modules['mlflow'] = None; import {module}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)

@@ -1,0 +1,62 @@
+"""Routing figures against definitions; the metrics file."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hmoe_ds.moe.balance import update_route_bias
+from hmoe_ds.training.metrics import MetricsFile, consistency, group_entropy, load_imbalance
+
+
+def slow_consistency(scaffolds, groups):
+    cyclic = [(s, g) for s, g in zip(scaffolds, groups, strict=True) if s != 0]
+    per_scaffold = []
+    for scaffold in {s for s, _ in cyclic}:
+        members = [g for s, g in cyclic if s == scaffold]
+        pairs = list(itertools.combinations(members, 2))
+        if pairs:
+            per_scaffold.append(np.mean([a == b for a, b in pairs]))
+    different = [a == b for (s, a), (t, b) in itertools.combinations(cyclic, 2) if s != t]
+    a_same, a_diff = np.mean(per_scaffold), np.mean(different)
+    return (a_same - a_diff) / (1 - a_diff)
+
+
+def test_consistency_matches_its_definition():
+    generator = np.random.default_rng(0)
+    scaffolds = generator.integers(-3, 8, 80)
+    groups = generator.integers(0, 4, 80)
+    assert consistency(scaffolds, groups) == pytest.approx(slow_consistency(scaffolds.tolist(), groups.tolist()))
+
+
+def test_consistency_of_perfect_and_collapsed_gates():
+    scaffolds = np.array([1, 1, 2, 2, 3, 3, 0])
+    assert consistency(scaffolds, np.array([0, 0, 1, 1, 2, 2, 0])) == pytest.approx(1.0)
+    assert consistency(scaffolds, np.zeros(7, np.int64)) == 0.0
+    assert math.isnan(consistency(np.array([1, 2, 3]), np.array([0, 1, 2])))
+
+
+def test_group_entropy_and_load():
+    assert group_entropy(torch.tensor([5.0, 5.0, 5.0, 5.0])) == pytest.approx(1.0)
+    assert group_entropy(torch.tensor([9.0, 0.0])) == 0.0
+    assert load_imbalance(torch.tensor([[1.0, 3.0], [2.0, 2.0]])) == pytest.approx((1.5 + 1.0) / 2)
+
+
+def test_the_bias_moves_load_from_full_to_empty_groups():
+    bias = torch.zeros(4)
+    update_route_bias(bias, torch.tensor([10.0, 0.0, 0.0, 0.0]), rate=0.1)
+    assert bias[0] < bias[1] == bias[2] == bias[3]
+    assert bias.sum().item() == pytest.approx(0.0, abs=1e-6)
+    frozen = bias.clone()
+    update_route_bias(bias, torch.tensor([10.0, 0.0, 0.0, 0.0]), rate=0.0)
+    assert torch.equal(bias, frozen)
+
+
+def test_metrics_file_drops_later_steps_and_fragments(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
+    MetricsFile(path, after_step=2).write({"step": 3, "loss": 1.5})
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [3.0, 2.0, 1.5]
