@@ -11,8 +11,8 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -49,13 +49,17 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
         shard_rows=options.shard_rows,
         max_atoms=options.max_atoms,
     )
+    started = time.perf_counter()
     with _Progress() as progress:
-        result = prepare(
-            options.sources, Path(options.out), settings, options.workers, progress.report, options.overwrite
-        )
+        result = prepare(options.sources, options.out, settings, options.workers, progress.report, options.overwrite)
+    seconds = time.perf_counter() - started
+    description = _describe(options.out)
     if result.reused:
-        print(f"{options.out} is already prepared from these sources with these options")
-    return _describe(options.out)
+        print(f"{options.out} was already prepared from these sources with these options; nothing was done")
+        return description
+    rate = result.manifest.counts.read / seconds
+    print(f"prepared in {seconds:.1f} s, {rate:,.0f} rows/s, {options.workers} workers")
+    return {**description, "seconds": seconds, "rows_per_second": rate}
 
 
 def _inspect(options: argparse.Namespace, rest: list[str]) -> Result:
