@@ -36,6 +36,8 @@ def export_checkpoint(path: str | Path, out: str | Path) -> dict[str, Any]:
     """
     folder = find_checkpoint(Path(path))
     state = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
+    if "hmoe_ds" not in state:
+        raise CheckpointError(f"{folder} was not written by hmoe_ds: give a checkpoint that `hmoe pretrain` wrote")
     config = config_from_dict(state["hmoe_ds"]["config"])
     weights = {name.removeprefix(_PREFIX): value for name, value in state["module"].items()}
     weights.update(_merge_experts(folder, config.router.experts))

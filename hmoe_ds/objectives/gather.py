@@ -13,11 +13,11 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_BD: Tensor, counts: list[int]) -> Tensor:
         ctx.counts = counts
-        longest = max(counts)
-        padded = rows_BD.new_zeros(longest, rows_BD.shape[1])
+        # Collectives want equal shapes from all ranks.
+        padded = rows_BD.new_zeros(max(counts), rows_BD.shape[1])
         padded[: rows_BD.shape[0]] = rows_BD
-        gathered = rows_BD.new_empty(len(counts), longest, rows_BD.shape[1])
-        dist.all_gather_into_tensor(gathered.view(-1, rows_BD.shape[1]), padded)
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded)
         return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
 
     @staticmethod

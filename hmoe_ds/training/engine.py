@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from importlib import resources
-from pathlib import Path
-from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from torch import nn
 
-from hmoe_ds.config import ConfigError, OptimConfig, RunConfig
+from hmoe_ds.config import OptimConfig, RunConfig
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.moe.deepspeed_ep import expert_parallel
 from hmoe_ds.objectives.total import PretrainingTask
-
-# What RunConfig decides and a DeepSpeed JSON must therefore leave out.
-_OWNED_KEYS = {
-    "train_batch_size": "data.molecules_per_step",
-    "train_micro_batch_size_per_gpu": "data.molecules_per_step",
-    "gradient_accumulation_steps": "optim.accumulation",
-    "gradient_clipping": "optim.clip_norm",
-    "optimizer": "optim.learning_rate and its neighbours",
-    "scheduler": "optim.warmup_steps and optim.min_ratio",
-    "bf16": "parallel.precision",
-    "fp16": "parallel.precision",
-}
+from hmoe_ds.training.deepspeed_config import deepspeed_config
 
 
 def init_distributed() -> tuple[int, int]:
@@ -74,50 +59,6 @@ def build_engine(config: RunConfig) -> deepspeed.DeepSpeedEngine:
 def loss_scale(config: RunConfig) -> int:
     """Undoes DeepSpeed's means over ranks and over accumulated slices."""
     return torch.distributed.get_world_size() * config.optim.accumulation
-
-
-def deepspeed_config(config: RunConfig) -> dict[str, Any]:
-    """The DeepSpeed settings of a run: the ZeRO file, and what RunConfig decides.
-
-    Raises:
-        ConfigError: the file cannot be read, or sets something that RunConfig decides.
-    """
-    parallel = config.parallel
-    if parallel.deepspeed_config is None:
-        text = (resources.files("ds_configs") / f"zero{parallel.zero_stage}.json").read_text()
-        settings = json.loads(text)
-    else:
-        settings = _read_json(Path(parallel.deepspeed_config))
-    name = parallel.deepspeed_config or f"ds_configs/zero{parallel.zero_stage}.json"
-    for key, owner in _OWNED_KEYS.items():
-        if key in settings:
-            raise ConfigError(f"{name} sets {key!r}, which the run's {owner} decides: remove {key!r} from {name}")
-    stage = settings.get("zero_optimization", {}).get("stage")
-    if stage != parallel.zero_stage:
-        raise ConfigError(
-            f"{name} has zero_optimization.stage {stage} but parallel.zero_stage is {parallel.zero_stage}: "
-            "make the two equal"
-        )
-    return {
-        **settings,
-        # The plan cuts batches, so DeepSpeed's own batch size is only a label.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": config.optim.accumulation,
-        "gradient_clipping": config.optim.clip_norm,
-        "bf16": {"enabled": parallel.precision == "bf16"},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 1 << 40,
-    }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(
-            f"parallel.deepspeed_config {path} cannot be read: {error}; give the path of a DeepSpeed JSON file"
-        ) from error
 
 
 def _build_optimizer(task: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:

@@ -9,12 +9,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-import torch
-
 
 def default_ranks(ep_size: int) -> int:
     """One rank per GPU; without GPUs as many as the experts are spread over."""
-    return torch.cuda.device_count() or ep_size
+    return _gpu_count() or ep_size
 
 
 def launch(argv: Sequence[str], ranks: int) -> int:
@@ -24,11 +22,13 @@ def launch(argv: Sequence[str], ranks: int) -> int:
     """
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)),
-        *("--master_addr", "127.0.0.1", "--master_port", str(_free_port()), "--no_local_rank"),
+        *("--log_level", "error", "--master_addr", "127.0.0.1", "--master_port", str(_free_port()), "--no_local_rank"),
         *("--module", "hmoe_ds.training.loop", *argv),
     ]
     threads = max(1, (os.cpu_count() or 1) // ranks)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    if not _gpu_count():
+        environment.setdefault("DS_ACCELERATOR", "cpu")
     process = subprocess.Popen(command, env=environment)
     previous = {
         number: signal.signal(number, lambda received, _: process.send_signal(received))
@@ -39,6 +39,12 @@ def launch(argv: Sequence[str], ranks: int) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _gpu_count() -> int:
+    import torch  # here, because it takes seconds, which a mistake in the configuration need not cost
+
+    return torch.cuda.device_count()
 
 
 def _free_port() -> int:

@@ -14,27 +14,27 @@ from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.data.store import ShardStore
 from hmoe_ds.moe.balance import RouterLoad, measure_load, update_route_bias
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
-from hmoe_ds.training import checkpoint
-from hmoe_ds.training.checkpoint import TrainState
+from hmoe_ds.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
 from hmoe_ds.training.feed import rank_slice
 from hmoe_ds.training.metrics import StepTotals
 from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.recorder import Recorder
+from hmoe_ds.training.run_folder import begin_run, has_checkpoint
 from hmoe_ds.training.validation import validate
 
 
 def train(config: RunConfig, rank: int, ranks: int) -> None:
     """Pretrain until `run.steps`, from the last checkpoint if there is one."""
-    if rank == 0:
-        checkpoint.begin_run(config, ranks)
     store = ShardStore(config.data.path, "train")
+    if rank == 0:
+        begin_run(config, ranks, store.fingerprint)
     held_out = ShardStore(config.data.path, "validation")
     plan = BatchPlan(store, config.data, config.optim.accumulation, config.run.seed)
     engine = build_engine(config)
     state = TrainState(step=0, plan=plan.state_dict(), mlflow_run_id=None)
-    if checkpoint.has_checkpoint(config):
-        state = checkpoint.load_checkpoint(engine, config, store.fingerprint)
+    if has_checkpoint(config):
+        state = load_checkpoint(engine, config)
         plan.load_state_dict(state.plan)
     recorder = Recorder(config, state, store.fingerprint, rank)
 
@@ -67,7 +67,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
         )  # fmt: skip
         if _due(state.step, config.run.checkpoint_every, config.run.steps):
             state.mlflow_run_id = recorder.flush()
-            checkpoint.save_checkpoint(engine, config, state, store.fingerprint)
+            save_checkpoint(engine, config, state, store.fingerprint)
     recorder.close()
 
 

@@ -6,8 +6,8 @@ from data_pipeline.errors import PipelineError
 from hmoe_ds.config import ConfigError, RunConfig, check_topology
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.data.store import ShardStore
-from hmoe_ds.training.checkpoint import check_resumable
-from hmoe_ds.training.engine import deepspeed_config
+from hmoe_ds.training.deepspeed_config import deepspeed_config
+from hmoe_ds.training.run_folder import check_resumable
 
 
 def check_run(config: RunConfig, ranks: int) -> None:
@@ -23,4 +23,4 @@ def check_run(config: RunConfig, ranks: int) -> None:
         raise ConfigError(f"data.path: {error}") from error
     BatchPlan(store, config.data, config.optim.accumulation, config.run.seed)
     deepspeed_config(config)
-    check_resumable(config, ranks)
+    check_resumable(config, ranks, store.fingerprint)

@@ -14,7 +14,7 @@ import torch
 
 from hmoe_ds.downstream.embed import embed_batch
 from hmoe_ds.model.hmoe import HMoEModel
-from tests.distributed.harness import SMALL
+from tests.distributed.harness import SMALL, free_port
 
 ROOT = Path(__file__).parents[2]
 SMILES = ["CCO", "c1ccccc1", "CC(=O)Oc1ccccc1C(=O)O", "C1CCCCC1N", "CN1C=NC2=C1C(=O)N(C(=O)N2C)C"]
@@ -119,12 +119,18 @@ def test_a_run_leaves_metrics_config_and_mlflow(run):
     assert [entry.step for entry in client.get_metric_history(logged[0].info.run_id, "loss")] == [1, 2]
 
 
-def test_a_finished_run_is_not_run_again(run, dataset):
-    before = (run / "run" / "metrics.jsonl").read_text()
-    settings = SMALL | {"data.path": dataset, "run.out": run / "run", "run.steps": 2, "parallel.ep_size": 2}
-    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
-    hmoe("pretrain", "--num_ranks", 2, *words)
-    assert (run / "run" / "metrics.jsonl").read_text() == before
+def test_the_deepspeed_launcher_runs_the_loop_itself(run, dataset, tmp_path):
+    """As on a cluster: `deepspeed --module hmoe_ds.training.loop`, here with the configuration that a run left."""
+    config = run / "run" / "config.yaml"
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port())]
+    command += ["--module", "hmoe_ds.training.loop", "--config", config, "--run.out", tmp_path / "again"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, cwd=ROOT, timeout=240, env=environment, capture_output=True)
+    first, again = (
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (run / "run", tmp_path / "again")
+    )
+    assert first == again
 
 
 def test_embed_writes_what_the_model_computes(run, tmp_path):

@@ -13,7 +13,7 @@ from hmoe_ds.config import (
     preset_names,
     save_config,
 )
-from hmoe_ds.training.engine import deepspeed_config
+from hmoe_ds.training.deepspeed_config import deepspeed_config
 
 
 @pytest.mark.parametrize("preset", preset_names())
