@@ -33,7 +33,7 @@ RESULT = Path(__file__).parents[1] / "docs" / "results" / "gate_arms.json"
 
 def run_arm(name: str, data: str, out: Path, steps: int, seed: int) -> dict[str, float]:
     """Train one arm and return its first and last training losses and its last validation."""
-    folder = out / f"{name.replace(' ', '_')}_seed{seed}"
+    folder = out / f"{name.replace(' ', '_')}_{steps}_steps_seed{seed}"
     command = [sys.executable, "-m", "hmoe_ds.cli", "pretrain", "--config", "tiny_cpu", "--num_ranks", "2"]
     command += ["--parallel.ep_size=2", f"--data.path={data}", f"--run.out={folder}", f"--run.steps={steps}"]
     command += [f"--run.seed={seed}", "--run.mlflow=false", *ARMS[name]]
@@ -73,7 +73,7 @@ def main() -> None:
     others = max(trade(figures) for name, figures in mean.items() if name != "both")
     result: dict[str, Any] = {
         "name": "gate_arms",
-        "ratio": trade(mean["both"]) / others if others > 0 else float("inf"),
+        "ratio": trade(mean["both"]) / others if others > 0 else None,
         "target": 1.0,
         "steps": options.steps,
         "seeds": options.seeds,

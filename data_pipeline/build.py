@@ -16,7 +16,7 @@ import rdkit
 from data_pipeline.chemistry import DEFAULT_MAX_ATOMS
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.huggingface import write_dataset_dict
-from data_pipeline.manifest import MANIFEST_FILE, Counts, FileRecord, Manifest, ShardRecord, SplitRecord
+from data_pipeline.manifest import MANIFEST_FILE, Counts, FileRecord, Manifest, ShardRecord, SourceRecord, SplitRecord
 from data_pipeline.map_stage import MapResult, MapTask, run_map
 from data_pipeline.output import REJECTS_FILE, SCAFFOLDS_FILE, check_writable, publish, work_folder
 from data_pipeline.parquet import ParquetSink
@@ -114,7 +114,7 @@ def _matching_manifest(out: Path, sources: list[Source], options: PrepareOptions
     """The manifest of the dataset in `out`, if it comes from the same sources and options; UsageError otherwise."""
     manifest = Manifest.load(out)
     same_sources = len(sources) == len(manifest.sources) and all(
-        mine.same_content(theirs) for mine, theirs in zip(sources, manifest.sources, strict=True)
+        record.is_of(source) for source, record in zip(sources, manifest.sources, strict=True)
     )
     if same_sources and dataclasses.asdict(options) == manifest.options:
         return manifest
@@ -238,6 +238,7 @@ class _Build:
             read=sum(mapped.rows),
             written={split: sum(shard.rows for shard in shards[split]) for split in SPLITS},
             duplicates=duplicates,
+            excluded=0,
             rejected=dict(sorted(mapped.rejected.items())),
         )
         if counts.unaccounted:
@@ -247,7 +248,7 @@ class _Build:
         return Manifest(
             versions={"rdkit": rdkit.__version__, "pyarrow": pa.__version__},
             options=dataclasses.asdict(self._options),
-            sources=[dataclasses.replace(source, rows=rows) for source, rows in sources],
+            sources=[SourceRecord.of(source, rows) for source, rows in sources],
             counts=counts,
             splits={split: _split_record(statistics[split], shards[split]) for split in SPLITS},
             files=[FileRecord.of(self.dataset, file) for file in files],

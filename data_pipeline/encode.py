@@ -10,7 +10,7 @@ from rdkit import Chem, rdBase
 from data_pipeline.chemistry import DEFAULT_MAX_ATOMS, MoleculeReject, canonical_molecule
 from data_pipeline.complexity import complexity
 from data_pipeline.featurize import MoleculeArrays, featurize
-from data_pipeline.keys import hash128
+from data_pipeline.keys import digest128
 from data_pipeline.scaffold import ScaffoldIdentity, murcko_scaffold, scaffold_identity
 from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_TEXT_LIMIT, storable
 
@@ -105,7 +105,7 @@ def _to_batch(molecules: list[_Molecule], ids: list[str]) -> pa.RecordBatch:
     columns = {
         "smiles": column(lambda molecule: molecule.smiles),
         "source_id": ids,
-        "mol_key": column(lambda molecule: hash128(molecule.smiles.encode())),
+        "mol_key": column(lambda molecule: digest128(molecule.smiles.encode())),
         "atom_features": lists(lambda molecule: molecule.arrays.atom_features, np.uint8),
         "bond_index": lists(lambda molecule: molecule.arrays.bond_index, np.uint16),
         "bond_features": lists(lambda molecule: molecule.arrays.bond_features, np.uint8),

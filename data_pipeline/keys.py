@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 
-def hash64(content: bytes) -> int:
+def digest64(content: bytes) -> int:
     """64-bit BLAKE2b of `content`, read as a little-endian unsigned integer."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def hash128(content: bytes) -> bytes:
+def digest128(content: bytes) -> bytes:
     """128-bit BLAKE2b of `content`."""
     return hashlib.blake2b(content, digest_size=16).digest()
 

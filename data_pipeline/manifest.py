@@ -59,21 +59,42 @@ class SplitRecord:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What became of the rows read: read = sum of written + duplicates + sum of rejected.
+class SourceRecord:
+    """A source as it was read: its name, its bytes (`blake2b`: 128 bits, hexadecimal), its data rows."""
 
-    `written` is by split, `rejected` by reason.
+    name: str
+    bytes: int
+    blake2b: str
+    licence: str | None
+    rows: int
+
+    @classmethod
+    def of(cls, source: Source, rows: int) -> "SourceRecord":
+        """The record of a source; where it lies is not part of it, so that machines agree."""
+        return cls(source.name, source.bytes, source.blake2b, source.licence, rows)
+
+    def is_of(self, source: Source) -> bool:
+        """True if `source` has the same name and the same bytes, wherever it lies."""
+        return (self.name, self.bytes, self.blake2b) == (source.name, source.bytes, source.blake2b)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows read: read = sum of written + duplicates + excluded + sum of rejected.
+
+    `written` is by split, `rejected` by reason; `excluded`: molecules that the user asked to leave out.
     """
 
     read: int
     written: dict[str, int]
     duplicates: int
+    excluded: int
     rejected: dict[str, int]
 
     @property
     def unaccounted(self) -> int:
         """Rows that were read and went nowhere; anything but 0 is a defect."""
-        return self.read - sum(self.written.values()) - self.duplicates - sum(self.rejected.values())
+        return self.read - sum(self.written.values()) - self.duplicates - self.excluded - sum(self.rejected.values())
 
 
 @dataclass(frozen=True)
@@ -82,7 +103,7 @@ class Manifest:
 
     versions: dict[str, str]
     options: dict[str, Any]
-    sources: list[Source]
+    sources: list[SourceRecord]
     counts: Counts
     splits: dict[str, SplitRecord]
     files: list[FileRecord]
@@ -106,7 +127,7 @@ class Manifest:
             return cls(
                 versions=content["versions"],
                 options=content["options"],
-                sources=[Source(**source) for source in content["sources"]],
+                sources=[SourceRecord(**source) for source in content["sources"]],
                 counts=Counts(**content["counts"]),
                 splits={name: _split(split) for name, split in content["splits"].items()},
                 files=[FileRecord(**record) for record in content["files"]],

@@ -1,7 +1,7 @@
 """The output folder: what may be written there, what may be removed, and when a dataset appears in it.
 
-A dataset is built inside `OUT/.work` and moved into place at the end, the manifest last: a folder with a manifest
-holds a complete dataset, and a run that fails leaves an earlier dataset untouched.
+A dataset is built inside `OUT/.hmoe_prepare` and moved into place at the end, the manifest last: a folder with a
+manifest holds a complete dataset, and a run that fails leaves an earlier dataset untouched.
 """
 
 import os
@@ -17,7 +17,7 @@ from data_pipeline.schema import SPLITS
 SCAFFOLDS_FILE = "scaffolds.parquet"
 REJECTS_FILE = "rejects.parquet"
 
-_WORK_FOLDER = ".work"
+_WORK_FOLDER = ".hmoe_prepare"
 # In the order in which they are moved into place.
 _DATASET_ENTRIES = ("dataset_dict.json", *SPLITS, SCAFFOLDS_FILE, REJECTS_FILE, MANIFEST_FILE)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.errors import PipelineError
-from data_pipeline.keys import hash64
+from data_pipeline.keys import digest64
 from data_pipeline.partitions import mapped_file, mol_key_words, read_partition
 from data_pipeline.scaffold import ACYCLIC_KEY
 from data_pipeline.schema import MOLECULE_SCHEMA, SCAFFOLD_SCHEMA, SPLITS
@@ -137,7 +137,7 @@ def _run_hashes(rows: _Rows) -> np.ndarray:
         rows.mol_key_low[run_starts].astype(">u8"),
     )
     content = np.column_stack([word.view(np.uint8).reshape(-1, 8) for word in words])
-    hashes = np.array([hash64(run.tobytes()) for run in content], dtype=np.uint64)
+    hashes = np.array([digest64(run.tobytes()) for run in content], dtype=np.uint64)
     return np.repeat(hashes, np.diff(run_starts, append=count))
 
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from rdkit import Chem
 
-from data_pipeline.keys import hash64
+from data_pipeline.keys import digest64
 
 ACYCLIC_KEY = 0
 
@@ -50,7 +50,7 @@ def _smiles_key(smiles: str) -> int:
     if not smiles:
         return ACYCLIC_KEY
     # 0 is taken by "acyclic".
-    return hash64(smiles.encode()) or 1
+    return digest64(smiles.encode()) or 1
 
 
 def _generic_smiles(scaffold_smiles: str) -> str:

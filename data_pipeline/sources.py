@@ -25,18 +25,13 @@ _CHUNK_CHARACTERS = 16 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """One input file. `blake2b`: 128 bits, hexadecimal; `rows`: data rows read, 0 before reading."""
+    """One input file. `blake2b`: 128 bits, hexadecimal."""
 
     name: str
     path: str
     bytes: int
     blake2b: str
     licence: str | None = None
-    rows: int = 0
-
-    def same_content(self, other: "Source") -> bool:
-        """True if both have the same name and the same bytes, wherever they lie."""
-        return (self.name, self.bytes, self.blake2b) == (other.name, other.bytes, other.blake2b)
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,7 @@ class WriteTask:
     @property
     def file(self) -> str:
         """The shard's file, relative to the dataset folder."""
-        return f"{self.split}/{shard_name(self.shard, self.shards)}"
-
-
-def shard_name(shard: int, shards: int) -> str:
-    """File name of a shard inside its split, as `datasets` names it."""
-    return f"data-{shard:05d}-of-{shards:05d}.arrow"
+        return f"{self.split}/data-{self.shard:05d}.arrow"
 
 
 def run_write(task: WriteTask) -> ShardRecord:

@@ -1,7 +1,7 @@
 """The `hmoe` command: each subcommand is a thin call into the package.
 
-Exit codes: 0 when the work is done, 1 when it could not be done, 2 for a usage error. `--json` makes the last
-line of standard output one JSON object.
+Exit codes: 0 when the work is done, 1 when it could not be done, 2 for a usage error, 128 + n after signal n.
+`--json` makes the last line of standard output one JSON object.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"{parser.prog} {options.command}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog} {options.command}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (PipelineError, OSError) as error:
         print(f"{parser.prog} {options.command}: error: {error}", file=sys.stderr)
         return 1
@@ -41,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
     from data_pipeline.build import PrepareOptions, prepare
+    from data_pipeline.describe import describe
 
     settings = PrepareOptions(
         smiles_column=options.smiles_column,
@@ -53,7 +58,8 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
     with _Progress() as progress:
         result = prepare(options.sources, options.out, settings, options.workers, progress.report, options.overwrite)
     seconds = time.perf_counter() - started
-    description = _describe(options.out)
+    print(describe(result.manifest))
+    description = dataclasses.asdict(result.manifest)
     if result.reused:
         print(f"{options.out} was already prepared from these sources with these options; nothing was done")
         return description
@@ -63,7 +69,14 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
 
 
 def _inspect(options: argparse.Namespace, rest: list[str]) -> Result:
-    return _describe(options.path)
+    from data_pipeline.describe import describe
+    from data_pipeline.manifest import Manifest, verify
+
+    manifest = Manifest.load(options.path)
+    print(describe(manifest))
+    problems = verify(options.path)
+    print("checksums: " + ("; ".join(problems) if problems else "all files are as they were written"))
+    return {**dataclasses.asdict(manifest), "problems": problems, "exit_code": 1 if problems else 0}
 
 
 def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
@@ -81,7 +94,7 @@ def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
         "out": config.run.out,
         "steps": config.run.steps,
         "ranks": ranks,
-        "exit_code": 1 if exit_code else 0,
+        "exit_code": exit_code,
     }
 
 
@@ -109,18 +122,6 @@ def _embed(options: argparse.Namespace, rest: list[str]) -> Result:
     if result["rejected"]:
         print(f"{result['rejected']} rows could not be read as molecules; they are listed in {result['rejects']}")
     return result
-
-
-def _describe(path: str) -> Result:
-    """Print what a dataset directory holds, as a person wants to know it."""
-    from data_pipeline.describe import describe
-    from data_pipeline.manifest import Manifest, verify
-
-    manifest = Manifest.load(path)
-    problems = verify(path)
-    print(describe(manifest))
-    print("checksums: " + ("; ".join(problems) if problems else "all files are as they were written"))
-    return {**dataclasses.asdict(manifest), "problems": problems, "exit_code": 1 if problems else 0}
 
 
 class _Progress:
@@ -205,10 +206,9 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class RouterConfig:
     shared_size: int = 96
     gate_size: int = 32
     temperature: float = 0.2
-    group_balance_rate: float = 0.01
+    group_balance_rate: float = 0.003
     expert_balance_rate: float = 0.01
     max_received: int = 65536
 
@@ -133,6 +133,8 @@ class OptimConfig:
         learning_rate: peak learning rate.
         min_ratio: final learning rate as a share of the peak.
         warmup_steps: steps of linear warm-up.
+        decay_steps: step at which the cosine has reached `min_ratio`; 0 for the last step of the run. Set it in a
+            run that you mean to extend with a larger run.steps later.
         weight_decay: decoupled weight decay of matrices; vectors have none.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
@@ -144,6 +146,7 @@ class OptimConfig:
     learning_rate: float = 0.001
     min_ratio: float = 0.1
     warmup_steps: int = 50
+    decay_steps: int = 0
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.98
@@ -265,8 +268,8 @@ def check_config(config: RunConfig) -> None:
     for section, name, low, high in _RANGES:
         value = getattr(getattr(config, section), name)
         if not low <= value <= high:
-            expected = f"at least {low}" if high == _LARGE else f"a value from {low} to {high}"
-            raise ConfigError(f"{section}.{name} is {value}: expected {expected}")
+            allowed = f"at least {low}" if high == _LARGE else f"a value from {low} to {high}"
+            raise ConfigError(f"{section}.{name} is {value}: set it to {allowed}")
     model, router, data = config.model, config.router, config.data
     if model.moe_every > model.upper_blocks:
         raise ConfigError(
@@ -349,6 +352,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("optim", "learning_rate", 0, 1e3),
     ("optim", "min_ratio", 0, 1),
     ("optim", "warmup_steps", 0, _LARGE),
+    ("optim", "decay_steps", 0, _LARGE),
     ("optim", "weight_decay", 0, 1e3),
     ("optim", "beta1", 0, 0.999999),
     ("optim", "beta2", 0, 0.999999),

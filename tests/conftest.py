@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-# Several ranks share two cores; more threads only get into each other's way.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+# Several ranks share two cores; more threads only get into each other's way. These tests are of the CPU, also on a
+# machine with a GPU, which may have fewer of them than a test has ranks.
+os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ integers. What a step holds never depends on the number of ranks; only `deal` do
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,11 +80,14 @@ class BatchPlan:
         """The slices of the next optimizer step; moves the cursor."""
         return [self._next_slice() for _ in range(self._accumulation)]
 
-    def state_dict(self) -> dict[str, int]:
-        return asdict(self.cursor)
+    def state_dict(self) -> dict[str, Any]:
+        """The position, as plain data: one cursor per dataset."""
+        return {"cursors": [asdict(self.cursor)]}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.cursor = Cursor(**state)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the position that `state_dict` gave."""
+        (cursor,) = state["cursors"]
+        self.cursor = Cursor(**cursor)
 
     def _next_slice(self) -> Slice:
         molecules, atoms, bonds = self._molecules, self._atoms, self._bonds
@@ -183,7 +186,8 @@ def sequential_slices(store: ShardStore, data: DataConfig, molecules: int) -> li
 
     A molecule larger than a whole budget gets a slice of its own.
     """
-    shards = [store.shard(index) for index in range(store.num_shards)]
+    needed = max(1, int(np.searchsorted(store.row_start, molecules)))
+    shards = [store.shard(index) for index in range(min(needed, store.num_shards))]
     atoms = np.concatenate([shard.num_atoms for shard in shards])[:molecules].astype(np.int64)
     bonds = np.concatenate([shard.num_bonds for shard in shards])[:molecules].astype(np.int64)
     prefix = (np.arange(len(atoms) + 1), _prefix(atoms), _prefix(bonds))

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_pipeline.errors import PipelineError
 from data_pipeline.manifest import Manifest
 from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES
 
@@ -18,13 +19,14 @@ from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES
 class Shard(NamedTuple):
     """The columns of one shard; n molecules, N atoms, M bonds.
 
-    Offsets are in atoms and bonds (length n + 1), so atom row `atom_offset[i] + j` is atom j of molecule i.
+    Offsets have length n + 1: atom j of molecule i is row `atom_offset[i] + j`; bond j is row
+    `bond_end_offset[i] / 2 + j`, as its offsets count bond ends.
     """
 
     num_atoms: NDArray[np.uint16]
     num_bonds: NDArray[np.uint16]
-    atom_offset: NDArray[np.int64]
-    bond_offset: NDArray[np.int64]
+    atom_offset: NDArray[np.int32]
+    bond_end_offset: NDArray[np.int32]
     atom_features_N9: NDArray[np.uint8]
     bond_index_M2: NDArray[np.uint16]
     bond_features_M3: NDArray[np.uint8]
@@ -71,6 +73,14 @@ class ShardStore:
                 self._open[index] = shard_from_batch(pa.ipc.open_stream(file).read_next_batch())
         return self._open[index]
 
+    def check_files(self) -> None:
+        """Raise PipelineError when a shard is missing or has another size than it was written with."""
+        for file, entry in zip(self._files, self.statistics.shards, strict=True):
+            size = file.stat().st_size if file.is_file() else None
+            if size != entry.bytes:
+                found = "is missing" if size is None else f"has {size} bytes, expected {entry.bytes}"
+                raise PipelineError(f"{file} {found}: copy the dataset again, or run `hmoe prepare` again")
+
     def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Shard index and row inside the shard of each global row."""
         shard = np.searchsorted(self.row_start, rows, side="right") - 1
@@ -106,33 +116,33 @@ class BatchStore:
 
 def shard_from_batch(batch: pa.RecordBatch) -> Shard:
     """View a record batch with `data_pipeline.schema.MOLECULE_SCHEMA` as NumPy arrays, without a copy."""
-    atom_values, atom_offset = _list_column(batch, "atom_features", len(ATOM_FEATURE_SIZES))
-    bond_values, bond_offset = _list_column(batch, "bond_features", len(BOND_FEATURE_SIZES))
     return Shard(
         num_atoms=_flat_column(batch, "num_atoms"),
         num_bonds=_flat_column(batch, "num_bonds"),
-        atom_offset=atom_offset,
-        bond_offset=bond_offset,
-        atom_features_N9=atom_values,
-        bond_index_M2=_list_column(batch, "bond_index", 2)[0],
-        bond_features_M3=bond_values,
-        scaffold_mask_N=_list_column(batch, "scaffold_mask", 1)[0][:, 0],
+        # The mask has one value per atom and the bond index two per bond, so their offsets are those of the rows.
+        atom_offset=_flat(batch.column("scaffold_mask").offsets),
+        bond_end_offset=_flat(batch.column("bond_index").offsets),
+        atom_features_N9=_list_values(batch, "atom_features").reshape(-1, len(ATOM_FEATURE_SIZES)),
+        bond_index_M2=_list_values(batch, "bond_index").reshape(-1, 2),
+        bond_features_M3=_list_values(batch, "bond_features").reshape(-1, len(BOND_FEATURE_SIZES)),
+        scaffold_mask_N=_list_values(batch, "scaffold_mask"),
         scaffold_key=_flat_column(batch, "scaffold_key"),
         generic_key=_flat_column(batch, "generic_key"),
         mol_key_n2=_key_column(batch, "mol_key"),
     )
 
 
+def _flat(array: pa.Array) -> NDArray:
+    return array.to_numpy(zero_copy_only=True)
+
+
 def _flat_column(batch: pa.RecordBatch, name: str) -> NDArray:
-    return batch.column(name).to_numpy(zero_copy_only=True)
+    return _flat(batch.column(name))
 
 
-def _list_column(batch: pa.RecordBatch, name: str, width: int) -> tuple[NDArray, NDArray[np.int64]]:
-    """Values as [rows, width] and offsets in rows, both starting at the batch's first molecule."""
-    column = batch.column(name)
-    offset = column.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
-    values = column.values.to_numpy(zero_copy_only=True)[offset[0] : offset[-1]]
-    return values.reshape(-1, width), (offset - offset[0]) // width
+def _list_values(batch: pa.RecordBatch, name: str) -> NDArray:
+    """All values behind a list column, which its offsets count from the first."""
+    return _flat(batch.column(name).values)
 
 
 def _key_column(batch: pa.RecordBatch, name: str) -> NDArray[np.uint64]:

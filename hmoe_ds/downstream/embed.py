@@ -84,6 +84,7 @@ def embed_source(
                 molecules, rejected = molecules + encoded.batch.num_rows, rejected + len(rejects)
                 report("embed", molecules + rejected, None)
     if not molecules:
+        out.unlink()
         raise PipelineError(f"{source} holds no readable molecule: see {rejects_path} for what was wrong with each row")
     return {
         "molecules": molecules,

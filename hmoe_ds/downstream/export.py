@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from data_pipeline.errors import UsageError
-from hmoe_ds.config import config_from_dict
-from hmoe_ds.model.hmoe import write_pretrained
+from hmoe_ds.config import RunConfig, config_from_dict
+from hmoe_ds.model.hmoe import HMoEModel, write_pretrained
 
 _PREFIX = "model."
+_MODEL_FILE = "mp_rank_00_model_states.pt"
 _EXPERT_FILE = re.compile(r"layer_\d+_expert_(\d+)_mp_rank_00_model_states\.pt")
 
 
@@ -35,12 +37,13 @@ def export_checkpoint(path: str | Path, out: str | Path) -> dict[str, Any]:
         CheckpointError: no checkpoint there, or expert files are missing.
     """
     folder = find_checkpoint(Path(path))
-    state = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
+    state = _load(folder / _MODEL_FILE)
     if "hmoe_ds" not in state:
         raise CheckpointError(f"{folder} was not written by hmoe_ds: give a checkpoint that `hmoe pretrain` wrote")
     config = config_from_dict(state["hmoe_ds"]["config"])
     weights = {name.removeprefix(_PREFIX): value for name, value in state["module"].items()}
     weights.update(_merge_experts(folder, config.router.experts))
+    _check_complete(folder, weights, config)
     metadata = {
         "step": state["hmoe_ds"]["step"],
         "dataset_fingerprint": state["hmoe_ds"]["dataset"],
@@ -56,11 +59,27 @@ def find_checkpoint(path: Path) -> Path:
     for parent in (path / "checkpoints", path):
         if (parent / "latest").is_file():
             return parent / (parent / "latest").read_text().strip()
-    if not (path / "mp_rank_00_model_states.pt").is_file():
+    if not (path / _MODEL_FILE).is_file():
         raise CheckpointError(
             f"{path} holds no checkpoint: give a run's folder, its checkpoints folder or one checkpoint in it"
         )
     return path
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{file} cannot be read ({type(error).__name__}): export another checkpoint") from error
+
+
+def _check_complete(folder: Path, weights: dict[str, Tensor], config: RunConfig) -> None:
+    """Raise CheckpointError unless `weights` are those of the model that `config` describes."""
+    expected = HMoEModel(config.model, config.router).state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        found, wanted = (tuple(state[name].shape) if name in state else None for state in (weights, expected))
+        if found != wanted:
+            raise CheckpointError(f"{folder}: {name} has shape {found}, expected {wanted}: copy the whole checkpoint")
 
 
 def _merge_experts(folder: Path, num_experts: int) -> dict[str, Tensor]:
@@ -71,7 +90,7 @@ def _merge_experts(folder: Path, num_experts: int) -> dict[str, Tensor]:
         if match is None:
             continue
         expert = int(match.group(1))
-        for key, value in torch.load(file, map_location="cpu", weights_only=True).items():
+        for key, value in _load(file).items():
             name = key.removeprefix(_PREFIX).removesuffix(f".{expert}")
             by_name.setdefault(name, {})[expert] = value
     for name, experts in by_name.items():

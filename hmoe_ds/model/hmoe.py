@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -83,13 +84,16 @@ class HMoEModel(nn.Module):
             raise ModelFormatError(
                 f"{path} is no exported model: expected {CONFIG} and {WEIGHTS} in it; `hmoe export` makes them"
             )
-        description = json.loads((path / CONFIG).read_text())
+        try:
+            description = json.loads((path / CONFIG).read_text())
+            weights = load_file(path / WEIGHTS)
+        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+            raise ModelFormatError(f"{path} holds a damaged model ({error}): export the checkpoint again") from error
         if description.get("format_version") != FORMAT_VERSION:
             raise ModelFormatError(
                 f"{path / CONFIG} has format_version {description.get('format_version')!r}: this version of "
                 f"hmoe_ds reads {FORMAT_VERSION}; export the checkpoint again"
             )
-        weights = load_file(path / WEIGHTS)
         model = cls(ModelConfig(**description["model"]), RouterConfig(**description["router"]))
         state = model.state_dict(keep_vars=True)
         if state.keys() != weights.keys():
@@ -115,10 +119,11 @@ def write_pretrained(
     """Write an export from a full state dict; see `HMoEModel.save_pretrained`."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
+    # The description comes last: a folder that has one is complete.
+    (path / CONFIG).unlink(missing_ok=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path / WEIGHTS)
     description = {
         "format_version": FORMAT_VERSION,
-        "architecture": "HMoEModel",
         "model": dataclasses.asdict(model),
         "router": dataclasses.asdict(router),
         "training": metadata,

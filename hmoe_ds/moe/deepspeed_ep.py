@@ -41,7 +41,7 @@ class ExpertParallelExecutor(AutoEPMoELayer):
         hidden_size: width D.
         size: hidden width F of an expert.
         seed: of the initialisation.
-        layer: number of the H-MoE layer.
+        layer: number of the layer's block among the upper blocks, from 1.
         max_rows: rows an expert computes at once.
         ep_size: ranks that share the experts; torch.distributed must be initialised.
     """

@@ -59,7 +59,7 @@ class Experts(nn.Module):
         hidden_size: width D.
         size: hidden width F.
         seed: of the initialisation.
-        layer: number of the H-MoE layer.
+        layer: number of the layer's block among the upper blocks, from 1.
         first: global id of the first expert held here.
         max_rows: rows computed at once; more are computed in chunks that are recomputed in the backward.
     """

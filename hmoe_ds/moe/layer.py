@@ -17,7 +17,7 @@ class HMoELayer(nn.Module):
         hidden_size: width D.
         router: sizes of gate and experts.
         seed: of the experts' initialisation.
-        layer: number of this layer among the H-MoE layers.
+        layer: number of its block among the upper blocks, from 1.
         executor: makes what runs the experts, here or spread over ranks.
     """
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import deepspeed
 
 from hmoe_ds.config import RunConfig
-from hmoe_ds.training.run_folder import checkpoint_dir
+from hmoe_ds.training.engine import set_learning_rate
+from hmoe_ds.training.run_folder import FORMAT_VERSION, checkpoint_dir
 
 
 @dataclass
@@ -21,7 +23,7 @@ class TrainState:
     """
 
     step: int
-    plan: dict[str, int]
+    plan: dict[str, Any]
     mlflow_run_id: str | None
 
 
@@ -34,7 +36,9 @@ def save_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig, state:
         state: kept inside.
         dataset: fingerprint of the training data, kept inside.
     """
-    client_state = {"hmoe_ds": {**asdict(state), "config": config.to_dict(), "dataset": dataset}}
+    client_state = {
+        "hmoe_ds": {"format_version": FORMAT_VERSION, **asdict(state), "config": config.to_dict(), "dataset": dataset}
+    }
     tag = f"step{state.step:08d}"
     engine.save_checkpoint(str(checkpoint_dir(config)), tag=tag, client_state=client_state)
 
@@ -43,4 +47,6 @@ def load_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig) -> Tra
     """Restore the latest checkpoint into `engine`; all ranks take part. `run_folder.check_resumable` comes first."""
     _, client_state = engine.load_checkpoint(str(checkpoint_dir(config)))
     saved = client_state["hmoe_ds"]
+    # With another run.steps the schedule is another one from here on, not only from the step after the next.
+    set_learning_rate(engine, config, saved["step"])
     return TrainState(step=saved["step"], plan=saved["plan"], mlflow_run_id=saved["mlflow_run_id"])

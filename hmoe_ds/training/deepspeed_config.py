@@ -19,6 +19,11 @@ _OWNED_KEYS = {
     "scheduler": "optim.warmup_steps and optim.min_ratio",
     "bf16": "parallel.precision",
     "fp16": "parallel.precision",
+    "amp": "parallel.precision",
+    "torch_autocast": "parallel.precision",
+    "expert_parallel": "parallel.ep_size",
+    "data_efficiency": "data section",
+    "curriculum_learning": "data section",
 }
 
 
@@ -38,29 +43,33 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     for key, owner in _OWNED_KEYS.items():
         if key in settings:
             raise ConfigError(f"{name} sets {key!r}, which the run's {owner} decides: remove {key!r} from {name}")
-    stage = settings.get("zero_optimization", {}).get("stage")
+    zero = settings.get("zero_optimization")
+    stage = zero.get("stage") if isinstance(zero, dict) else None
     if stage != parallel.zero_stage:
         raise ConfigError(
             f"{name} has zero_optimization.stage {stage} but parallel.zero_stage is {parallel.zero_stage}: "
             "make the two equal"
         )
     return {
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 40,
         **settings,
         # The plan cuts batches, so DeepSpeed's own batch size is only a label.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": config.optim.accumulation,
         "gradient_clipping": config.optim.clip_norm,
         "bf16": {"enabled": parallel.precision == "bf16"},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 1 << 40,
     }
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        settings = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(
             f"parallel.deepspeed_config {path} cannot be read: {error}; give the path of a DeepSpeed JSON file"
         ) from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"parallel.deepspeed_config {path} holds no JSON object: give a DeepSpeed JSON file")
+    return settings

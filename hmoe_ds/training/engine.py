@@ -31,6 +31,8 @@ def init_distributed() -> tuple[int, int]:
             "MASTER_PORT": "0",
         }
         os.environ.update(alone)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # On CPU this op would be compiled at the first use, for minutes; gloo does its work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)
@@ -79,9 +81,16 @@ def _build_schedule(optimizer: torch.optim.Optimizer, config: RunConfig) -> torc
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_ratio(step, steps, optim))
 
 
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, config: RunConfig, step: int) -> None:
+    """Give all parameters the learning rate of 0-based `step`."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = config.optim.learning_rate * learning_rate_ratio(step, config.run.steps, config.optim)
+
+
 def learning_rate_ratio(step: int, steps: int, optim: OptimConfig) -> float:
-    """Learning rate of 0-based `step` as a share of the peak: linear warm-up, then cosine to `min_ratio`."""
+    """Learning rate of 0-based `step` of a run of `steps`, as a share of the peak: linear warm-up, then cosine."""
     if step < optim.warmup_steps:
         return (step + 1) / optim.warmup_steps
-    progress = min(1.0, (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps))
+    decay_steps = (optim.decay_steps or steps) - optim.warmup_steps
+    progress = min(1.0, (step - optim.warmup_steps) / max(1, decay_steps))
     return optim.min_ratio + (1 - optim.min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))

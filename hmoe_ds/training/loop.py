@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from hmoe_ds.training.feed import rank_slice
 from hmoe_ds.training.metrics import StepTotals
 from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.recorder import Recorder
-from hmoe_ds.training.run_folder import begin_run, has_checkpoint
+from hmoe_ds.training.run_folder import begin_run, has_checkpoint, steps_done
 from hmoe_ds.training.validation import validate
 
 
@@ -31,6 +32,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
         begin_run(config, ranks, store.fingerprint)
     held_out = ShardStore(config.data.path, "validation")
     plan = BatchPlan(store, config.data, config.optim.accumulation, config.run.seed)
+    check_agreement(config, store.fingerprint)
     engine = build_engine(config)
     state = TrainState(step=0, plan=plan.state_dict(), mlflow_run_id=None)
     if has_checkpoint(config):
@@ -66,9 +68,21 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
             learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), seconds=seconds,
         )  # fmt: skip
         if _due(state.step, config.run.checkpoint_every, config.run.steps):
-            state.mlflow_run_id = recorder.flush()
+            state.mlflow_run_id = recorder.flush() or state.mlflow_run_id
             save_checkpoint(engine, config, state, store.fingerprint)
     recorder.close()
+
+
+def check_agreement(config: RunConfig, dataset: str) -> None:
+    """Raise ConfigError, on all ranks, unless all of them see the same dataset and the same checkpoints."""
+    mine = (dataset, steps_done(config))
+    seen: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(seen, mine)
+    if any(other != seen[0] for other in seen):
+        raise ConfigError(
+            f"run.out {config.run.out} and data.path {config.data.path} are not the same on all ranks: "
+            "put them on a file system that all nodes share"
+        )
 
 
 def balance_routers(task: PretrainingTask, load: RouterLoad, config: RunConfig) -> None:
@@ -91,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = load_config(words)
         check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
         if config.run.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
             torch.use_deterministic_algorithms(True)
         train(config, *init_distributed())
     except ConfigError as error:

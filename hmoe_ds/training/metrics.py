@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.objectives.total import Losses
+from hmoe_ds.training.run_folder import replace_text
 
 
 def group_entropy(molecules_G: Tensor) -> float:
@@ -97,13 +99,14 @@ class MetricsFile:
         kept = []
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
-        path.write_text("".join(line + "\n" for line in kept))
+        replace_text(path, "".join(line + "\n" for line in kept))
         self._path = path
 
     def write(self, metrics: dict[str, float]) -> None:
-        """Append one line."""
+        """Append one line; what is not a finite number becomes null, since JSON knows no other."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self._path.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(finite) + "\n")
 
 
 def _step_of(line: str) -> float:

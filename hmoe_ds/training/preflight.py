@@ -19,6 +19,8 @@ def check_run(config: RunConfig, ranks: int) -> None:
     check_topology(config, ranks)
     try:
         store = ShardStore(config.data.path, "train")
+        store.check_files()
+        ShardStore(config.data.path, "validation").check_files()
     except PipelineError as error:
         raise ConfigError(f"data.path: {error}") from error
     BatchPlan(store, config.data, config.optim.accumulation, config.run.seed)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from hmoe_ds.config import ConfigError, RunConfig, save_config
+from hmoe_ds.config import ConfigError, RunConfig, config_from_dict, save_config
+
+RECORD = "run.json"
+FORMAT_VERSION = 1
 
 
 def checkpoint_dir(config: RunConfig) -> Path:
@@ -19,6 +23,13 @@ def has_checkpoint(config: RunConfig) -> bool:
     return (checkpoint_dir(config) / "latest").is_file()
 
 
+def steps_done(config: RunConfig) -> int:
+    """Steps of the latest checkpoint; 0 without one."""
+    if not has_checkpoint(config):
+        return 0
+    return int((checkpoint_dir(config) / "latest").read_text().strip().removeprefix("step"))
+
+
 def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
     """Raise ConfigError when `run.out` holds a run that `config` cannot continue.
 
@@ -27,31 +38,33 @@ def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
         ranks: of this start.
         dataset: fingerprint of the training data of this start.
     """
+    out = Path(config.run.out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"run.out {out} is a file: give a folder")
     if not has_checkpoint(config):
         return
     if config.run.resume == "never":
         raise ConfigError(
-            f"run.out {config.run.out} already holds a run with checkpoints and run.resume is never: "
+            f"run.out {out} already holds a run with checkpoints and run.resume is never: "
             "set run.resume to auto, or give another run.out"
         )
-    saved = json.loads((Path(config.run.out) / "run.json").read_text())
+    saved = _read_record(out / RECORD)
     if saved["ranks"] != ranks:
         raise ConfigError(
-            f"run.out {config.run.out} was trained on {saved['ranks']} ranks, this start has {ranks}: "
+            f"run.out {out} was trained on {saved['ranks']} ranks, this start has {ranks}: "
             f"start {saved['ranks']} ranks, or give another run.out"
         )
     if saved["dataset"] != dataset:
         raise ConfigError(
-            f"data.path {config.data.path} holds other molecules than the run in {config.run.out} was trained on: "
+            f"data.path {config.data.path} holds other molecules than the run in {out} was trained on: "
             "give the original dataset, or another run.out"
         )
-    now = config.to_dict()
-    for section, name in _changes(saved["config"], now):
-        if (section, name) not in _FREE_ON_RESUME:
-            raise ConfigError(
-                f"{section}.{name} is {now[section][name]!r}, but the run in {config.run.out} has "
-                f"{saved['config'][section][name]!r}: set it back, or give another run.out"
-            )
+    if config.run.steps < steps_done(config):
+        raise ConfigError(
+            f"run.steps is {config.run.steps}, but the run in {out} has done {steps_done(config)}: "
+            "set run.steps to at least that, or give another run.out"
+        )
+    _check_unchanged(saved["config"], config)
 
 
 # What may change between the parts of one run without making it another run.
@@ -60,19 +73,39 @@ _FREE_ON_RESUME = {
 } | {("data", "path"), ("data", "validation_molecules")}
 
 
+def _check_unchanged(saved: dict[str, Any], config: RunConfig) -> None:
+    # A field that is younger than the run has its default, which is what the run did without it.
+    before, now = config_from_dict(saved).to_dict(), config.to_dict()
+    for section, values in now.items():
+        for name, value in values.items():
+            if value != before[section][name] and (section, name) not in _FREE_ON_RESUME:
+                raise ConfigError(
+                    f"{section}.{name} is {value!r}, but the run in {config.run.out} has {before[section][name]!r}: "
+                    "set it back, or give another run.out"
+                )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+        if record["format_version"] == FORMAT_VERSION:
+            return record
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): give another run.out") from error
+    raise ConfigError(f"{path} is of another version of hmoe_ds: give another run.out")
+
+
 def begin_run(config: RunConfig, ranks: int, dataset: str) -> None:
     """Make the run's folder and note in it what the run is: `config.yaml` to read, `run.json` for `check_resumable`."""
     out = Path(config.run.out)
     out.mkdir(parents=True, exist_ok=True)
     save_config(config, out / "config.yaml")
-    record = {"ranks": ranks, "dataset": dataset, "config": config.to_dict()}
-    (out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    record = {"format_version": FORMAT_VERSION, "ranks": ranks, "dataset": dataset, "config": config.to_dict()}
+    replace_text(out / RECORD, json.dumps(record, indent=2) + "\n")
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (section, name)
-        for section, values in now.items()
-        for name, value in values.items()
-        if before.get(section, {}).get(name) != value
-    ]
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that it is there as a whole or as it was, even after a crash."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

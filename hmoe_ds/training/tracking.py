@@ -26,11 +26,21 @@ class Tracker:
         out = Path(config.run.out).resolve()
         mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{out / 'mlflow.db'}"))
         mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "hmoe_ds"))
-        run = mlflow.start_run(run_id=run_id, run_name=out.name)
+        known = run_id is not None and self._knows(run_id)
+        run = mlflow.start_run(run_id=run_id if known else None, run_name=out.name)
         self.run_id: str = run.info.run_id
-        if run_id is None:
+        if not known:
             mlflow.log_params(_flatten(config.to_dict()))
-            mlflow.set_tag("dataset_fingerprint", dataset_fingerprint)
+            mlflow.set_tags({"dataset_fingerprint": dataset_fingerprint, "continues": run_id or ""})
+
+    def _knows(self, run_id: str) -> bool:
+        """Whether the server still has the run that a checkpoint names."""
+        try:
+            self._mlflow.get_run(run_id)
+        except self._mlflow.MlflowException:
+            print(f"MLflow has no run {run_id} any more; a new one continues it", flush=True)
+            return False
+        return True
 
     def log(self, metrics: dict[str, float]) -> None:
         """Log one step's metrics without waiting for the server."""

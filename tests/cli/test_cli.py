@@ -1,9 +1,10 @@
 """The commands as a user runs them: prepare, inspect, pretrain through the launcher, export, embed."""
 
 import json
-import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -28,7 +29,6 @@ def hmoe(*arguments, expect=0):
         text=True,
         cwd=ROOT,
         timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     result = json.loads(done.stdout.splitlines()[-1]) if "--json" in arguments and expect == 0 else None
@@ -77,6 +77,7 @@ def test_prepare_makes_a_dataset_that_opens(tmp_path):
     [
         (["prepare", "{tmp}/missing.smi", "--out", "{tmp}/out"], 2, "missing.smi"),
         (["prepare", "{tmp}/table.csv", "--out", "{tmp}/out", "--smiles-column", "nope"], 2, "nope"),
+        (["prepare", "{tmp}/table.csv", "--out", "{tmp}/out", "--workers", "many"], 2, "'many' is not a positive"),
         (["prepare", "{tmp}/garbage.smi", "--out", "{tmp}/out"], 1, "garbage.smi"),
         (["inspect", "{tmp}"], 2, "hmoe prepare"),
         (["export", "{tmp}", "{tmp}/model"], 2, "holds no checkpoint"),
@@ -124,8 +125,7 @@ def test_the_deepspeed_launcher_runs_the_loop_itself(run, dataset, tmp_path):
     config = run / "run" / "config.yaml"
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port())]
     command += ["--module", "hmoe_ds.training.loop", "--config", config, "--run.out", tmp_path / "again"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, cwd=ROOT, timeout=240, env=environment, capture_output=True)
+    subprocess.run(command, check=True, cwd=ROOT, timeout=240, capture_output=True)
     first, again = (
         [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (run / "run", tmp_path / "again")
@@ -160,3 +160,39 @@ def test_exported_experts_are_those_of_all_ranks(run):
         assert moved.max() < 0.1
         assert (moved > 0).all()
     assert torch.isfinite(model.encoder.scaffold_gate.route_bias).all()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_launcher_and_all_ranks(number, dataset, tmp_path):
+    marker = tmp_path / "run"  # in the command line of every process of this run
+    words = [f"--{name}={value}" for name, value in (SMALL | {"data.path": dataset, "run.out": marker}).items()]
+    command = [sys.executable, "-m", "hmoe_ds.cli", "pretrain", "--num_ranks", "2", *words, "--run.steps=100000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: (marker / "metrics.jsonl").is_file() and (marker / "metrics.jsonl").stat().st_size > 0)
+        assert len(processes_with(str(marker))) >= 4  # the command, two launchers' processes, two ranks
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: not processes_with(str(marker)))
+
+
+def wait_until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.2)
+
+
+def processes_with(word: str) -> list[int]:
+    """Processes, zombies left out, with `word` in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdecimal() and word in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended while we looked
+    return found

@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -17,41 +19,46 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_module(module: str, ranks: int, arguments: list[str], expect_success: bool = True) -> list[str]:
-    """Start `python -m module arguments` once per rank; -> what each rank printed.
-
-    All ranks are ended when one fails or the time is up.
-    """
+def run_module(module: str, ranks: int, arguments: list[str]) -> None:
+    """Run `python -m module arguments` once per rank; when one fails or the time is up, all are ended."""
     shared = {
         **os.environ,
         "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
     }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=ROOT,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        outputs = [process.communicate(timeout=TIMEOUT_SECONDS)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    if expect_success:
-        for rank, (process, output) in enumerate(zip(processes, outputs, strict=True)):
-            assert process.returncode == 0, (
-                f"rank {rank} of {module} ended with {process.returncode}:\n{output[-4000:]}"
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder) / f"rank{rank}.log" for rank in range(ranks)]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                cwd=ROOT,
+                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=log.open("w"),
+                stderr=subprocess.STDOUT,
             )
-    return outputs
+            for rank, log in enumerate(logs)
+        ]
+        try:
+            failed = _wait(processes)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        assert failed is None, f"rank {failed} of {module} failed:\n{logs[failed or 0].read_text()[-4000:]}"
+
+
+def _wait(processes: list[subprocess.Popen]) -> int | None:
+    """Wait for all ranks; -> the first one seen to fail, or the first one running when the time is up."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        codes = [process.poll() for process in processes]
+        if any(codes):
+            return next(rank for rank, code in enumerate(codes) if code)
+        if all(code == 0 for code in codes):
+            return None
+        time.sleep(0.1)
+    return next(rank for rank, process in enumerate(processes) if process.poll() is None)
 
 
 def train(out: Path, dataset: Path, ranks: int = 1, **overrides) -> list[dict]:

@@ -219,10 +219,18 @@ def test_the_exported_model_is_the_trained_model(layout, trained, dataset, tmp_p
 
 
 @pytest.mark.parametrize("layout", BF16)
-def test_bf16_follows_fp64(layout, trained, references):
-    history, _ = references(BF16[layout][1])
-    for line, (loss, _) in zip(trained[layout][1], history, strict=True):
+def test_bf16_follows_fp64(layout, trained, references, tmp_path):
+    folder, lines = trained[layout]
+    history, weights = references(BF16[layout][1])
+    for line, (loss, norm) in zip(lines, history, strict=True):
         assert line["loss"] == pytest.approx(loss, rel=0.02)
+        assert line["grad_norm"] == pytest.approx(norm, rel=0.02)
+    export_checkpoint(folder, tmp_path / "model")
+    model = HMoEModel.from_pretrained(tmp_path / "model")
+    assert model.dtype == torch.bfloat16
+    # bf16 keeps 8 bits; without clipping the weights would be several learning rates (0.01 each) away.
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.double(), weights[name], rtol=0.02, atol=0.01)
 
 
 def test_validation_does_not_depend_on_the_layout(trained):

@@ -1,14 +1,15 @@
 """Invariant 6: a run that was resumed is bitwise the run that never stopped."""
 
+import json
 import shutil
 
 import pytest
 from safetensors.torch import load_file
 
 from hmoe_ds.config import ConfigError, load_config
-from hmoe_ds.downstream.export import export_checkpoint
+from hmoe_ds.downstream.export import CheckpointError, export_checkpoint
 from hmoe_ds.training.preflight import check_run
-from tests.distributed.harness import arguments, train, train_all
+from tests.distributed.harness import arguments, train_all
 
 LAYOUTS = {
     "ep 1, zero 1": {},
@@ -60,11 +61,20 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(layout, runs, tmp_path):
     assert any((first[name] != before[name]).any() for name in first)
 
 
-def test_a_single_rank_resumes_bitwise(dataset, tmp_path):
-    whole = train(tmp_path / "run", dataset, **COMMON)
+def test_a_single_rank_resumes_bitwise_and_a_finished_run_is_left_alone(dataset, tmp_path):
+    # Beside it a run in two parts, whose schedule is fixed by decay_steps from the start.
+    two_parts = COMMON | {"optim__decay_steps": 6}
+    first = {tmp_path / "run": COMMON, tmp_path / "parts": two_parts | {"run__steps": 4}}
+    metrics = train_all(first, dataset, ranks=1)
+    whole = metrics[tmp_path / "run"]
+    shutil.copytree(tmp_path / "run", tmp_path / "finished")
     cut_back(tmp_path / "run", step=2, last=6)
-    resumed = train(tmp_path / "run", dataset, **COMMON)
-    assert [(line["step"], line["loss"]) for line in whole] == [(line["step"], line["loss"]) for line in resumed]
+    second = {tmp_path / "run": COMMON, tmp_path / "parts": two_parts, tmp_path / "finished": COMMON}
+    again = train_all(second, dataset, ranks=1)
+    losses = [(line["step"], line["loss"]) for line in whole]
+    assert losses == [(line["step"], line["loss"]) for line in again[tmp_path / "run"]]
+    assert losses == [(line["step"], line["loss"]) for line in again[tmp_path / "parts"]]
+    assert whole == again[tmp_path / "finished"]
 
 
 @pytest.mark.parametrize(
@@ -73,14 +83,58 @@ def test_a_single_rank_resumes_bitwise(dataset, tmp_path):
         (2, {"model__hidden_size": 32}, "model.hidden_size is 32"),
         (2, {"run__resume": "never"}, "run.resume is never"),
         (1, {}, "was trained on 2 ranks, this start has 1"),
+        (2, {"run__steps": 5}, "run.steps is 5, but the run in .* has done 6"),
     ],
 )
 def test_a_run_that_cannot_be_continued_is_refused(ranks, change, message, runs, dataset):
     folder = runs["ep 1, zero 1"][0][0]
     with pytest.raises(ConfigError, match=message):
-        check_run(load_config(arguments(folder, dataset, **COMMON, **change)), ranks)
+        check_run(load_config(arguments(folder, dataset, **(COMMON | change))), ranks)
 
 
 def test_a_longer_run_may_continue_a_shorter_one(runs, dataset):
     folder = runs["ep 1, zero 1"][0][0]
     check_run(load_config(arguments(folder, dataset, **(COMMON | {"run__steps": 12}))), ranks=2)
+
+
+def test_a_damaged_record_or_other_molecules_are_named(runs, dataset, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs["ep 1, zero 1"][0][0], folder)
+    config = load_config(arguments(folder, dataset, **COMMON))
+    record = folder / "run.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content | {"dataset": "another"}))
+    with pytest.raises(ConfigError, match="holds other molecules than the run"):
+        check_run(config, ranks=2)
+    record.write_text("")
+    with pytest.raises(ConfigError, match=r"run\.json cannot be read"):
+        check_run(config, ranks=2)
+
+
+def test_a_field_that_is_younger_than_the_run_has_its_default(runs, dataset, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs["ep 1, zero 1"][0][0], folder)
+    content = json.loads((folder / "run.json").read_text())
+    del content["config"]["optim"]["decay_steps"]
+    (folder / "run.json").write_text(json.dumps(content))
+    check_run(load_config(arguments(folder, dataset, **COMMON)), ranks=2)
+    with pytest.raises(ConfigError, match=r"optim\.decay_steps is 9, but the run in .* has 0"):
+        check_run(load_config(arguments(folder, dataset, **COMMON, optim__decay_steps=9)), ranks=2)
+
+
+def test_an_incomplete_checkpoint_is_not_exported(runs, tmp_path):
+    checkpoint = tmp_path / "step00000006"
+    shutil.copytree(runs["ep 2, zero 1"][0][0] / "checkpoints" / "step00000006", checkpoint)
+    expert = checkpoint / "layer_1_expert_3_mp_rank_00_model_states.pt"
+    content = expert.read_bytes()
+    expert.unlink()
+    with pytest.raises(CheckpointError, match=r"lacks the files of experts \[3\]"):
+        export_checkpoint(checkpoint, tmp_path / "model")
+    expert.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=f"{expert.name} cannot be read"):
+        export_checkpoint(checkpoint, tmp_path / "model")
+    for file in checkpoint.glob("layer_*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match=r"has shape None, expected"):
+        export_checkpoint(checkpoint, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -1,11 +1,14 @@
 """MolBatch is what PyG makes of the same molecules."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from ogb.utils.mol import smiles2graph
 from torch_geometric.data import Batch, Data
 
+from data_pipeline.errors import PipelineError
 from hmoe_ds.data.batch import gather, scaffold_keys
 from hmoe_ds.data.store import ShardStore
 
@@ -76,3 +79,17 @@ def test_columns_are_views_of_the_mapped_file(store):
     for column in (shard.atom_features_N9, shard.bond_index_M2, shard.scaffold_key, shard.mol_key_n2):
         assert not column.flags.owndata
         assert not column.flags.writeable
+
+
+def test_a_missing_or_cut_shard_is_named(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "data")
+    store = ShardStore(tmp_path / "data", "train")
+    store.check_files()
+    shard = tmp_path / "data" / "train" / "data-00001.arrow"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-8])
+    with pytest.raises(PipelineError, match=r"data-00001\.arrow has \d+ bytes, expected"):
+        store.check_files()
+    shard.unlink()
+    with pytest.raises(PipelineError, match=r"data-00001\.arrow is missing"):
+        store.check_files()

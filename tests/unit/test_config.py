@@ -43,9 +43,9 @@ def test_overrides_win_over_the_file(tmp_path):
         (["--router.experts_per_atom", "5"], "the chosen groups hold 2 experts"),
         (["--parallel.ep_size", "3"], "parallel.ep_size is 3, which does not divide router.experts 8"),
         (["--model.moe_every", "3"], "no H-MoE layer is left"),
-        (["--objective.mask_ratio", "1.5"], "objective.mask_ratio is 1.5: expected a value from"),
+        (["--objective.mask_ratio", "1.5"], "objective.mask_ratio is 1.5: set it to a value from"),
         (["--optim.accumulation", "64"], "data.molecules_per_step is 128, too few"),
-        (["--run.steps", "0"], "run.steps is 0: expected at least 1"),
+        (["--run.steps", "0"], "run.steps is 0: set it to at least 1"),
     ],
 )
 def test_mistakes_get_one_line_with_the_mend(arguments, message):
@@ -81,6 +81,8 @@ def test_layouts_that_cannot_run_are_refused(overrides, ranks, message):
         ({"zero_optimization": {"stage": 1}, "train_batch_size": 8}, "'train_batch_size'.*data.molecules_per_step"),
         ({"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}, "'gradient_clipping'.*optim.clip_norm"),
         ({"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}, "'bf16'.*parallel.precision"),
+        ([1], "holds no JSON object"),
+        ({"zero_optimization": True}, "zero_optimization.stage None but parallel.zero_stage is 1"),
         ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage 2 but parallel.zero_stage is 1"),
     ],
 )

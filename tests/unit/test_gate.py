@@ -28,7 +28,7 @@ def molecules(seed=0):
 
 
 def reference_scaffold_level(gate, h_ND, molecule_N, mask_N, molecules_B, router):
-    """-> for each molecule: u, p over groups, chosen groups."""
+    """-> for each molecule: u, p over groups, chosen groups, squared log-partition."""
     for m in range(molecules_B):
         atoms = [i for i in range(len(h_ND)) if molecule_N[i] == m]
         scaffold = [i for i in atoms if mask_N[i]] or atoms
@@ -41,11 +41,11 @@ def reference_scaffold_level(gate, h_ND, molecule_N, mask_N, molecules_B, router
         p = [w / sum(weights) for w in weights]
         biased = [float(c) + float(gate.route_bias[g]) for g, c in enumerate(cosine)]
         chosen = sorted(range(router.groups), key=lambda g: -biased[g])[: router.groups_per_molecule]
-        yield u, p, chosen
+        yield u, p, chosen, math.log(sum(weights)) ** 2
 
 
 def reference_atom_level(gate, x_D, p, chosen, router):
-    """-> {expert: weight} of one atom."""
+    """-> {expert: weight} of one atom, and its squared log-partition."""
     per_group = router.experts // router.groups
     t = [torch.dot(gate.project(x_D), gate.keys[e]).item() for e in range(router.experts)]
     w = {}
@@ -55,7 +55,8 @@ def reference_atom_level(gate, x_D, p, chosen, router):
         for e in members:
             w[e] = p[g] * math.exp(t[e]) / total
     ranked = sorted(w, key=lambda e: -(math.log(w[e]) + float(gate.route_bias[e])))
-    return {e: w[e] for e in ranked[: router.experts_per_atom]}
+    chosen_experts = {e: w[e] for e in ranked[: router.experts_per_atom]}
+    return chosen_experts, math.log(sum(math.exp(value) for value in t)) ** 2
 
 
 @pytest.mark.parametrize("groups_per_molecule", [1, 2, 4])
@@ -74,13 +75,15 @@ def test_both_levels_match_the_reference(groups_per_molecule, biased):
     atoms = atom_gate(x_ND, routing, molecule_N)
 
     expected = list(reference_scaffold_level(scaffold_gate, h_ND, molecule_N, mask_N, count, router))
-    for m, (u, p, chosen) in enumerate(expected):
+    for m, (u, p, chosen, z) in enumerate(expected):
         torch.testing.assert_close(routing.u_BP[m], u)
         torch.testing.assert_close(routing.log_p_BG[m].exp(), torch.tensor(p, dtype=torch.float64))
         assert routing.groups_BC[m].tolist() == chosen
+        assert routing.z_B[m].item() == pytest.approx(z)
     for i, m in enumerate(molecule_N.tolist()):
-        _, p, chosen = expected[m]
-        weights = reference_atom_level(atom_gate, x_ND[i], p, chosen, router)
+        _, p, chosen, _ = expected[m]
+        weights, z = reference_atom_level(atom_gate, x_ND[i], p, chosen, router)
+        assert atoms.z_N[i].item() == pytest.approx(z)
         assert atoms.choices_NK[i].tolist() == list(weights)
         torch.testing.assert_close(atoms.weights_NK[i], torch.tensor(list(weights.values()), dtype=torch.float64))
 
@@ -108,14 +111,21 @@ def test_group_centres_receive_gradient_with_one_group_per_molecule():
     assert scaffold_gate.centers.grad.abs().max() > 1e-6
 
 
-def test_routing_of_bf16_states_is_fp32():
+def test_a_bf16_model_routes_with_fp32_precision():
+    torch.manual_seed(0)
     router = make_router()
-    gate = ScaffoldGate(D, router).bfloat16()
+    scaffold_gate, atom_gate = ScaffoldGate(D, router).bfloat16(), AtomGate(D, router).bfloat16()
     h_ND, molecule_N, mask_N, count = molecules()
-    routing = gate(h_ND.bfloat16(), molecule_N, mask_N, count)
-    assert routing.log_p_BG.dtype == torch.float32
-    atoms = AtomGate(D, router).bfloat16()(h_ND.bfloat16(), routing, molecule_N)
-    assert atoms.weights_NK.dtype == torch.float32
+    narrow_ND = h_ND.bfloat16()
+    routing = scaffold_gate(narrow_ND, molecule_N, mask_N, count)
+    atoms = atom_gate(narrow_ND, routing, molecule_N)
+    # The same weights and states, which bf16 holds exactly, computed in fp64.
+    exact = scaffold_gate.double()(narrow_ND.double(), molecule_N, mask_N, count)
+    exact_atoms = atom_gate.double()(narrow_ND.double(), exact, molecule_N)
+    assert routing.log_p_BG.dtype == atoms.weights_NK.dtype == torch.float32
+    torch.testing.assert_close(routing.log_p_BG.double(), exact.log_p_BG, rtol=1e-5, atol=1e-5)
+    assert torch.equal(atoms.choices_NK, exact_atoms.choices_NK)
+    torch.testing.assert_close(atoms.weights_NK.double(), exact_atoms.weights_NK, rtol=1e-5, atol=1e-6)
 
 
 def test_choices_stay_inside_the_chosen_groups():

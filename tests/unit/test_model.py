@@ -1,5 +1,7 @@
 """The model on real molecules: permutations, export, the same result in any batch, scale at the start."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -113,6 +115,24 @@ def test_exported_model_is_the_model(dtype, store, tmp_path):
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(ModelFormatError, match="hmoe export"):
+        HMoEModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_damaged_model_is_refused(name, tmp_path):
+    HMoEModel(MODEL, ROUTER).save_pretrained(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelFormatError, match="holds a damaged model"):
+        HMoEModel.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    HMoEModel(MODEL, ROUTER).save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    HMoEModel(MODEL, dataclasses.replace(ROUTER, shared_size=0)).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ModelFormatError, match="are of different models"):
         HMoEModel.from_pretrained(tmp_path)
 
 

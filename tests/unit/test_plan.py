@@ -1,5 +1,6 @@
 """Invariant 1: the global plan depends on dataset, seed and step only; budgets hold; every molecule is dealt."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_a_restored_cursor_continues_the_plan(store):
     plan = BatchPlan(store, DATA, 2, seed=3)
     for _ in range(17):
         plan.next_step()
-    state = dict(plan.state_dict())
+    state = json.loads(json.dumps(plan.state_dict()))
     expected = [plan.next_step() for _ in range(20)]
     restored = BatchPlan(store, DATA, 2, seed=3)
     restored.load_state_dict(state)
@@ -103,7 +104,7 @@ def test_deal_gives_every_rank_its_share(num_atoms, ranks):
     loads = np.bincount(rank_B, weights=atoms, minlength=ranks)
     assert len(counts) == ranks
     assert counts.max() - counts.min() <= 2
-    # Dealing there and back, two ranks differ by the largest molecule at most.
+    # A bound that dealing there and back keeps whatever the sizes.
     assert loads.max() - loads.min() <= 2 * atoms.max(initial=0)
 
 

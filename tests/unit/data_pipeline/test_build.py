@@ -308,10 +308,10 @@ def test_interrupted_run_starts_again(
 ) -> None:
     out = tmp_path / "out"
     # A run killed while it moved its files into place.
-    (out / ".work" / "dataset" / "train").mkdir(parents=True)
-    (out / ".work" / "mapped-00000000.arrow").write_bytes(b"half")
+    (out / ".hmoe_prepare" / "dataset" / "train").mkdir(parents=True)
+    (out / ".hmoe_prepare" / "mapped-00000000.arrow").write_bytes(b"half")
     (out / "train").mkdir()
-    (out / "train" / "data-00000-of-00001.arrow").write_bytes(b"half")
+    (out / "train" / "data-00000.arrow").write_bytes(b"half")
     prepare(sources, out, OPTIONS)
     assert contents(out) == contents(dataset)
 
