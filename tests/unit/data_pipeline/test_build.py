@@ -66,20 +66,14 @@ def write_smi(path: Path, *lines: str) -> str:
     return str(path)
 
 
-def test_two_workers_write_the_same_bytes(
-    sources: list[str], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepare(sources, tmp_path / "out", OPTIONS, workers=2)
-    assert contents(tmp_path / "out") == contents(dataset)
-
-
-def test_partitions_and_chunks_leave_no_trace(
-    sources: list[str], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_partitions_and_chunks_leave_no_trace(
+    workers: int, sources: list[str], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "PARTITION_BYTES", 1000)
     read_chunks = build.read_chunks
     monkeypatch.setattr(build, "read_chunks", lambda *arguments: read_chunks(*arguments, chunk_rows=300))
-    prepare(sources, tmp_path / "out", OPTIONS)
+    prepare(sources, tmp_path / "out", OPTIONS, workers=workers)
     assert contents(tmp_path / "out") == contents(dataset)
 
 
