@@ -31,7 +31,9 @@ class Tracker:
         self.run_id: str = run.info.run_id
         if not known:
             mlflow.log_params(_flatten(config.to_dict()))
-            mlflow.set_tags({"dataset_fingerprint": dataset_fingerprint, "continues": run_id or ""})
+            mlflow.set_tag("dataset_fingerprint", dataset_fingerprint)
+            if run_id is not None:
+                mlflow.set_tag("continues", run_id)
 
     def _knows(self, run_id: str) -> bool:
         """Whether the server still has the run that a checkpoint names."""
