@@ -39,7 +39,10 @@ def check_writable(out: Path) -> None:
 
 @contextmanager
 def work_folder(out: Path) -> Iterator[Path]:
-    """A fresh folder inside `out` for the files of a run, removed at the end whatever happens."""
+    """A fresh folder inside `out` for the files of a run, removed at the end whatever happens.
+
+    `out` itself goes too when the run has left nothing in it.
+    """
     work = out / _WORK_FOLDER
     if work.exists():
         # What an interrupted run left.
@@ -49,6 +52,8 @@ def work_folder(out: Path) -> Iterator[Path]:
         yield work
     finally:
         shutil.rmtree(work)
+        if not any(out.iterdir()):
+            out.rmdir()
 
 
 def publish(built: Path, out: Path) -> None:
