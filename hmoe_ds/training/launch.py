@@ -32,19 +32,8 @@ def launch(argv: Sequence[str], ranks: int) -> int:
     gpus = _gpu_count()
     if 0 < gpus < ranks:
         raise ConfigError(f"--num_ranks is {ranks}, but this machine has {gpus} GPUs: start at most {gpus} ranks here")
-    command = [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, "--num_gpus", str(ranks)),
-        *("--log_level", "error", "--master_addr", "127.0.0.1", "--master_port", str(_free_port()), "--no_local_rank"),
-        *("--module", "hmoe_ds.training.loop", *argv),
-    ]
-    threads = max(1, (os.cpu_count() or 1) // ranks)
-    # DeepSpeed calls a collective that newer torch has renamed, and torch says so on every rank.
-    quiet = "ignore::FutureWarning:torch.distributed.c10d_logger"
-    environment = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": quiet, **os.environ}
-    if not gpus:
-        environment.setdefault("DS_ACCELERATOR", "cpu")
     # A session of its own, because the launcher does not pass signals on to the ranks: its whole group gets them.
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(_command(argv, ranks), env=_environment(ranks, gpus), start_new_session=True)
     received: list[int] = []
     previous = {
         number: signal.signal(number, lambda received_number, _: received.append(received_number))
@@ -59,6 +48,26 @@ def launch(argv: Sequence[str], ranks: int) -> int:
     if received:
         return 128 + received[0]
     return code if code >= 0 else 128 - code
+
+
+def _command(argv: Sequence[str], ranks: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, "--num_gpus", str(ranks)),
+        *("--log_level", "error", "--master_addr", "127.0.0.1", "--master_port", str(_free_port()), "--no_local_rank"),
+        *("--module", "hmoe_ds.training.loop", *argv),
+    ]
+
+
+def _environment(ranks: int, gpus: int) -> dict[str, str]:
+    """Defaults for the ranks' environment; what the user has set stays."""
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)),
+        # DeepSpeed calls a collective that newer torch has renamed, and torch says so on every rank.
+        "PYTHONWARNINGS": "ignore::FutureWarning:torch.distributed.c10d_logger",
+    }
+    if not gpus:
+        defaults["DS_ACCELERATOR"] = "cpu"
+    return {**defaults, **os.environ}
 
 
 def _wait(process: subprocess.Popen[bytes], received: list[int]) -> int:
