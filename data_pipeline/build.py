@@ -14,10 +14,11 @@ import pyarrow as pa
 import rdkit
 
 from data_pipeline.chemistry import DEFAULT_MAX_ATOMS
+from data_pipeline.encode import reject_batch
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.huggingface import write_dataset_dict
 from data_pipeline.manifest import MANIFEST_FILE, Counts, FileRecord, Manifest, ShardRecord, SourceRecord, SplitRecord
-from data_pipeline.map_stage import MapResult, MapTask, run_map
+from data_pipeline.map_stage import MapTask, run_map
 from data_pipeline.output import REJECTS_FILE, SCAFFOLDS_FILE, check_writable, publish, work_folder
 from data_pipeline.parquet import ParquetSink
 from data_pipeline.partitions import mapped_file
@@ -171,7 +172,8 @@ class _Build:
                 totals.tasks += 1
                 totals.rows[result.source_index] += result.rows
                 totals.rejected.update(reject.reason for reject in result.rejects)
-                rejects.append(_reject_batch(result, self._sources[result.source_index].name))
+                source = self._sources[result.source_index].name
+                rejects.append(reject_batch(source, result.first_row, result.rejects))
                 self._report("map", sum(totals.rows), None)
         return totals
 
@@ -259,18 +261,6 @@ def _partition_count(sources: list[Source]) -> int:
     """So many partitions that one fits in memory, by the size of the sources."""
     text = sum(s.bytes * _GZIP_RATIO if s.path.lower().endswith(".gz") else s.bytes for s in sources)
     return max(1, math.ceil(text / PARTITION_BYTES))
-
-
-def _reject_batch(result: MapResult, source: str) -> pa.RecordBatch:
-    rejects = result.rejects
-    columns = (
-        [source] * len(rejects),
-        [result.first_row + reject.index for reject in rejects],
-        [reject.text for reject in rejects],
-        [reject.reason for reject in rejects],
-    )
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, REJECT_SCHEMA, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=REJECT_SCHEMA)
 
 
 def _split_record(statistics: SplitStatistics, shards: list[ShardRecord]) -> SplitRecord:

@@ -12,7 +12,7 @@ from data_pipeline.complexity import complexity
 from data_pipeline.featurize import MoleculeArrays, featurize
 from data_pipeline.keys import digest128
 from data_pipeline.scaffold import ScaffoldIdentity, murcko_scaffold, scaffold_identity
-from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_TEXT_LIMIT, storable
+from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_SCHEMA, REJECT_TEXT_LIMIT, storable
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,18 @@ def encode_rows(texts: Sequence[str], ids: Sequence[str], max_atoms: int = DEFAU
     batch = _to_batch(molecules, [ids[index] for index in kept])
     scaffold_smiles = [molecule.scaffold_smiles for molecule in molecules]
     return EncodedRows(batch, scaffold_smiles, np.array(kept, dtype=np.int64), rejects)
+
+
+def reject_batch(source: str, first_row: int, rejects: Sequence[Reject]) -> pa.RecordBatch:
+    """The rejects of a chunk that begins at row `first_row` of `source`, with `schema.REJECT_SCHEMA`."""
+    columns = (
+        [source] * len(rejects),
+        [first_row + reject.index for reject in rejects],
+        [reject.text for reject in rejects],
+        [reject.reason for reject in rejects],
+    )
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, REJECT_SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=REJECT_SCHEMA)
 
 
 def _encode(text: str, max_atoms: int) -> _Molecule:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.encode import encode_rows
+from data_pipeline.encode import encode_rows, reject_batch
 from data_pipeline.errors import PipelineError
 from data_pipeline.schema import REJECT_SCHEMA
 from data_pipeline.sources import check_columns, read_chunks, resolve_sources
@@ -75,13 +75,8 @@ def embed_source(
                 embedding = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
                 columns = [encoded.batch.column("source_id"), encoded.batch.column("smiles"), embedding]
                 rows_file.write_batch(pa.record_batch(columns, schema=schema))
-                rejects = [(entry.name, chunk.first_row + r.index, r.text, r.reason) for r in encoded.rejects]
-                rejects_file.write_table(
-                    pa.Table.from_pylist(
-                        [dict(zip(REJECT_SCHEMA.names, r, strict=True)) for r in rejects], REJECT_SCHEMA
-                    )
-                )
-                molecules, rejected = molecules + encoded.batch.num_rows, rejected + len(rejects)
+                rejects_file.write_batch(reject_batch(entry.name, chunk.first_row, encoded.rejects))
+                molecules, rejected = molecules + encoded.batch.num_rows, rejected + len(encoded.rejects)
                 report("embed", molecules + rejected, None)
     if not molecules:
         out.unlink()

@@ -9,7 +9,7 @@ import deepspeed
 
 from hmoe_ds.config import RunConfig
 from hmoe_ds.training.engine import set_learning_rate
-from hmoe_ds.training.run_folder import FORMAT_VERSION, checkpoint_dir
+from hmoe_ds.training.run_folder import FORMAT_VERSION, checkpoint_dir, checkpoint_tag
 
 
 @dataclass
@@ -39,8 +39,7 @@ def save_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig, state:
     client_state = {
         "hmoe_ds": {"format_version": FORMAT_VERSION, **asdict(state), "config": config.to_dict(), "dataset": dataset}
     }
-    tag = f"step{state.step:08d}"
-    engine.save_checkpoint(str(checkpoint_dir(config)), tag=tag, client_state=client_state)
+    engine.save_checkpoint(str(checkpoint_dir(config)), tag=checkpoint_tag(state.step), client_state=client_state)
 
 
 def load_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig) -> TrainState:

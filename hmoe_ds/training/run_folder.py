@@ -11,6 +11,7 @@ from hmoe_ds.config import ConfigError, RunConfig, config_from_dict, save_config
 
 RECORD = "run.json"
 FORMAT_VERSION = 1
+_TAG_PREFIX = "step"
 
 
 def checkpoint_dir(config: RunConfig) -> Path:
@@ -23,11 +24,16 @@ def has_checkpoint(config: RunConfig) -> bool:
     return (checkpoint_dir(config) / "latest").is_file()
 
 
+def checkpoint_tag(step: int) -> str:
+    """Name of the checkpoint after `step` steps, as `latest` holds it."""
+    return f"{_TAG_PREFIX}{step:08d}"
+
+
 def steps_done(config: RunConfig) -> int:
     """Steps of the latest checkpoint; 0 without one."""
     if not has_checkpoint(config):
         return 0
-    return int((checkpoint_dir(config) / "latest").read_text().strip().removeprefix("step"))
+    return int((checkpoint_dir(config) / "latest").read_text().strip().removeprefix(_TAG_PREFIX))
 
 
 def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
