@@ -7,11 +7,12 @@ STAMP := $(VENV)/.installed
 CONSTRAINTS ?= constraints.txt
 PIP_CONSTRAINTS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test test-slow lint format clean
 
 help:
 	@echo "make demo      prepare 5,000 molecules, pretrain a tiny model on 2 ranks, export it, embed molecules"
 	@echo "make test      lint, types and the whole test suite"
+	@echo "make test-slow the heavier matrices (layouts, real molecules), up to an hour on two cores"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    ruff format"
 
@@ -39,6 +40,9 @@ format: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 clean:
 	rm -rf build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -161,13 +161,17 @@ class ParallelConfig:
 
     Args:
         ep_size: ranks over which the experts of a layer are spread.
-        zero_stage: ZeRO stage; selects `ds_configs/zero<stage>.json`.
+        zero_stage: ZeRO stage, 1 to 3; selects `ds_configs/zero<stage>.json`.
+        offload_optimizer: keep optimizer state and its update in host memory; ZeRO stage 2 only.
+        activation_checkpointing: recompute the blocks in the backward instead of keeping their activations.
         precision: dtype of parameters and activations; routing is always fp32 or wider.
         deepspeed_config: a DeepSpeed JSON of your own instead of the one in `ds_configs`.
     """
 
     ep_size: int = 1
     zero_stage: int = 1
+    offload_optimizer: bool = False
+    activation_checkpointing: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     deepspeed_config: str | None = None
 
@@ -303,6 +307,16 @@ def check_config(config: RunConfig) -> None:
             f"parallel.ep_size is {config.parallel.ep_size}, which does not divide router.experts "
             f"{router.experts}: set parallel.ep_size to a divisor of {router.experts}"
         )
+    if config.parallel.zero_stage not in (1, 2, 3):
+        raise ConfigError(
+            f"parallel.zero_stage is {config.parallel.zero_stage}: expected 1, 2 or 3 (stage 0 computes a wrong clip "
+            "norm with expert parallelism, and stage 1 does all that it can); set parallel.zero_stage to 1, 2 or 3"
+        )
+    if config.parallel.offload_optimizer and config.parallel.zero_stage != 2:
+        raise ConfigError(
+            f"parallel.offload_optimizer is set with parallel.zero_stage {config.parallel.zero_stage}: "
+            "it is supported with stage 2 only; set parallel.zero_stage to 2 or leave parallel.offload_optimizer out"
+        )
 
 
 def check_topology(config: RunConfig, ranks: int) -> None:
@@ -312,11 +326,6 @@ def check_topology(config: RunConfig, ranks: int) -> None:
         raise ConfigError(
             f"parallel.ep_size is {ep_size}, which does not divide the number of ranks {ranks}: "
             f"start a multiple of {ep_size} ranks or set parallel.ep_size to a divisor of {ranks}"
-        )
-    if config.parallel.zero_stage not in (1, 2):
-        raise ConfigError(
-            f"parallel.zero_stage is {config.parallel.zero_stage}: expected 1 or 2 (stage 0 computes a wrong clip "
-            "norm with expert parallelism; stage 3 is not supported yet); set parallel.zero_stage to 1 or 2"
         )
 
 

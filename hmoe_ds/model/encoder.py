@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hmoe_ds.config import ModelConfig, RouterConfig
 from hmoe_ds.data.batch import MolBatch
@@ -39,7 +40,12 @@ class Encoder(nn.Module):
         router: gate and experts.
         seed: of the experts and of the routing calibration; the rest takes torch's generator.
         executor: makes what runs the experts of each H-MoE layer.
+
+    Attributes:
+        recompute: compute the blocks again in the backward instead of keeping their activations.
     """
+
+    recompute = False
 
     def __init__(self, model: ModelConfig, router: RouterConfig, seed: int, executor: Executor = LocalExecutor) -> None:
         super().__init__()
@@ -64,16 +70,22 @@ class Encoder(nn.Module):
         bond_MD = self.bond_embedding(batch.bond_features_M3, masks.bond_M if masks else None)
         edges_2M, edge_MD = batch.edge_index_2M, bond_MD.repeat_interleave(2, dim=0)
         for block in self.lower:
-            h_ND = block(h_ND, edges_2M, edge_MD)
+            h_ND = self._run(block, h_ND, edges_2M, edge_MD)
         routing = self.scaffold_gate(h_ND, batch.molecule_N, batch.scaffold_mask_N, batch.num_molecules)
         atom_routings = []
         for block in self.upper:
             if isinstance(block, HMoEBlock):
-                h_ND, atom_routing = block(h_ND, edges_2M, edge_MD, routing, batch.molecule_N)
+                h_ND, atom_routing = self._run(block, h_ND, edges_2M, edge_MD, routing, batch.molecule_N)
                 atom_routings.append(atom_routing)
             else:
-                h_ND = block(h_ND, edges_2M, edge_MD)
+                h_ND = self._run(block, h_ND, edges_2M, edge_MD)
         return Encoding(self.norm(h_ND), routing, tuple(atom_routings))
+
+    def _run(self, block: nn.Module, *inputs: Any) -> Any:
+        if self.recompute and torch.is_grad_enabled():
+            # Nothing in a block is random, so there is no generator state to keep.
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return block(*inputs)
 
     def moe_layers(self) -> list[HMoELayer]:
         """The H-MoE layers, from below."""

@@ -35,7 +35,7 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """[N, D] -> [N, D]"""
-        return gated_feed_forward(x_ND, self.w1.weight, self.w2.weight, self.w3.weight)
+        return self.w2(F.silu(self.w1(x_ND)) * self.w3(x_ND))
 
 
 def gated_feed_forward(x_ND: Tensor, w1_FD: Tensor, w2_DF: Tensor, w3_FD: Tensor) -> Tensor:

@@ -55,6 +55,20 @@ class AtomRouting(NamedTuple):
     z_N: Tensor
 
 
+class WideLinear(nn.Linear):
+    """`nn.Linear` that computes in fp32, or wider, whatever the dtype of its parameters and input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(_wide(x), _wide(self.weight), None if self.bias is None else _wide(self.bias))
+
+
+class WideLayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` that computes in fp32, or wider, whatever the dtype of its parameters and input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(_wide(x), self.normalized_shape, _wide(self.weight), _wide(self.bias), self.eps)
+
+
 class ScaffoldGate(nn.Module):
     """Chooses groups of experts for each molecule.
 
@@ -67,9 +81,9 @@ class ScaffoldGate(nn.Module):
 
     def __init__(self, hidden_size: int, router: RouterConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(hidden_size)
-        self.hidden = nn.Linear(hidden_size, hidden_size)
-        self.project = nn.Linear(hidden_size, router.gate_size)
+        self.norm = WideLayerNorm(hidden_size)
+        self.hidden = WideLinear(hidden_size, hidden_size)
+        self.project = WideLinear(hidden_size, router.gate_size)
         self.centers = nn.Parameter(torch.randn(router.groups, router.gate_size))
         self.register_buffer("route_bias", torch.zeros(router.groups))
         self._groups_per_molecule = router.groups_per_molecule
@@ -81,7 +95,7 @@ class ScaffoldGate(nn.Module):
 
     def route(self, z_BD: Tensor) -> ScaffoldRouting:
         """Route B molecules by their scaffold readouts."""
-        u_BP = F.normalize(_linear(F.silu(_linear(_layer_norm(z_BD, self.norm), self.hidden)), self.project), dim=-1)
+        u_BP = F.normalize(self.project(F.silu(self.hidden(self.norm(z_BD)))), dim=-1)
         cosine_BG = u_BP @ F.normalize(_wide(self.centers), dim=-1).t()
         logits_BG = cosine_BG / self._temperature
         chosen = (cosine_BG.detach() + self.route_bias).topk(self._groups_per_molecule, dim=-1)
@@ -105,7 +119,7 @@ class AtomGate(nn.Module):
 
     def __init__(self, hidden_size: int, router: RouterConfig) -> None:
         super().__init__()
-        self.project = nn.Linear(hidden_size, router.gate_size, bias=False)
+        self.project = WideLinear(hidden_size, router.gate_size, bias=False)
         self.keys = nn.Parameter(torch.randn(router.experts, router.gate_size) / math.sqrt(router.gate_size))
         self.register_buffer("route_bias", torch.zeros(router.experts))
         self._per_group = router.experts // router.groups
@@ -113,7 +127,7 @@ class AtomGate(nn.Module):
 
     def forward(self, x_ND: Tensor, routing: ScaffoldRouting, molecule_N: Tensor) -> AtomRouting:
         """Route N atoms; `molecule_N` says whose groups each atom may use."""
-        logits_NE = _linear(x_ND, self.project) @ _wide(self.keys).t()
+        logits_NE = self.project(x_ND) @ _wide(self.keys).t()
         groups_NC = routing.groups_BC[molecule_N]
         # Global ids of the experts an atom may use, C chosen groups of E/G experts each.
         expert_NM = self._experts_of(groups_NC)
@@ -148,11 +162,3 @@ def scaffold_mean(h_ND: Tensor, molecule_N: Tensor, scaffold_mask_N: Tensor, num
 def _wide(x: Tensor) -> Tensor:
     """`x` in fp32, or wider if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    return F.linear(_wide(x), _wide(layer.weight), None if layer.bias is None else _wide(layer.bias))
-
-
-def _layer_norm(x: Tensor, layer: nn.LayerNorm) -> Tensor:
-    return F.layer_norm(_wide(x), layer.normalized_shape, _wide(layer.weight), _wide(layer.bias), layer.eps)

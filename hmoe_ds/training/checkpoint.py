@@ -1,15 +1,20 @@
-"""Save and restore a run: DeepSpeed's model and optimizer files, and our own state beside them."""
+"""Save and restore a run: the engine's files, the weights on their own, and our own state beside them."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import deepspeed
+import torch
+from torch import Tensor
 
 from hmoe_ds.config import RunConfig
+from hmoe_ds.model.checkpoint_record import read_record, write_record
+from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
 from hmoe_ds.training.engine import set_learning_rate
-from hmoe_ds.training.run_folder import FORMAT_VERSION, checkpoint_dir, checkpoint_tag
+from hmoe_ds.training.run_folder import checkpoint_dir, checkpoint_tag, latest_checkpoint
 
 
 @dataclass
@@ -36,16 +41,38 @@ def save_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig, state:
         state: kept inside.
         dataset: fingerprint of the training data, kept inside.
     """
-    client_state = {
-        "hmoe_ds": {"format_version": FORMAT_VERSION, **asdict(state), "config": config.to_dict(), "dataset": dataset}
-    }
-    engine.save_checkpoint(str(checkpoint_dir(config)), tag=checkpoint_tag(state.step), client_state=client_state)
+    tag = checkpoint_tag(state.step)
+    folder = checkpoint_dir(config) / tag
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_weights(engine, folder, config.parallel.ep_size)
+    if torch.distributed.get_rank() == 0:
+        write_record(folder, {**asdict(state), "config": config.to_dict(), "dataset": dataset})
+    # The engine's part comes last, because it also names the checkpoint as the latest one.
+    engine.save_checkpoint(str(checkpoint_dir(config)), tag=tag)
 
 
 def load_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig) -> TrainState:
     """Restore the latest checkpoint into `engine`; all ranks take part. `run_folder.check_resumable` comes first."""
-    _, client_state = engine.load_checkpoint(str(checkpoint_dir(config)))
-    saved = client_state["hmoe_ds"]
+    engine.load_checkpoint(str(checkpoint_dir(config)))
+    saved = read_record(latest_checkpoint(config))
     # With another run.steps the schedule is another one from here on, not only from the step after the next.
     set_learning_rate(engine, config, saved["step"])
     return TrainState(step=saved["step"], plan=saved["plan"], mlflow_run_id=saved["mlflow_run_id"])
+
+
+def _save_weights(engine: deepspeed.DeepSpeedEngine, folder: Path, ep_size: int) -> None:
+    """Rank 0 writes what all ranks share, the first `ep_size` ranks their experts."""
+    rank = torch.distributed.get_rank()
+    shared: dict[str, Tensor] = {}
+    experts: dict[str, Tensor] = {}
+    engine.empty_partition_cache()  # ZeRO-3 may still be fetching ahead, from the last forward
+    for name, value in engine.module.model.state_dict(keep_vars=True).items():
+        is_expert = not getattr(value, "allreduce", True)
+        # Under ZeRO-3 a parameter is spread over ranks; one at a time is put together, on all of them.
+        with deepspeed.zero.GatheredParameters([value], enabled=hasattr(value, "ds_id")):
+            if rank < ep_size if is_expert else rank == 0:
+                (experts if is_expert else shared)[name] = value.detach().cpu().clone()
+    if rank == 0:
+        write_weights(folder / SHARED_FILE, shared)
+    if rank < ep_size:
+        write_weights(folder / experts_file(rank, ep_size), experts)

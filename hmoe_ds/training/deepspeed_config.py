@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hmoe_ds.config import ConfigError, RunConfig
+from hmoe_ds.config import ConfigError, ParallelConfig, RunConfig
 
 # What RunConfig decides and a DeepSpeed JSON must therefore leave out.
 _OWNED_KEYS = {
@@ -22,8 +24,49 @@ _OWNED_KEYS = {
     "amp": "parallel.precision",
     "torch_autocast": "parallel.precision",
     "expert_parallel": "parallel.ep_size",
+    "activation_checkpointing": "parallel.activation_checkpointing",
     "data_efficiency": "data section",
     "curriculum_learning": "data section",
+}
+
+# What a DeepSpeed JSON may set: ZeRO's buckets, communication and DeepSpeed's own reports. All else either changes what
+# is computed, or does nothing here.
+_FREE_KEYS = {
+    "zero_optimization",
+    "data_types",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "dump_state",
+    "memory_breakdown",
+    "comms_logger",
+    "flops_profiler",
+    "csv_monitor",
+    "tensorboard",
+    "wandb",
+}
+_FREE_ZERO_KEYS = {
+    "stage",
+    "contiguous_gradients",
+    "reduce_scatter",
+    "reduce_bucket_size",
+    "use_multi_rank_bucket_allreduce",
+    "allgather_partitions",
+    "allgather_bucket_size",
+    "overlap_comm",
+    "offload_optimizer",
+    "sub_group_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_model_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+    "round_robin_gradients",
+    "log_trace_cache_warnings",
 }
 
 
@@ -31,25 +74,17 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     """The DeepSpeed settings of a run: the ZeRO file, and what RunConfig decides.
 
     Raises:
-        ConfigError: the file cannot be read, or sets something that RunConfig decides.
+        ConfigError: the file cannot be read, sets something that RunConfig decides, or something that cannot
+            be had here.
     """
     parallel = config.parallel
     if parallel.deepspeed_config is None:
-        text = (resources.files("ds_configs") / f"zero{parallel.zero_stage}.json").read_text()
-        settings = json.loads(text)
+        name = f"zero{parallel.zero_stage}{'_offload' if parallel.offload_optimizer else ''}.json"
+        settings = json.loads((resources.files("ds_configs") / name).read_text())
     else:
-        settings = _read_json(Path(parallel.deepspeed_config))
-    name = parallel.deepspeed_config or f"ds_configs/zero{parallel.zero_stage}.json"
-    for key, owner in _OWNED_KEYS.items():
-        if key in settings:
-            raise ConfigError(f"{name} sets {key!r}, which the run's {owner} decides: remove {key!r} from {name}")
-    zero = settings.get("zero_optimization")
-    stage = zero.get("stage") if isinstance(zero, dict) else None
-    if stage != parallel.zero_stage:
-        raise ConfigError(
-            f"{name} has zero_optimization.stage {stage} but parallel.zero_stage is {parallel.zero_stage}: "
-            "make the two equal"
-        )
+        name = parallel.deepspeed_config
+        settings = _read_json(Path(name))
+    _check_settings(settings, name, parallel)
     return {
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -66,10 +101,49 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"parallel.deepspeed_config {path} cannot be read: {error}; give the path of a DeepSpeed JSON file"
         ) from error
     if not isinstance(settings, dict):
         raise ConfigError(f"parallel.deepspeed_config {path} holds no JSON object: give a DeepSpeed JSON file")
     return settings
+
+
+def _check_settings(settings: dict[str, Any], name: str, parallel: ParallelConfig) -> None:
+    """Raise ConfigError for the first setting that conflicts with RunConfig, or that cannot be had here."""
+    for key, owner in _OWNED_KEYS.items():
+        if key in settings:
+            raise ConfigError(f"{name} sets {key!r}, which the run's {owner} decides: remove {key!r} from {name}")
+    _check_known(settings, _FREE_KEYS, name, "")
+    zero = settings.get("zero_optimization")
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if not isinstance(zero, dict) or stage != parallel.zero_stage:
+        raise ConfigError(
+            f"{name} has zero_optimization.stage {stage} but parallel.zero_stage is {parallel.zero_stage}: "
+            "make the two equal"
+        )
+    _check_known(zero, _FREE_ZERO_KEYS, name, "zero_optimization.")
+    offload = zero.get("offload_optimizer")
+    device = offload.get("device") if isinstance(offload, dict) else offload
+    if device not in (None, "none", "cpu"):
+        raise ConfigError(
+            f"{name} has zero_optimization.offload_optimizer.device {device!r}: expected 'cpu' or 'none'; "
+            "offloading elsewhere is not supported"
+        )
+    if (device == "cpu") != parallel.offload_optimizer:
+        raise ConfigError(
+            f"{name} has zero_optimization.offload_optimizer.device {device!r} but parallel.offload_optimizer is "
+            f"{parallel.offload_optimizer}: make the two agree"
+        )
+
+
+def _check_known(settings: dict[str, Any], known: Collection[str], name: str, prefix: str) -> None:
+    for key in settings:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {prefix + close[0]!r}? " if close else ""
+            raise ConfigError(
+                f"{name} sets {prefix + key!r}, which is not supported here: {hint}remove it from {name} "
+                f"(supported: {', '.join(sorted(known))})"
+            )

@@ -46,6 +46,7 @@ def build_engine(config: RunConfig) -> deepspeed.DeepSpeedEngine:
     `loss_scale`.
     """
     model = HMoEModel(config.model, config.router, config.run.seed, executor=expert_parallel(config.parallel.ep_size))
+    model.encoder.recompute = config.parallel.activation_checkpointing
     task = PretrainingTask(model, config.objective)
     optimizer = _build_optimizer(task, config.optim)
     engine, *_ = deepspeed.initialize(

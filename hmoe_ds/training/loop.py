@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.errors import UsageError
 from hmoe_ds.config import ConfigError, RunConfig, load_config
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.data.store import ShardStore
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
             torch.use_deterministic_algorithms(True)
         train(config, *init_distributed())
-    except ConfigError as error:
+    except UsageError as error:
         if first:
             print(f"hmoe pretrain: error: {error}", file=sys.stderr)
         sys.exit(2)

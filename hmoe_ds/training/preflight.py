@@ -11,7 +11,7 @@ from hmoe_ds.training.run_folder import check_resumable
 
 
 def check_run(config: RunConfig, ranks: int) -> None:
-    """Raise ConfigError if `config` cannot run on `ranks` ranks."""
+    """Raise UsageError, mostly a ConfigError, if `config` cannot run on `ranks` ranks."""
     if not config.run.out:
         raise ConfigError("run.out is not set: give the folder of the run, such as --run.out runs/first")
     if not config.data.path:

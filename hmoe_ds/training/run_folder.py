@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hmoe_ds.config import ConfigError, RunConfig, config_from_dict, save_config
+from hmoe_ds.model.checkpoint_record import read_record
 
 RECORD = "run.json"
 FORMAT_VERSION = 1
@@ -29,15 +30,18 @@ def checkpoint_tag(step: int) -> str:
     return f"{_TAG_PREFIX}{step:08d}"
 
 
+def latest_checkpoint(config: RunConfig) -> Path:
+    """Folder of the latest checkpoint; there must be one."""
+    return checkpoint_dir(config) / (checkpoint_dir(config) / "latest").read_text().strip()
+
+
 def steps_done(config: RunConfig) -> int:
     """Steps of the latest checkpoint; 0 without one."""
-    if not has_checkpoint(config):
-        return 0
-    return int((checkpoint_dir(config) / "latest").read_text().strip().removeprefix(_TAG_PREFIX))
+    return int(latest_checkpoint(config).name.removeprefix(_TAG_PREFIX)) if has_checkpoint(config) else 0
 
 
 def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
-    """Raise ConfigError when `run.out` holds a run that `config` cannot continue.
+    """Raise ConfigError when `run.out` holds a run that `config` cannot continue, CheckpointError when nobody can.
 
     Args:
         config: of this start.
@@ -70,6 +74,7 @@ def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
             f"run.steps is {config.run.steps}, but the run in {out} has done {steps_done(config)}: "
             "set run.steps to at least that, or give another run.out"
         )
+    read_record(latest_checkpoint(config))
     _check_unchanged(saved["config"], config)
 
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_SECONDS = 400
+TIMEOUT_SECONDS = 300
 
 
 def free_port() -> int:
@@ -19,7 +19,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_module(module: str, ranks: int, arguments: list[str]) -> None:
+def run_module(module: str, ranks: int, arguments: list[str], timeout: float = TIMEOUT_SECONDS) -> None:
     """Run `python -m module arguments` once per rank; when one fails or the time is up, all are ended."""
     shared = {
         **os.environ,
@@ -40,7 +40,7 @@ def run_module(module: str, ranks: int, arguments: list[str]) -> None:
             for rank, log in enumerate(logs)
         ]
         try:
-            failed = _wait(processes)
+            failed = _wait(processes, timeout)
         finally:
             for process in processes:
                 process.kill()
@@ -48,9 +48,9 @@ def run_module(module: str, ranks: int, arguments: list[str]) -> None:
         assert failed is None, f"rank {failed} of {module} failed:\n{logs[failed or 0].read_text()[-4000:]}"
 
 
-def _wait(processes: list[subprocess.Popen]) -> int | None:
+def _wait(processes: list[subprocess.Popen], timeout: float) -> int | None:
     """Wait for all ranks; -> the first one seen to fail, or the first one running when the time is up."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+    deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         codes = [process.poll() for process in processes]
         if any(codes):
@@ -75,7 +75,7 @@ def train_all(runs: dict[Path, dict], dataset: Path, ranks: int) -> dict[Path, l
         ranks: of every run.
     """
     command_lines = [arguments(out, dataset, **overrides) for out, overrides in runs.items()]
-    run_module("tests.distributed.run_all", ranks, [json.dumps(command_lines)])
+    run_module("tests.distributed.run_all", ranks, [json.dumps(command_lines)], TIMEOUT_SECONDS + 30 * len(runs))
     return {out: read_metrics(out) for out in runs}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 
@@ -9,6 +10,7 @@ from hmoe_ds.config import load_config
 from hmoe_ds.training.engine import init_distributed
 from hmoe_ds.training.loop import train
 from hmoe_ds.training.preflight import check_run
+from tests.distributed.routing_log import routing_log
 
 if __name__ == "__main__":
     rank, ranks = init_distributed()
@@ -16,4 +18,5 @@ if __name__ == "__main__":
         config = load_config(command_line)
         check_run(config, ranks)
         torch.distributed.barrier()  # no rank begins to write the run that another still checks
-        train(config, rank, ranks)
+        with routing_log(Path(config.run.out), rank, config.optim.accumulation):
+            train(config, rank, ranks)

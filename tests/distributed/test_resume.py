@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hmoe_ds.config import ConfigError, load_config
 from hmoe_ds.downstream.export import CheckpointError, export_checkpoint
@@ -16,6 +16,14 @@ LAYOUTS = {
     "ep 2, zero 1": {"parallel__ep_size": 2},
     "ep 1, zero 2": {"parallel__zero_stage": 2},
     "ep 2, zero 2": {"parallel__ep_size": 2, "parallel__zero_stage": 2},
+    "ep 1, zero 3": {"parallel__zero_stage": 3},
+    "ep 2, zero 3": {"parallel__ep_size": 2, "parallel__zero_stage": 3, "parallel__activation_checkpointing": "true"},
+    "ep 2, zero 2, offload": {
+        "parallel__ep_size": 2,
+        "parallel__zero_stage": 2,
+        "parallel__offload_optimizer": "true",
+    },
+    "ep 2, zero 3, bf16": {"parallel__ep_size": 2, "parallel__zero_stage": 3, "parallel__precision": "bf16"},
     "ep 2, zero 1, bf16": {"parallel__ep_size": 2, "parallel__precision": "bf16"},
 }
 COMMON = {"run__steps": 6, "run__checkpoint_every": 2, "data__molecules_per_step": 48}
@@ -125,16 +133,38 @@ def test_a_field_that_is_younger_than_the_run_has_its_default(runs, dataset, tmp
 def test_an_incomplete_checkpoint_is_not_exported(runs, tmp_path):
     checkpoint = tmp_path / "step00000006"
     shutil.copytree(runs["ep 2, zero 1"][0][0] / "checkpoints" / "step00000006", checkpoint)
-    expert = checkpoint / "layer_1_expert_3_mp_rank_00_model_states.pt"
-    content = expert.read_bytes()
-    expert.unlink()
-    with pytest.raises(CheckpointError, match=r"lacks the files of experts \[3\]"):
-        export_checkpoint(checkpoint, tmp_path / "model")
-    expert.write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=f"{expert.name} cannot be read"):
-        export_checkpoint(checkpoint, tmp_path / "model")
-    for file in checkpoint.glob("layer_*"):
-        file.unlink()
-    with pytest.raises(CheckpointError, match=r"has shape None, expected"):
-        export_checkpoint(checkpoint, tmp_path / "model")
-    assert not (tmp_path / "model").exists()
+
+    def refused(message):
+        with pytest.raises(CheckpointError, match=message):
+            export_checkpoint(checkpoint, tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+
+    experts = checkpoint / "experts-00001-of-00002.safetensors"
+    content = experts.read_bytes()
+    experts.unlink()
+    refused(r"step00000006 lacks experts-00001-of-00002\.safetensors: copy the whole checkpoint")
+    experts.write_bytes(content[: len(content) // 2])
+    refused(r"experts-00001-of-00002\.safetensors is damaged")
+    shutil.copy(checkpoint / "experts-00000-of-00002.safetensors", experts)
+    weights = load_file(checkpoint / "weights.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if "atom_head" not in name}, checkpoint / "weights.safetensors"
+    )
+    refused(r"atom_head\S+ has shape None, expected")
+    record = checkpoint / "checkpoint.json"
+    written = record.read_text()
+    record.write_text(written.replace('"format_version": 1', '"format_version": 7'))
+    refused(r"checkpoint\.json has format_version 7, expected 1")
+    record.write_text(written[:100])
+    refused(r"checkpoint\.json is damaged")
+    record.unlink()
+    refused("step00000006 holds no checkpoint: give a run's folder")
+
+
+def test_a_run_whose_latest_checkpoint_is_damaged_is_refused(runs, dataset, tmp_path):
+    shutil.copytree(runs["ep 2, zero 1"][0][0], tmp_path / "run")
+    config = load_config(arguments(tmp_path / "run", dataset, **(COMMON | LAYOUTS["ep 2, zero 1"])))
+    check_run(config, ranks=2)
+    (tmp_path / "run" / "checkpoints" / "step00000006" / "checkpoint.json").unlink()
+    with pytest.raises(CheckpointError, match=r"was not written by hmoe_ds, it lacks checkpoint\.json"):
+        check_run(config, ranks=2)

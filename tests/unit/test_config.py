@@ -46,6 +46,9 @@ def test_overrides_win_over_the_file(tmp_path):
         (["--objective.mask_ratio", "1.5"], "objective.mask_ratio is 1.5: set it to a value from"),
         (["--optim.accumulation", "64"], "data.molecules_per_step is 128, too few"),
         (["--run.steps", "0"], "run.steps is 0: set it to at least 1"),
+        (["--parallel.zero_stage", "0"], "parallel.zero_stage is 0: expected 1, 2 or 3"),
+        (["--parallel.zero_stage", "4"], "parallel.zero_stage is 4: expected 1, 2 or 3"),
+        (["--parallel.offload_optimizer", "true"], "parallel.offload_optimizer is set with parallel.zero_stage 1"),
     ],
 )
 def test_mistakes_get_one_line_with_the_mend(arguments, message):
@@ -66,8 +69,6 @@ def test_an_unknown_key_in_a_file_is_named(tmp_path):
     ("overrides", "ranks", "message"),
     [
         (["--parallel.ep_size", "2"], 3, "does not divide the number of ranks 3"),
-        (["--parallel.zero_stage", "0"], 1, "parallel.zero_stage is 0: expected 1 or 2"),
-        (["--parallel.zero_stage", "3"], 1, "parallel.zero_stage is 3: expected 1 or 2"),
     ],
 )
 def test_layouts_that_cannot_run_are_refused(overrides, ranks, message):
@@ -84,6 +85,17 @@ def test_layouts_that_cannot_run_are_refused(overrides, ranks, message):
         ([1], "holds no JSON object"),
         ({"zero_optimization": True}, "zero_optimization.stage None but parallel.zero_stage is 1"),
         ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage 2 but parallel.zero_stage is 1"),
+        ({}, "zero_optimization.stage None but parallel.zero_stage is 1"),
+        ({"zero_optimisation": {"stage": 1}}, "did you mean 'zero_optimization'"),
+        ({"zero_optimization": {"stage": 1, "zero_hpz_partition_size": 8}}, "zero_hpz_partition_size'.* not supported"),
+        (
+            {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "nvme"}}},
+            "offload_optimizer.device 'nvme': expected 'cpu' or 'none'",
+        ),
+        (
+            {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer.device 'cpu' but parallel.offload_optimizer is False",
+        ),
     ],
 )
 def test_a_deepspeed_file_that_conflicts_is_refused_with_both_names(settings, message, tmp_path):

@@ -1,0 +1,45 @@
+"""What a training checkpoint is, as JSON beside the training engine's own files. Imports no torch: checks are quick."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UsageError
+
+FORMAT_VERSION = 1
+RECORD_FILE = "checkpoint.json"
+
+
+class CheckpointError(UsageError):
+    """A path that holds no checkpoint, or one that is damaged or incomplete."""
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Note in the checkpoint `folder` what it is: step, position in the data, configuration, dataset."""
+    content = {"format_version": FORMAT_VERSION, **record}
+    (folder / RECORD_FILE).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `write_record` noted.
+
+    Raises:
+        CheckpointError: the record is missing, damaged or of another version.
+    """
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder} was not written by hmoe_ds, it lacks {RECORD_FILE}: give a checkpoint of `hmoe pretrain`"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder / RECORD_FILE} is damaged ({error}): use another checkpoint") from error
+    if record.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder / RECORD_FILE} has format_version {record.get('format_version')!r}, expected {FORMAT_VERSION}: "
+            "export it with the version of hmoe_ds that wrote it"
+        )
+    return record

@@ -1,0 +1,87 @@
+"""Dispatch over ranks against one process, on drawn cases: `python -m tests.distributed.dispatch_ranks EP_SIZE`.
+
+Every rank draws the same cases. What a rank finds is shared before it is judged, so all of them fail together.
+"""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hmoe_ds.moe.deepspeed_ep import ExpertParallelExecutor
+from hmoe_ds.moe.experts import LocalExecutor
+from hmoe_ds.training.engine import init_distributed
+
+D, F = 6, 5
+
+
+@st.composite
+def cases(draw, ranks, ep_size):
+    """Sizes, and where the tokens go: anywhere, all to one expert, or all to the experts of one rank."""
+    experts = ep_size * draw(st.integers(1, 4))
+    k = draw(st.integers(1, experts))
+    target = draw(st.one_of(st.none(), st.integers(0, experts - 1)))
+    tokens = draw(st.lists(st.sampled_from([0, 0, 1, 2, 7, 40]), min_size=ranks, max_size=ranks))
+    max_rows = draw(st.sampled_from([1, 3, 1000]))
+    return experts, k, target, tokens, max_rows, draw(st.integers(0, 2**31))
+
+
+def draw_tokens(case):
+    """-> states, choices, weights and output gradients of all ranks' tokens, in rank order."""
+    experts, k, target, tokens, _, seed = case
+    generator = torch.Generator().manual_seed(seed)
+    count = sum(tokens)
+    preference_NE = torch.rand(count, experts, generator=generator)
+    if target is not None:
+        preference_NE[:, target] += 1  # everybody's first choice
+    x_ND, dy_ND = (torch.randn(count, D, generator=generator, dtype=torch.float64) for _ in range(2))
+    weights_NK = torch.rand(count, k, generator=generator, dtype=torch.float64)
+    return x_ND, preference_NE.topk(k, dim=1).indices, weights_NK, dy_ND
+
+
+def run(executor: nn.Module, x_ND, choices_NK, weights_NK, dy_ND):
+    """-> output, gradients of states and weights; gradients of parameters stay in the executor."""
+    x_ND, weights_NK = x_ND.clone().requires_grad_(), weights_NK.clone().requires_grad_()
+    y_ND = executor(x_ND, choices_NK, weights_NK)
+    y_ND.backward(dy_ND)
+    return y_ND.detach(), x_ND.grad, weights_NK.grad
+
+
+def difference(case, rank, ranks, ep_size) -> float:
+    """Largest deviation on this rank of outputs and gradients from those of one process with all tokens."""
+    experts, _, _, tokens, max_rows, seed = case
+    everything = draw_tokens(case)
+    mine = [part.split(tokens)[rank] for part in everything]
+    whole = LocalExecutor(experts, D, F, seed=seed, layer=1, max_rows=1 << 40).double()
+    spread = ExpertParallelExecutor(experts, D, F, seed=seed, layer=1, max_rows=max_rows, ep_size=ep_size).double()
+    spread.set_deepspeed_parallelism()
+    expected = [part.split(tokens)[rank] for part in run(whole, *everything)]
+    pairs = list(zip(run(spread, *mine), expected, strict=True))
+    first = (rank % ep_size) * spread.num_local_experts
+    for weight, reference in zip(spread.experts.parameters(), whole.experts.parameters(), strict=True):
+        # An expert's gradient is summed over the ranks that hold a copy of it, as the engine does.
+        gradients = [torch.empty_like(weight.grad) for _ in range(ranks)]
+        dist.all_gather(gradients, weight.grad)
+        total = sum(gradients[rank % ep_size :: ep_size])
+        pairs.append((total, reference.grad[first : first + spread.num_local_experts]))
+    return max((found - wanted).abs().max().item() if wanted.numel() else 0.0 for found, wanted in pairs)
+
+
+def main(ep_size: int) -> None:
+    rank, ranks = init_distributed()
+
+    @settings(max_examples=80, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @given(cases(ranks, ep_size))
+    def check(case):
+        worst = torch.tensor(difference(case, rank, ranks, ep_size), dtype=torch.float64)
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+        assert worst.item() < 1e-12, case
+
+    check()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,142 @@
+"""Layouts of one and the same run, and what every one of them must agree with."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from hmoe_ds.config import load_config
+from hmoe_ds.downstream.export import export_checkpoint
+from hmoe_ds.model.hmoe import HMoEModel
+from tests.distributed.harness import arguments, train_all
+from tests.distributed.reference import reference_run
+from tests.distributed.routing_log import read_routing
+
+# A tight clip norm, so that a wrong norm shows in the parameters; four experts to choose two from in each group.
+CLIPPED = {"optim__clip_norm": 0.5, "router__experts": 16}
+ACCUMULATED = CLIPPED | {"optim__accumulation": 3, "data__molecules_per_step": 96}
+TWO_GROUPS = CLIPPED | {"router__groups_per_molecule": 2}
+
+ZERO = {
+    "zero 1": {},
+    "zero 2": {"parallel__zero_stage": 2},
+    "zero 2 offload": {"parallel__zero_stage": 2, "parallel__offload_optimizer": "true"},
+    "zero 3": {"parallel__zero_stage": 3},
+    # Small models fit into ZeRO-3's buckets and thresholds as a whole; with these settings every parameter is spread.
+    "zero 3 spread": {"parallel__zero_stage": 3, "parallel__deepspeed_config": "zero3_spread.json"},
+}
+ZERO3_SPREAD = {
+    "zero_optimization": {
+        "stage": 3,
+        "reduce_bucket_size": 5000,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 1000,
+        "stage3_max_live_parameters": 3000,
+        "stage3_max_reuse_distance": 1000,
+    },
+    "data_types": {"grad_accum_dtype": "fp32"},
+}
+TOPOLOGY = {
+    "1 rank": (1, {}),
+    "2 ranks": (2, {}),
+    "2 ranks ep 2": (2, {"parallel__ep_size": 2}),
+    "4 ranks ep 2": (4, {"parallel__ep_size": 2}),
+}
+BATCH = {"": CLIPPED, "accumulation": ACCUMULATED, "two groups": TWO_GROUPS}
+RECOMPUTE = {"": {}, "recompute": {"parallel__activation_checkpointing": "true"}}
+PRECISION = {"": {}, "bf16": {"parallel__precision": "bf16"}}
+
+
+def layout(topology, zero, batch="", recompute="", precision=""):
+    """-> (name, (ranks, overrides))."""
+    ranks, overrides = TOPOLOGY[topology]
+    name = ", ".join(part for part in (topology, zero, batch, recompute, precision) if part)
+    return name, (ranks, BATCH[batch] | overrides | ZERO[zero] | RECOMPUTE[recompute] | PRECISION[precision])
+
+
+def every_layout(precision):
+    """The product of everything above, for one precision."""
+    names = itertools.product(TOPOLOGY, ZERO, BATCH, RECOMPUTE)
+    return dict(layout(*parts, precision) for parts in names)
+
+
+class Trained:
+    """Runs of layouts on one dataset, and the references that they are compared with.
+
+    Args:
+        dataset: dataset directory.
+        folder: where the runs are put.
+        layouts: {name: (ranks, overrides)}.
+    """
+
+    def __init__(self, dataset, folder, layouts):
+        (folder / "zero3_spread.json").write_text(json.dumps(ZERO3_SPREAD))
+        self.dataset = dataset
+        self._layouts = {name: (ranks, _with_path(folder, changes)) for name, (ranks, changes) in layouts.items()}
+        self._out = {name: folder / name.replace(", ", "_").replace(" ", "_") for name in layouts}
+        self._metrics, self._references = {}, {}
+        for ranks in sorted({count for count, _ in layouts.values()}):
+            runs = {self._out[name]: changes for name, (count, changes) in self._layouts.items() if count == ranks}
+            self._metrics |= train_all(runs, dataset, ranks)
+
+    def run(self, name):
+        """-> (folder, lines of metrics)."""
+        return self._out[name], self._metrics[self._out[name]]
+
+    def routing(self, name):
+        """-> the choices of all ranks of a run."""
+        return read_routing(self._out[name], self._layouts[name][0])
+
+    def clip_norm(self, name):
+        """The clip norm of a run."""
+        return self._layouts[name][1]["optim__clip_norm"]
+
+    def reference(self, name):
+        """What the run must agree with; computed once for all runs that differ in `parallel` alone."""
+        overrides = self._layouts[name][1]
+        shared = {key: value for key, value in overrides.items() if not key.startswith("parallel")}
+        key = tuple(sorted(shared.items()))
+        if key not in self._references:
+            config = load_config(arguments("unused", self.dataset, **shared))
+            self._references[key] = reference_run(config)
+        return self._references[key]
+
+
+def _with_path(folder, overrides):
+    name = "parallel__deepspeed_config"
+    return overrides | ({name: folder / overrides[name]} if name in overrides else {})
+
+
+def check_agreement(trained, name, tmp_path):
+    """Invariant 2: first the same routing choices, then the same losses, gradient norms and parameters."""
+    folder, lines = trained.run(name)
+    history, choices, weights = trained.reference(name)
+    assert trained.routing(name) == choices
+    assert [line["step"] for line in lines] == list(range(1, len(history) + 1))
+    assert all(norm > trained.clip_norm(name) for _, norm in history), "clipping must bite to mean anything"
+    for line, (loss, norm) in zip(lines, history, strict=True):
+        assert line["loss"] == pytest.approx(loss, abs=2e-5)
+        assert line["grad_norm"] == pytest.approx(norm, rel=2e-4)
+    exported = _export(folder, tmp_path).state_dict()
+    assert exported.keys() == weights.keys()
+    for key, value in exported.items():
+        torch.testing.assert_close(value.double(), weights[key].double(), rtol=1e-4, atol=2e-5)
+
+
+def check_bf16(trained, name, tmp_path):
+    """A bf16 run follows the fp64 reference as closely as 8 bits can; without clipping it would be far away."""
+    folder, lines = trained.run(name)
+    history, _, weights = trained.reference(name)
+    for line, (loss, norm) in zip(lines, history, strict=True):
+        assert line["loss"] == pytest.approx(loss, rel=0.02)
+        assert line["grad_norm"] == pytest.approx(norm, rel=0.02)
+    model = _export(folder, tmp_path)
+    assert model.dtype == torch.bfloat16
+    for key, weight in model.named_parameters():
+        torch.testing.assert_close(weight.double(), weights[key], rtol=0.02, atol=0.01)
+
+
+def _export(folder, tmp_path):
+    export_checkpoint(folder, tmp_path / "model")
+    return HMoEModel.from_pretrained(tmp_path / "model")
