@@ -36,11 +36,13 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class ShardRecord(FileRecord):
-    """A shard: its file, its molecules, and how many atoms and bonds they have together."""
+    """A shard: its file, its molecules, how many atoms and bonds they have together, and the most one has."""
 
     rows: int
     atoms: int
     bonds: int
+    max_atoms: int
+    max_bonds: int
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ def run_write(task: WriteTask) -> ShardRecord:
         rows=molecules.num_rows,
         atoms=_total(molecules, "num_atoms"),
         bonds=_total(molecules, "num_bonds"),
+        max_atoms=_largest(molecules, "num_atoms"),
+        max_bonds=_largest(molecules, "num_bonds"),
     )
 
 
@@ -69,3 +71,7 @@ def _in_run_order(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 def _total(molecules: pa.RecordBatch, column: str) -> int:
     return int(molecules.column(column).to_numpy().sum(dtype=np.int64))
+
+
+def _largest(molecules: pa.RecordBatch, column: str) -> int:
+    return int(molecules.column(column).to_numpy().max(initial=0))

@@ -87,7 +87,9 @@ class DataConfig:
     """Which molecules, and how many at once. All counts are global.
 
     Args:
-        path: dataset directory made by `hmoe prepare`.
+        path: dataset directory made by `hmoe prepare`, or a list of several that are mixed.
+        weights: share of the molecules that each of several datasets provides, up to a common factor; without them
+            the shares are those of the datasets' sizes.
         molecules_per_step: molecules of one optimizer step, at most.
         atoms_per_step: atoms of one optimizer step, at most.
         bonds_per_step: bonds of one optimizer step, at most.
@@ -97,13 +99,19 @@ class DataConfig:
         validation_molecules: molecules of the validation split that a validation looks at, at most.
     """
 
-    path: str = ""
+    path: list[str] | str = ""
+    weights: list[float] | None = None
     molecules_per_step: int = 128
     atoms_per_step: int = 8192
     bonds_per_step: int = 10240
     scaffold_run: int = 4
     window_shards: int = 8
     validation_molecules: int = 2048
+
+    @property
+    def paths(self) -> list[str]:
+        """All dataset directories; none when `path` is not set."""
+        return self.path if isinstance(self.path, list) else [self.path] if self.path else []
 
 
 @dataclass(frozen=True)
@@ -296,6 +304,7 @@ def check_config(config: RunConfig) -> None:
             f"router.experts_per_atom is {router.experts_per_atom} but the chosen groups hold {eligible} experts: "
             f"set it to at most {eligible}, or raise router.experts or router.groups_per_molecule"
         )
+    _check_mixture(data)
     if data.molecules_per_step < config.optim.accumulation * data.scaffold_run:
         raise ConfigError(
             f"data.molecules_per_step is {data.molecules_per_step}, too few for optim.accumulation "
@@ -317,6 +326,23 @@ def check_config(config: RunConfig) -> None:
             f"parallel.offload_optimizer is set with parallel.zero_stage {config.parallel.zero_stage}: "
             "it is supported with stage 2 only; set parallel.zero_stage to 2 or leave parallel.offload_optimizer out"
         )
+
+
+def _check_mixture(data: DataConfig) -> None:
+    twice = [path for path in data.paths if data.paths.count(path) > 1]
+    if twice:
+        raise ConfigError(f"data.path names {twice[0]} twice: name it once, and give it more weight in data.weights")
+    if data.weights is None:
+        return
+    if len(data.weights) != len(data.paths):
+        raise ConfigError(
+            f"data.weights has {len(data.weights)} numbers for {len(data.paths)} datasets in data.path: give one each"
+        )
+    for path, weight in zip(data.paths, data.weights, strict=True):
+        if not 0 < weight < float("inf"):
+            raise ConfigError(
+                f"data.weights gives {path} the weight {weight}: set it to a positive number, or leave the dataset out"
+            )
 
 
 def check_topology(config: RunConfig, ranks: int) -> None:

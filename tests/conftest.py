@@ -13,12 +13,21 @@ os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERAT
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
     """A prepared dataset of real molecules in several shards (the first 1,500 NCI molecules)."""
+    return prepare_nci(tmp_path_factory.mktemp("dataset"), 0, 1500)
+
+
+@pytest.fixture(scope="session")
+def second_dataset(tmp_path_factory) -> Path:
+    """Another one (the next 700 NCI molecules)."""
+    return prepare_nci(tmp_path_factory.mktemp("second"), 1500, 2200)
+
+
+def prepare_nci(folder: Path, first: int, last: int) -> Path:
     from rdkit import RDConfig
 
     from data_pipeline.build import PrepareOptions, prepare
 
-    folder = tmp_path_factory.mktemp("dataset")
-    lines = (Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi").read_text().splitlines()[:1500]
+    lines = (Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi").read_text().splitlines()[first:last]
     (folder / "molecules.smi").write_text("\n".join(lines) + "\n")
     options = PrepareOptions(validation_fraction=0.15, shard_rows=300)
     prepare([str(folder / "molecules.smi")], folder / "prepared", options, workers=1)

@@ -16,7 +16,7 @@ from hmoe_ds.data.store import Shard
 
 
 class MoleculeStore(Protocol):
-    """What a batch can be gathered from: `ShardStore` or `BatchStore`."""
+    """What a batch can be gathered from: `ShardStore`, `Mixture` or `BatchStore`."""
 
     def shard(self, index: int) -> Shard: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -40,23 +41,30 @@ class Shard(NamedTuple):
         return len(self.num_atoms)
 
 
+# How many shards of each split of a dataset belong to a run: shards that are appended later do not.
+Extent = Mapping[str, int]
+
+
 class ShardStore:
     """One split of a dataset directory, addressed by row: the shards' rows one after the other.
 
     Args:
         path: dataset directory.
         split: `train` or `validation`.
+        extent: only the first shards of each split; without it all of them.
 
     Raises:
         PipelineError: no dataset there, or one of another format version.
     """
 
-    def __init__(self, path: str | Path, split: str) -> None:
-        self.manifest = Manifest.load(path)
-        self.statistics = self.manifest.splits[split]
-        entries = self.statistics.shards
-        self._files = [Path(path) / entry.file for entry in entries]
-        self.row_start = np.concatenate([[0], np.cumsum([entry.rows for entry in entries])]).astype(np.int64)
+    def __init__(self, path: str | Path, split: str, extent: Extent | None = None) -> None:
+        self.path, self.manifest = str(path), Manifest.load(path)
+        self._shards_of = {
+            name: record.shards[: extent[name] if extent else None] for name, record in self.manifest.splits.items()
+        }
+        self._records = self._shards_of[split]
+        self._files = [Path(path) / record.file for record in self._records]
+        self.row_start = np.concatenate([[0], np.cumsum([record.rows for record in self._records])]).astype(np.int64)
         self._open: dict[int, Shard] = {}
 
     def __len__(self) -> int:
@@ -75,10 +83,10 @@ class ShardStore:
 
     def check_files(self) -> None:
         """Raise PipelineError when a shard is missing or has another size than it was written with."""
-        for file, entry in zip(self._files, self.statistics.shards, strict=True):
+        for file, record in zip(self._files, self._records, strict=True):
             size = file.stat().st_size if file.is_file() else None
-            if size != entry.bytes:
-                found = "is missing" if size is None else f"has {size} bytes, expected {entry.bytes}"
+            if size != record.bytes:
+                found = "is missing" if size is None else f"has {size} bytes, expected {record.bytes}"
                 raise PipelineError(f"{file} {found}: copy the dataset again, or run `hmoe prepare` again")
 
     def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -90,10 +98,25 @@ class ShardStore:
     def fingerprint(self) -> str:
         """Content hash of all splits; two directories with the same molecules agree."""
         digest = hashlib.blake2b(digest_size=16)
-        for name, split in self.manifest.splits.items():
-            for shard in split.shards:
-                digest.update(f"{name} {shard.blake2b}\n".encode())
+        for name, records in self._shards_of.items():
+            for record in records:
+                digest.update(f"{name} {record.blake2b}\n".encode())
         return digest.hexdigest()
+
+    @property
+    def extent(self) -> dict[str, int]:
+        """Shards of each split that belong to this store's dataset."""
+        return {name: len(records) for name, records in self._shards_of.items()}
+
+    @property
+    def max_atoms(self) -> int:
+        """Atoms of the largest molecule."""
+        return max((record.max_atoms for record in self._records), default=0)
+
+    @property
+    def max_bonds(self) -> int:
+        """Bonds of the molecule with most of them."""
+        return max((record.max_bonds for record in self._records), default=0)
 
 
 class BatchStore:

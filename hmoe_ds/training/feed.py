@@ -9,8 +9,8 @@ import torch
 
 from hmoe_ds.config import DataConfig, ObjectiveConfig
 from hmoe_ds.data.batch import gather, scaffold_keys
+from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.plan import Slice, deal, sequential_slices
-from hmoe_ds.data.store import ShardStore
 from hmoe_ds.objectives.masking import draw_masks
 from hmoe_ds.objectives.total import RankSlice
 
@@ -18,15 +18,15 @@ from hmoe_ds.objectives.total import RankSlice
 VALIDATION_MASK_SEED = 0
 
 
-def rank_slice(store: ShardStore, whole: Slice, mask_ratio: float, seed: int, rank: int, ranks: int) -> RankSlice:
+def rank_slice(mixture: Mixture, whole: Slice, mask_ratio: float, seed: int, rank: int, ranks: int) -> RankSlice:
     """Deal a slice over the ranks and gather the molecules of `rank`, on the CPU."""
     rank_B = deal(whole.num_atoms_B, ranks)
     order_B = np.argsort(rank_B, kind="stable")
     counts = np.bincount(rank_B, minlength=ranks)
     first = int(counts[:rank].sum())
     mine = order_B[first : first + counts[rank]]
-    batch = gather(store, whole.rows_B[mine])
-    scaffold_key, generic_key = scaffold_keys(store, whole.rows_B[order_B])
+    batch = gather(mixture, whole.rows_B[mine])
+    scaffold_key, generic_key = scaffold_keys(mixture, whole.rows_B[order_B])
     return RankSlice(
         batch=batch,
         masks=draw_masks(batch, whole.epoch_B[mine], mask_ratio, seed),
@@ -38,8 +38,8 @@ def rank_slice(store: ShardStore, whole: Slice, mask_ratio: float, seed: int, ra
 
 
 def validation_slices(
-    store: ShardStore, data: DataConfig, objective: ObjectiveConfig, rank: int, ranks: int
+    mixture: Mixture, data: DataConfig, objective: ObjectiveConfig, rank: int, ranks: int
 ) -> Iterator[RankSlice]:
     """This rank's part of the validation molecules; every rank gets the same number of slices."""
-    for whole in sequential_slices(store, data, data.validation_molecules):
-        yield rank_slice(store, whole, objective.mask_ratio, VALIDATION_MASK_SEED, rank, ranks)
+    for whole in sequential_slices(mixture, data, data.validation_molecules):
+        yield rank_slice(mixture, whole, objective.mask_ratio, VALIDATION_MASK_SEED, rank, ranks)

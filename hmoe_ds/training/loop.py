@@ -13,7 +13,6 @@ import torch
 from data_pipeline.errors import UsageError
 from hmoe_ds.config import ConfigError, RunConfig, load_config
 from hmoe_ds.data.plan import BatchPlan
-from hmoe_ds.data.store import ShardStore
 from hmoe_ds.moe.balance import RouterLoad, measure_load, update_route_bias
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
@@ -22,30 +21,29 @@ from hmoe_ds.training.feed import rank_slice
 from hmoe_ds.training.metrics import StepTotals
 from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.recorder import Recorder
-from hmoe_ds.training.run_folder import begin_run, has_checkpoint, steps_done
+from hmoe_ds.training.run_folder import begin_run, has_checkpoint, open_datasets, steps_done
 from hmoe_ds.training.validation import validate
 
 
 def train(config: RunConfig, rank: int, ranks: int) -> None:
     """Pretrain until `run.steps`, from the last checkpoint if there is one."""
-    store = ShardStore(config.data.path, "train")
+    molecules, held_out = open_datasets(config)
     if rank == 0:
-        begin_run(config, ranks, store.fingerprint)
-    held_out = ShardStore(config.data.path, "validation")
-    plan = BatchPlan(store, config.data, config.optim.accumulation, config.run.seed)
-    check_agreement(config, store.fingerprint)
+        begin_run(config, ranks, molecules)
+    plan = BatchPlan(molecules, config.data, config.optim.accumulation, config.run.seed)
+    check_agreement(config, molecules.fingerprint)
     engine = build_engine(config)
     state = TrainState(step=0, plan=plan.state_dict(), mlflow_run_id=None)
     if has_checkpoint(config):
         state = load_checkpoint(engine, config)
         plan.load_state_dict(state.plan)
-    recorder = Recorder(config, state, store.fingerprint, rank)
+    recorder = Recorder(config, state, molecules.fingerprint, rank)
 
     while state.step < config.run.steps:
         started = time.perf_counter()
         learning_rate = engine.get_lr()[0]
         slices = [
-            rank_slice(store, whole, config.objective.mask_ratio, config.run.seed, rank, ranks)
+            rank_slice(molecules, whole, config.objective.mask_ratio, config.run.seed, rank, ranks)
             for whole in plan.next_step()
         ]
         norm = count_normalizers(slices, engine.device)
@@ -70,7 +68,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
         )  # fmt: skip
         if _due(state.step, config.run.checkpoint_every, config.run.steps):
             state.mlflow_run_id = recorder.flush() or state.mlflow_run_id
-            save_checkpoint(engine, config, state, store.fingerprint)
+            save_checkpoint(engine, config, state, molecules.fingerprint)
     recorder.close()
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hmoe_ds.config import ConfigError, RunConfig, config_from_dict, save_config
+from hmoe_ds.data.mixture import Mixture, open_mixture
 from hmoe_ds.model.checkpoint_record import read_record
 
 RECORD = "run.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _TAG_PREFIX = "step"
 
 
@@ -40,6 +41,17 @@ def steps_done(config: RunConfig) -> int:
     return int(latest_checkpoint(config).name.removeprefix(_TAG_PREFIX)) if has_checkpoint(config) else 0
 
 
+def open_datasets(config: RunConfig) -> tuple[Mixture, Mixture]:
+    """Training and validation split of a run; a run that is resumed sees the shards it began with, and no later ones.
+
+    Raises:
+        PipelineError: no dataset at `data.path`.
+    """
+    record = Path(config.run.out) / RECORD
+    extents = _read_record(record)["shards"] if has_checkpoint(config) else None
+    return open_mixture(config.data, "train", extents), open_mixture(config.data, "validation", extents)
+
+
 def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
     """Raise ConfigError when `run.out` holds a run that `config` cannot continue, CheckpointError when nobody can.
 
@@ -66,7 +78,7 @@ def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
         )
     if saved["dataset"] != dataset:
         raise ConfigError(
-            f"data.path {config.data.path} holds other molecules than the run in {out} was trained on: "
+            f"data.path {config.data.path} does not begin with the molecules that the run in {out} was trained on: "
             "give the original dataset, or another run.out"
         )
     if config.run.steps < steps_done(config):
@@ -106,12 +118,18 @@ def _read_record(path: Path) -> dict[str, Any]:
     raise ConfigError(f"{path} is of another version of hmoe_ds: give another run.out")
 
 
-def begin_run(config: RunConfig, ranks: int, dataset: str) -> None:
+def begin_run(config: RunConfig, ranks: int, mixture: Mixture) -> None:
     """Make the run's folder and note in it what the run is: `config.yaml` to read, `run.json` for `check_resumable`."""
     out = Path(config.run.out)
     out.mkdir(parents=True, exist_ok=True)
     save_config(config, out / "config.yaml")
-    record = {"format_version": FORMAT_VERSION, "ranks": ranks, "dataset": dataset, "config": config.to_dict()}
+    record = {
+        "format_version": FORMAT_VERSION,
+        "ranks": ranks,
+        "dataset": mixture.fingerprint,
+        "shards": [store.extent for store in mixture.stores],
+        "config": config.to_dict(),
+    }
     replace_text(out / RECORD, json.dumps(record, indent=2) + "\n")
 
 

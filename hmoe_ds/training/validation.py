@@ -7,7 +7,7 @@ import torch
 
 from data_pipeline.schema import ATOM_FEATURE_SIZES
 from hmoe_ds.config import RunConfig
-from hmoe_ds.data.store import ShardStore
+from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.moe.balance import measure_load
 from hmoe_ds.objectives.gather import gather_rows
 from hmoe_ds.objectives.total import Normalizers, PretrainingTask
@@ -24,7 +24,7 @@ _UNIT = Normalizers(1.0, 1.0, 1.0, 1.0, 1.0)
 
 @torch.no_grad()
 def validate(
-    engine: deepspeed.DeepSpeedEngine, store: ShardStore, config: RunConfig, rank: int, ranks: int
+    engine: deepspeed.DeepSpeedEngine, mixture: Mixture, config: RunConfig, rank: int, ranks: int
 ) -> dict[str, float]:
     """Losses and routing health on the validation split; {} when it is empty.
 
@@ -34,7 +34,7 @@ def validate(
     task: PretrainingTask = engine.module
     engine.eval()
     sums, routed = [], []
-    for part in validation_slices(store, config.data, config.objective, rank, ranks):
+    for part in validation_slices(mixture, config.data, config.objective, rank, ranks):
         counts = torch.tensor([int(mask.sum()) for mask in part.masks], dtype=torch.float64)
         elements = part.batch.atom_features_N9[part.masks.atom_N, 0].long()
         histogram = torch.bincount(elements, minlength=ATOM_FEATURE_SIZES[0]).double()

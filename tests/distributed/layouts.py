@@ -43,7 +43,8 @@ TOPOLOGY = {
     "2 ranks ep 2": (2, {"parallel__ep_size": 2}),
     "4 ranks ep 2": (4, {"parallel__ep_size": 2}),
 }
-BATCH = {"": CLIPPED, "accumulation": ACCUMULATED, "two groups": TWO_GROUPS}
+MIXTURE = ACCUMULATED | {"data__path": "mixture", "data__weights": [1.0, 2.5]}
+BATCH = {"": CLIPPED, "accumulation": ACCUMULATED, "two groups": TWO_GROUPS, "mixture": MIXTURE}
 RECOMPUTE = {"": {}, "recompute": {"parallel__activation_checkpointing": "true"}}
 PRECISION = {"": {}, "bf16": {"parallel__precision": "bf16"}}
 
@@ -57,7 +58,8 @@ def layout(topology, zero, batch="", recompute="", precision=""):
 
 def every_layout(precision):
     """The product of everything above, for one precision."""
-    names = itertools.product(TOPOLOGY, ZERO, BATCH, RECOMPUTE)
+    batches = ["", "accumulation", "two groups"] if precision == "" else ["", "accumulation"]
+    names = itertools.product(TOPOLOGY, ZERO, batches, RECOMPUTE)
     return dict(layout(*parts, precision) for parts in names)
 
 
@@ -68,12 +70,17 @@ class Trained:
         dataset: dataset directory.
         folder: where the runs are put.
         layouts: {name: (ranks, overrides)}.
+        second: dataset that mixtures mix with the first.
     """
 
-    def __init__(self, dataset, folder, layouts):
+    def __init__(self, dataset, folder, layouts, second=None):
         (folder / "zero3_spread.json").write_text(json.dumps(ZERO3_SPREAD))
         self.dataset = dataset
-        self._layouts = {name: (ranks, _with_path(folder, changes)) for name, (ranks, changes) in layouts.items()}
+        known = {"zero3_spread.json": str(folder / "zero3_spread.json"), "mixture": [str(dataset), str(second)]}
+        self._layouts = {
+            name: (ranks, {key: known.get(str(value), value) for key, value in changes.items()})
+            for name, (ranks, changes) in layouts.items()
+        }
         self._out = {name: folder / name.replace(", ", "_").replace(" ", "_") for name in layouts}
         self._metrics, self._references = {}, {}
         for ranks in sorted({count for count, _ in layouts.values()}):
@@ -96,16 +103,11 @@ class Trained:
         """What the run must agree with; computed once for all runs that differ in `parallel` alone."""
         overrides = self._layouts[name][1]
         shared = {key: value for key, value in overrides.items() if not key.startswith("parallel")}
-        key = tuple(sorted(shared.items()))
+        key = str(sorted(shared.items()))
         if key not in self._references:
             config = load_config(arguments("unused", self.dataset, **shared))
             self._references[key] = reference_run(config)
         return self._references[key]
-
-
-def _with_path(folder, overrides):
-    name = "parallel__deepspeed_config"
-    return overrides | ({name: folder / overrides[name]} if name in overrides else {})
 
 
 def check_agreement(trained, name, tmp_path):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from hmoe_ds.data.batch import gather
+from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan
-from hmoe_ds.data.store import ShardStore
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.objectives.masking import draw_masks
 from hmoe_ds.training.engine import learning_rate_ratio
@@ -85,7 +85,7 @@ def reference_run(config):
         betas=(optim.beta1, optim.beta2),
         eps=optim.epsilon,
     )
-    store = ShardStore(config.data.path, "train")
+    store = open_mixture(config.data, "train")
     plan = BatchPlan(store, config.data, optim.accumulation, config.run.seed)
     history, choices = [], {}
     for step in range(config.run.steps):

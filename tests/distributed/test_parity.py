@@ -34,6 +34,8 @@ FP32 = dict(
         layout("4 ranks ep 2", "zero 2 offload", "accumulation"),
         layout("4 ranks ep 2", "zero 3 spread", "", "recompute"),
         layout("4 ranks ep 2", "zero 3", "two groups"),
+        layout("1 rank", "zero 2", "mixture"),
+        layout("2 ranks ep 2", "zero 1", "mixture"),
     ]
 )
 BF16 = dict(
@@ -47,8 +49,8 @@ BF16 = dict(
 
 
 @pytest.fixture(scope="module")
-def trained(dataset, tmp_path_factory):
-    return Trained(dataset, tmp_path_factory.mktemp("parity"), FP32 | BF16)
+def trained(dataset, second_dataset, tmp_path_factory):
+    return Trained(dataset, tmp_path_factory.mktemp("parity"), FP32 | BF16, second_dataset)
 
 
 @pytest.mark.parametrize("name", FP32)

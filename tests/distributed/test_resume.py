@@ -17,6 +17,7 @@ LAYOUTS = {
     "ep 1, zero 2": {"parallel__zero_stage": 2},
     "ep 2, zero 2": {"parallel__ep_size": 2, "parallel__zero_stage": 2},
     "ep 1, zero 3": {"parallel__zero_stage": 3},
+    "ep 2, zero 1, mixture": {"parallel__ep_size": 2, "data__path": "mixture", "data__weights": [3.0, 1.0]},
     "ep 2, zero 3": {"parallel__ep_size": 2, "parallel__zero_stage": 3, "parallel__activation_checkpointing": "true"},
     "ep 2, zero 2, offload": {
         "parallel__ep_size": 2,
@@ -26,7 +27,7 @@ LAYOUTS = {
     "ep 2, zero 3, bf16": {"parallel__ep_size": 2, "parallel__zero_stage": 3, "parallel__precision": "bf16"},
     "ep 2, zero 1, bf16": {"parallel__ep_size": 2, "parallel__precision": "bf16"},
 }
-COMMON = {"run__steps": 6, "run__checkpoint_every": 2, "data__molecules_per_step": 48}
+COMMON = {"run__steps": 6, "run__checkpoint_every": 2, "run__validate_every": 3, "data__molecules_per_step": 48}
 
 
 def cut_back(folder, step, last):
@@ -36,10 +37,11 @@ def cut_back(folder, step, last):
 
 
 @pytest.fixture(scope="module")
-def runs(dataset, tmp_path_factory):
+def runs(dataset, second_dataset, tmp_path_factory):
     """-> {layout: (folder and metrics of the uninterrupted run, folder and metrics of the resumed run)}."""
     folder = tmp_path_factory.mktemp("resume")
     overrides = {name: COMMON | changes for name, changes in LAYOUTS.items()}
+    overrides["ep 2, zero 1, mixture"]["data__path"] = [str(dataset), str(second_dataset)]
     whole = {folder / f"whole {name}": changes for name, changes in overrides.items()}
     resumed = {folder / f"resumed {name}": changes for name, changes in overrides.items()}
     whole_metrics = train_all(whole, dataset, ranks=2)
@@ -112,7 +114,7 @@ def test_a_damaged_record_or_other_molecules_are_named(runs, dataset, tmp_path):
     record = folder / "run.json"
     content = json.loads(record.read_text())
     record.write_text(json.dumps(content | {"dataset": "another"}))
-    with pytest.raises(ConfigError, match="holds other molecules than the run"):
+    with pytest.raises(ConfigError, match="does not begin with the molecules that the run"):
         check_run(config, ranks=2)
     record.write_text("")
     with pytest.raises(ConfigError, match=r"run\.json cannot be read"):

@@ -46,6 +46,9 @@ def test_overrides_win_over_the_file(tmp_path):
         (["--objective.mask_ratio", "1.5"], "objective.mask_ratio is 1.5: set it to a value from"),
         (["--optim.accumulation", "64"], "data.molecules_per_step is 128, too few"),
         (["--run.steps", "0"], "run.steps is 0: set it to at least 1"),
+        (["--data.path", "[a, b, a]"], "data.path names a twice"),
+        (["--data.path", "[a, b]", "--data.weights", "[1]"], "data.weights has 1 numbers for 2 datasets"),
+        (["--data.path", "[a, b]", "--data.weights", "[1, 0]"], "data.weights gives b the weight 0.0"),
         (["--parallel.zero_stage", "0"], "parallel.zero_stage is 0: expected 1, 2 or 3"),
         (["--parallel.zero_stage", "4"], "parallel.zero_stage is 4: expected 1, 2 or 3"),
         (["--parallel.offload_optimizer", "true"], "parallel.offload_optimizer is set with parallel.zero_stage 1"),
@@ -56,6 +59,12 @@ def test_mistakes_get_one_line_with_the_mend(arguments, message):
         load_config(arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_data_path_is_one_folder_or_a_list():
+    assert load_config([]).data.paths == []
+    assert load_config(["--data.path", "one"]).data.paths == ["one"]
+    assert load_config(["--data.path", "[one, s3://bucket/two]"]).data.paths == ["one", "s3://bucket/two"]
 
 
 def test_an_unknown_key_in_a_file_is_named(tmp_path):

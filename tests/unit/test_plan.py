@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 
 from hmoe_ds.config import ConfigError, DataConfig
 from hmoe_ds.data.batch import scaffold_keys
-from hmoe_ds.data.plan import BatchPlan, deal, run_starts, sequential_slices
-from hmoe_ds.data.store import ShardStore
+from hmoe_ds.data.mixture import open_mixture
+from hmoe_ds.data.plan import BatchPlan, deal, sequential_slices
+from hmoe_ds.data.runs import run_starts
 
 DATA = DataConfig(molecules_per_step=64, atoms_per_step=3000, bonds_per_step=3000, window_shards=2)
 
 
 @pytest.fixture(scope="module")
 def store(dataset):
-    return ShardStore(dataset, "train")
+    return open_mixture(DataConfig(path=str(dataset)), "train")
 
 
 def steps(store, count, data=DATA, accumulation=1, seed=0):
@@ -36,7 +37,7 @@ def same(first, second):
 
 
 def test_plan_is_a_function_of_the_seed(store):
-    assert store.num_shards > 2
+    assert store.stores[0].num_shards > 2
     assert same(steps(store, 30), steps(store, 30))
     assert not same(steps(store, 30), steps(store, 30, seed=1))
 
@@ -53,7 +54,7 @@ def test_every_molecule_is_dealt_once_per_epoch(store):
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_budgets_hold_for_every_slice(store, accumulation):
-    shards = [store.shard(index) for index in range(store.num_shards)]
+    shards = [store.shard(index) for index in range(store.stores[0].num_shards)]
     atoms = np.concatenate([shard.num_atoms for shard in shards]).astype(int)
     bonds = np.concatenate([shard.num_bonds for shard in shards]).astype(int)
     data = replace(DATA, atoms_per_step=1800, bonds_per_step=1900)

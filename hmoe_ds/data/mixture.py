@@ -1,0 +1,80 @@
+"""Several prepared datasets as one: where the shards and rows of each begin, and how much of a batch each provides."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmoe_ds.config import DataConfig
+from hmoe_ds.data.store import Extent, Shard, ShardStore
+
+
+class Mixture:
+    """One split of several datasets, addressed like one store: the shards and rows of the first, then the second, ...
+
+    Args:
+        stores: one split of each dataset.
+        weights: share of the molecules of a batch that each dataset provides, up to a common factor; without them
+            the shares are those of the datasets' sizes.
+
+    Attributes:
+        weight_S: share of each of S datasets; they sum to 1. A dataset whose split is empty has none.
+        first_row_S: row of the mixture at which each dataset begins.
+    """
+
+    def __init__(self, stores: Sequence[ShardStore], weights: Sequence[float] | None = None) -> None:
+        self.stores = list(stores)
+        size_S = np.array([len(store) for store in stores], np.int64)
+        self.first_row_S = np.concatenate([[0], np.cumsum(size_S)[:-1]])
+        self._first_shard_S = np.concatenate([[0], np.cumsum([store.num_shards for store in stores])[:-1]])
+        shares_S = np.where(size_S > 0, np.asarray(weights if weights else size_S, np.float64), 0.0)
+        self.weight_S: NDArray[np.float64] = shares_S / max(shares_S.sum(), np.finfo(np.float64).tiny)
+        self._row_start = np.concatenate(
+            [store.row_start[:-1] + first for store, first in zip(stores, self.first_row_S, strict=True)]
+        )
+
+    def __len__(self) -> int:
+        return sum(len(store) for store in self.stores)
+
+    def shard(self, index: int) -> Shard:
+        """Views into shard `index`, counted over all datasets."""
+        which = int(np.searchsorted(self._first_shard_S, index, side="right")) - 1
+        return self.stores[which].shard(index - int(self._first_shard_S[which]))
+
+    def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Shard index and row inside the shard of each row, both counted over all datasets."""
+        shard = np.searchsorted(self._row_start, rows, side="right") - 1
+        return shard, rows - self._row_start[shard]
+
+    def check_files(self) -> None:
+        """Raise PipelineError when a shard is missing or has another size than it was written with."""
+        for store in self.stores:
+            store.check_files()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash of all splits of all datasets, in their order."""
+        if len(self.stores) == 1:
+            return self.stores[0].fingerprint
+        text = "\n".join(store.fingerprint for store in self.stores)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def open_mixture(data: DataConfig, split: str, extents: Sequence[Extent] | None = None) -> Mixture:
+    """One split of the datasets that `data` names.
+
+    Args:
+        data: paths and weights.
+        split: `train` or `validation`.
+        extents: of each dataset, what of it belongs to a run that began earlier; without them all of it.
+
+    Raises:
+        PipelineError: no dataset at a path, or one of another format version.
+    """
+    limits = extents if extents is not None and len(extents) == len(data.paths) else [None] * len(data.paths)
+    stores = [ShardStore(path, split, extent) for path, extent in zip(data.paths, limits, strict=True)]
+    return Mixture(stores, data.weights)
