@@ -13,6 +13,7 @@ from typing import Any
 
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.keys import file_checksum
+from data_pipeline.remote import is_url, join_url, read_bytes, read_checksum
 from data_pipeline.schema import FORMAT_NAME, FORMAT_VERSION
 from data_pipeline.sources import Source
 
@@ -112,13 +113,13 @@ class Manifest:
 
     @classmethod
     def load(cls, directory: str | Path) -> "Manifest":
-        """Read the manifest of a dataset.
+        """Read the manifest of a dataset, in a folder or behind an fsspec URL such as `s3://bucket/zinc`.
 
         Raises:
-            UsageError: there is no dataset, or one of another format version.
-            PipelineError: the manifest is damaged.
+            UsageError: there is no dataset, or one of another format version; or a URL that fsspec cannot open.
+            PipelineError: the manifest is damaged; or the storage cannot be read.
         """
-        path = Path(directory) / MANIFEST_FILE
+        path = join_url(directory, MANIFEST_FILE) if is_url(directory) else Path(directory) / MANIFEST_FILE
         content = _read_json(path)
         version = content.pop("format_version", None)
         if content.pop("format", None) != FORMAT_NAME:
@@ -158,12 +159,14 @@ def verify(directory: str | Path) -> list[str]:
     """
     manifest = Manifest.load(directory)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    problems = [_problem(Path(directory), record) for record in (*shards, *manifest.files)]
+    problems = [_problem(directory, record) for record in (*shards, *manifest.files)]
     return [problem for problem in problems if problem is not None]
 
 
-def _problem(directory: Path, record: FileRecord) -> str | None:
-    path = directory / record.file
+def _problem(directory: str | Path, record: FileRecord) -> str | None:
+    if is_url(directory):
+        return _remote_problem(join_url(directory, record.file), record)
+    path = Path(directory) / record.file
     if not path.is_file():
         return f"{record.file}: missing"
     if path.stat().st_size != record.bytes:
@@ -173,10 +176,27 @@ def _problem(directory: Path, record: FileRecord) -> str | None:
     return None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _remote_problem(url: str, record: FileRecord) -> str | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        size, checksum = read_checksum(url)
+    except FileNotFoundError:
+        return f"{record.file}: missing"
+    if size != record.bytes:
+        return f"{record.file}: {size} bytes, expected {record.bytes}"
+    if checksum != record.blake2b:
+        return f"{record.file}: the content is not what was written (checksum differs)"
+    return None
+
+
+def _read_json(path: str | Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_bytes(path) if isinstance(path, str) else path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
+        if isinstance(path, str):
+            raise UsageError(
+                f"{path.removesuffix('/' + MANIFEST_FILE)}: no dataset here (no {MANIFEST_FILE}); upload one made by "
+                "`hmoe prepare`"
+            ) from error
         raise UsageError(
             f"{path.parent}: no dataset here (no {path.name}); make one with `hmoe prepare SOURCE --out {path.parent}`"
         ) from error
@@ -191,5 +211,6 @@ def _split(content: dict[str, Any]) -> SplitRecord:
     return SplitRecord(**{**content, "shards": [ShardRecord(**shard) for shard in content["shards"]]})
 
 
-def _damaged(path: Path, detail: object) -> PipelineError:
-    return PipelineError(f"{path}: the manifest is damaged ({detail}); remove the folder and run `hmoe prepare` again")
+def _damaged(path: str | Path, detail: object) -> PipelineError:
+    mend = "upload the dataset again" if isinstance(path, str) else "remove the folder and run `hmoe prepare` again"
+    return PipelineError(f"{path}: the manifest is damaged ({detail}); {mend}")
