@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
@@ -70,7 +71,7 @@ class CacheFolder:
                 path.unlink(missing_ok=True)
                 return None
             with contextlib.suppress(FileNotFoundError):  # evicted this moment; the mapping holds
-                os.utime(path)
+                _note_use(path)
             return file
 
     @contextlib.contextmanager
@@ -114,6 +115,7 @@ class CacheFolder:
     def publish(self, part: IO[bytes], record: FileRecord) -> pa.MemoryMappedFile:
         """Make a verified part a complete file; -> the file, mapped before anyone can evict it."""
         with self._errors():
+            _note_use(part.name)
             os.fsync(part.fileno())  # or a power failure could leave the name and the size without the content
             file = pa.memory_map(part.name)
             with self._lock(_ROOM):
@@ -180,6 +182,11 @@ class CacheFolder:
 def default_folder() -> Path:
     """Where shards are cached unless the user says otherwise."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmoe_ds" / "shards"
+
+
+def _note_use(path: str | Path) -> None:
+    now = time.time_ns()  # finer than the clock of many file systems
+    os.utime(path, ns=(now, now))
 
 
 def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:
