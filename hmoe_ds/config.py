@@ -87,7 +87,7 @@ class DataConfig:
     """Which molecules, and how many at once. All counts are global.
 
     Args:
-        path: dataset directory made by `hmoe prepare`, or a list of several that are mixed.
+        path: dataset made by `hmoe prepare`, a directory or an fsspec URL; or a list of several that are mixed.
         weights: share of the molecules that each of several datasets provides, up to a common factor; without them
             the shares are those of the datasets' sizes.
         molecules_per_step: molecules of one optimizer step, at most.
@@ -97,6 +97,8 @@ class DataConfig:
             the contrastive loss.
         window_shards: shards whose molecules are shuffled together.
         validation_molecules: molecules of the validation split that a validation looks at, at most.
+        cache_dir: folder on a local disk for shards that come from a URL; without it one in the user's cache folder.
+        cache_gb: bound on that folder, in 10^9 bytes.
     """
 
     path: list[str] | str = ""
@@ -107,10 +109,12 @@ class DataConfig:
     scaffold_run: int = 4
     window_shards: int = 8
     validation_molecules: int = 2048
+    cache_dir: str = ""
+    cache_gb: float = 100.0
 
     @property
     def paths(self) -> list[str]:
-        """All dataset directories; none when `path` is not set."""
+        """All datasets; none when `path` is not set."""
         return self.path if isinstance(self.path, list) else [self.path] if self.path else []
 
 
@@ -379,6 +383,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("data", "scaffold_run", 1, _LARGE),
     ("data", "window_shards", 1, _LARGE),
     ("data", "validation_molecules", 1, _LARGE),
+    ("data", "cache_gb", 1e-6, _LARGE),
     ("objective", "mask_ratio", 1e-3, 0.999),
     ("objective", "bond_weight", 0, 1e6),
     ("objective", "contrast_weight", 0, 1e6),

@@ -47,13 +47,15 @@ class ShardCache:
         url: dataset, in any form that fsspec opens: `s3://bucket/prefix`, `gs://...`, `file:///...`.
         folder: of the cache, on local disk; made if it is not there.
         max_bytes: bound on the files in the folder, those being downloaded included.
+        together: caches of this process that share the folder; this one joins them. None of them evicts what another
+            one needs.
 
     Raises:
         UsageError: a protocol that is unknown, or whose package is not installed.
         PipelineError: a folder that cannot be used.
     """
 
-    def __init__(self, url: str, folder: str | Path, max_bytes: int) -> None:
+    def __init__(self, url: str, folder: str | Path, max_bytes: int, together: list[ShardCache] | None = None) -> None:
         self._url = url
         self._filesystem, root = open_filesystem(url)
         self._root = root.rstrip("/")
@@ -61,8 +63,11 @@ class ShardCache:
         self._folder = CacheFolder(folder, max_bytes)
         self._mutex = threading.Lock()  # guards the three below
         self._needs: dict[str, Need] = {}
+        self._current_bytes = 0
         self._queue: deque[FileRecord] = deque()
         self._threads = 0
+        self._together = [] if together is None else together
+        self._together.append(self)
 
     def window(self, current: Sequence[FileRecord], upcoming: Sequence[FileRecord] = ()) -> None:
         """Say which shards are needed now and which come after them; starts to download them in this order.
@@ -74,7 +79,9 @@ class ShardCache:
         Raises:
             ConfigError: `current` is larger than the whole cache.
         """
+        self._current_bytes = 0
         self._check_bound(current)
+        self._current_bytes = sum(record.bytes for record in current)
         with self._mutex:
             self._needs = {record.blake2b: Need.UPCOMING for record in upcoming}
             self._needs |= {record.blake2b: Need.CURRENT for record in current}
@@ -90,7 +97,7 @@ class ShardCache:
             ConfigError: it is larger than the whole cache.
             PipelineError: it is missing, not readable, or not what the manifest says; or the cache cannot be used.
         """
-        self._check_bound([record])
+        self._check_bound([] if self._needs.get(record.blake2b) == Need.CURRENT else [record])
         while (file := self._get(record, Need.WAITED_FOR, _ATTEMPTS)) is None:
             time.sleep(0.05)  # other downloads hold what room there is; they end
         return file
@@ -134,13 +141,18 @@ class ShardCache:
             file = self._folder.open(record)  # another process may have been faster
             if file is not None:
                 return file
-            with self._mutex:
-                needs = self._needs
-            with self._folder.part(record, need, needs) as part:
+            with self._folder.part(record, need, self._needs_of_all()) as part:
                 if part is None:
                     return None
                 self._fill(part, record, attempts)
                 return self._folder.publish(part, record)
+
+    def _needs_of_all(self) -> dict[str, Need]:
+        needs: dict[str, Need] = {}
+        for cache in self._together:
+            for checksum, need in cache._needs.items():
+                needs[checksum] = max(need, needs.get(checksum, Need.NONE))
+        return needs
 
     def _fill(self, part: IO[bytes], record: FileRecord, attempts: int) -> None:
         """Download and verify. A mismatch may be an accident of the transfer, so it gets a second chance."""
@@ -185,11 +197,11 @@ class ShardCache:
         return None
 
     def _check_bound(self, records: Sequence[FileRecord]) -> None:
-        needed = sum(record.bytes for record in records)
+        needed = sum(record.bytes for record in records) + sum(cache._current_bytes for cache in self._together)
         if needed > self._max_bytes:
             raise ConfigError(
                 f"data.cache_gb bounds the shard cache to {self._max_bytes:,} bytes, but the shards that are needed at "
-                f"once ({len(records)}) have {needed:,} bytes: lower data.window_shards or raise data.cache_gb"
+                f"once have {needed:,} bytes: lower data.window_shards or raise data.cache_gb"
             )
 
     def _wrong_size(self, record: FileRecord, found: str) -> PipelineError:

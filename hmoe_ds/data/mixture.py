@@ -9,7 +9,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.remote import is_url
 from hmoe_ds.config import DataConfig
+from hmoe_ds.data.cache import ShardCache
+from hmoe_ds.data.cache_folder import default_folder
 from hmoe_ds.data.store import Extent, Shard, ShardStore
 
 
@@ -64,17 +67,32 @@ class Mixture:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def open_mixture(data: DataConfig, split: str, extents: Sequence[Extent] | None = None) -> Mixture:
+def open_mixture(
+    data: DataConfig,
+    split: str,
+    extents: Sequence[Extent] | None = None,
+    caches: list[ShardCache] | None = None,
+) -> Mixture:
     """One split of the datasets that `data` names.
 
     Args:
-        data: paths and weights.
+        data: paths, weights and cache.
         split: `train` or `validation`.
         extents: of each dataset, what of it belongs to a run that began earlier; without them all of it.
+        caches: of the other splits that are open in this process; those of this one are added. They must know of
+            each other because they share a bound.
 
     Raises:
-        PipelineError: no dataset at a path, or one of another format version.
+        PipelineError: no dataset at a path, or one of another format version; a cache that cannot be used.
     """
     limits = extents if extents is not None and len(extents) == len(data.paths) else [None] * len(data.paths)
-    stores = [ShardStore(path, split, extent) for path, extent in zip(data.paths, limits, strict=True)]
+    together = [] if caches is None else caches
+    stores = [
+        ShardStore(path, split, extent, _open_cache(path, data, together) if is_url(path) else None)
+        for path, extent in zip(data.paths, limits, strict=True)
+    ]
     return Mixture(stores, data.weights)
+
+
+def _open_cache(url: str, data: DataConfig, together: list[ShardCache]) -> ShardCache:
+    return ShardCache(url, data.cache_dir or default_folder(), int(data.cache_gb * 1e9), together)

@@ -60,7 +60,9 @@ class BatchPlan:
         ]
 
     def next_step(self) -> list[Slice]:
-        """The slices of the next optimizer step; moves on."""
+        """The slices of the next optimizer step; moves on. The molecules of earlier steps may be gone from now on."""
+        for stream in self._streams:
+            stream.forget()
         return [self._next_slice() for _ in range(self._accumulation)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,7 +154,9 @@ def sequential_slices(mixture: Mixture, data: DataConfig, molecules: int) -> lis
     columns = [(np.empty(0, np.int64),) * 3]
     for store, first_row, weight in zip(mixture.stores, mixture.first_row_S, mixture.weight_S, strict=True):
         wanted = min(len(store), round(weight * molecules))
-        shards = [store.shard(index) for index in range(int(np.searchsorted(store.row_start, wanted)))]
+        needed = range(int(np.searchsorted(store.row_start, wanted)))
+        store.window(needed)
+        shards = [store.shard(index) for index in needed]
         atoms, bonds = (
             np.concatenate([np.empty(0, np.int64), *(getattr(shard, name) for shard in shards)])[:wanted]
             for name in ("num_atoms", "num_bonds")

@@ -70,7 +70,7 @@ class _Window(NamedTuple):
 
 
 class RunStream:
-    """The stream of one dataset: `peek` looks ahead, `advance` moves on.
+    """The stream of one dataset: `peek` looks ahead, `advance` moves on, `forget` lets go of what is behind.
 
     Args:
         store: the molecules; there must be some.
@@ -87,6 +87,11 @@ class RunStream:
         self._windows_per_epoch = -(-len(self._shards) // window_shards)
         self._built: dict[tuple[int, int], _Window] = {}
         self.cursor = Cursor()
+
+    def forget(self) -> None:
+        """Let go of the windows behind: their molecules are no longer looked at."""
+        here = (self.cursor.epoch, self.cursor.window)
+        self._built = {key: window for key, window in self._built.items() if key >= here}
 
     def peek(self, molecules: int, atoms: int, bonds: int) -> Runs:
         """The next runs up to these budgets, and the first one that exceeds them."""
@@ -118,15 +123,12 @@ class RunStream:
         return (epoch, window + 1) if window + 1 < self._windows_per_epoch else (epoch + 1, 0)
 
     def _window(self, epoch: int, window: int) -> _Window:
-        """A window, built once; of those behind it only the one before is kept."""
         if (epoch, window) not in self._built:
-            self._built = {key: built for key, built in self._built.items() if key >= self._place}
+            keys = [*self._built, (epoch, window)]
+            current = sorted({index for key in keys for index in self._shards_of(*key)})
+            self._store.window(current, self._shards_of(*self._after(epoch, window)))
             self._built[epoch, window] = self._build(epoch, window)
         return self._built[epoch, window]
-
-    @property
-    def _place(self) -> tuple[int, int]:
-        return self.cursor.epoch, self.cursor.window
 
     def _shards_of(self, epoch: int, window: int) -> list[int]:
         order = np.argsort(

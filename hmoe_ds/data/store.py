@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_pipeline.errors import PipelineError
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import Manifest, ShardRecord
 from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES
+from hmoe_ds.data.cache import ShardCache
 
 
 class Shard(NamedTuple):
@@ -49,21 +50,24 @@ class ShardStore:
     """One split of a dataset directory, addressed by row: the shards' rows one after the other.
 
     Args:
-        path: dataset directory.
+        path: dataset directory, or its URL.
         split: `train` or `validation`.
         extent: only the first shards of each split; without it all of them.
+        cache: where the shards of a URL are kept; a directory needs none.
 
     Raises:
         PipelineError: no dataset there, or one of another format version.
     """
 
-    def __init__(self, path: str | Path, split: str, extent: Extent | None = None) -> None:
+    def __init__(
+        self, path: str | Path, split: str, extent: Extent | None = None, cache: ShardCache | None = None
+    ) -> None:
         self.path, self.manifest = str(path), Manifest.load(path)
         self._shards_of = {
             name: record.shards[: extent[name] if extent else None] for name, record in self.manifest.splits.items()
         }
         self._records = self._shards_of[split]
-        self._files = [Path(path) / record.file for record in self._records]
+        self._cache = cache
         self.row_start = np.concatenate([[0], np.cumsum([record.rows for record in self._records])]).astype(np.int64)
         self._open: dict[int, Shard] = {}
 
@@ -72,18 +76,28 @@ class ShardStore:
 
     @property
     def num_shards(self) -> int:
-        return len(self._files)
+        return len(self._records)
 
     def shard(self, index: int) -> Shard:
         """Views into shard `index`, mapped at the first use."""
         if index not in self._open:
-            with pa.memory_map(str(self._files[index])) as file:
+            with self._map(self._records[index]) as file:
                 self._open[index] = shard_from_batch(pa.ipc.open_stream(file).read_next_batch())
         return self._open[index]
 
+    def window(self, current: Collection[int], upcoming: Collection[int] = ()) -> None:
+        """Say which shards are used from now on, and which will be next: they are fetched ahead, others let go."""
+        self._open = {index: shard for index, shard in self._open.items() if index in current}
+        if self._cache is not None:
+            self._cache.window([self._records[i] for i in current], [self._records[i] for i in upcoming])
+
     def check_files(self) -> None:
         """Raise PipelineError when a shard is missing or has another size than it was written with."""
-        for file, record in zip(self._files, self._records, strict=True):
+        if self._cache is not None:
+            self._cache.check(self._records)
+            return
+        for record in self._records:
+            file = Path(self.path) / record.file
             size = file.stat().st_size if file.is_file() else None
             if size != record.bytes:
                 found = "is missing" if size is None else f"has {size} bytes, expected {record.bytes}"
@@ -102,6 +116,11 @@ class ShardStore:
             for record in records:
                 digest.update(f"{name} {record.blake2b}\n".encode())
         return digest.hexdigest()
+
+    def _map(self, record: ShardRecord) -> pa.MemoryMappedFile:
+        if self._cache is not None:
+            return self._cache.open(record)
+        return pa.memory_map(str(Path(self.path) / record.file))
 
     @property
     def extent(self) -> dict[str, int]:

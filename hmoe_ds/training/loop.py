@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import PipelineError, UsageError
 from hmoe_ds.config import ConfigError, RunConfig, load_config
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.moe.balance import RouterLoad, measure_load, update_route_bias
@@ -107,10 +107,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
             torch.use_deterministic_algorithms(True)
         train(config, *init_distributed())
-    except UsageError as error:
-        if first:
+    except PipelineError as error:
+        usage = isinstance(error, UsageError)
+        if first or not usage:  # what is wrong with a request is known to all ranks, what fails may fail on one
             print(f"hmoe pretrain: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if usage else 1)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

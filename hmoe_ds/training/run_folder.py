@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.schema import SPLITS
 from hmoe_ds.config import ConfigError, RunConfig, config_from_dict, save_config
+from hmoe_ds.data.cache import ShardCache
 from hmoe_ds.data.mixture import Mixture, open_mixture
 from hmoe_ds.model.checkpoint_record import read_record
 
@@ -49,7 +51,9 @@ def open_datasets(config: RunConfig) -> tuple[Mixture, Mixture]:
     """
     record = Path(config.run.out) / RECORD
     extents = _read_record(record)["shards"] if has_checkpoint(config) else None
-    return open_mixture(config.data, "train", extents), open_mixture(config.data, "validation", extents)
+    caches: list[ShardCache] = []
+    training, validation = (open_mixture(config.data, split, extents, caches) for split in SPLITS)
+    return training, validation
 
 
 def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
@@ -93,7 +97,7 @@ def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
 # What may change between the parts of one run without making it another run.
 _FREE_ON_RESUME = {
     ("run", name) for name in ("out", "steps", "resume", "log_every", "validate_every", "checkpoint_every", "mlflow")
-} | {("data", "path"), ("data", "validation_molecules")}
+} | {("data", name) for name in ("path", "validation_molecules", "cache_dir", "cache_gb")}
 
 
 def _check_unchanged(saved: dict[str, Any], config: RunConfig) -> None:

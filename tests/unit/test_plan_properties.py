@@ -36,7 +36,11 @@ class DrawnStore:
     def __len__(self):
         return int(self.row_start[-1])
 
+    def window(self, current, upcoming=()):
+        self._current = set(current)
+
     def shard(self, index):
+        assert index in self._current, "a shard outside of what was said to be needed"
         return self._shards[index]
 
 
