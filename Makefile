@@ -7,12 +7,13 @@ STAMP := $(VENV)/.installed
 CONSTRAINTS ?= constraints.txt
 PIP_CONSTRAINTS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow test-gpu lint format clean
 
 help:
 	@echo "make demo      prepare 5,000 molecules, pretrain a tiny model on 2 ranks, export it, embed molecules"
 	@echo "make test      lint, types and the whole test suite"
 	@echo "make test-slow the heavier matrices (layouts, real molecules), up to an hour on two cores"
+	@echo "make test-gpu  the tests that need a CUDA device"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    ruff format"
 
@@ -43,6 +44,9 @@ test: lint
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(STAMP)
+	HMOE_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu
 
 clean:
 	rm -rf build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -65,8 +65,8 @@ class RouterConfig:
         temperature: tau, divides the cosine between a molecule and a group centre.
         group_balance_rate: step of the loss-free balance bias of groups, per optimizer step; 0 for none.
         expert_balance_rate: the same for experts.
-        max_received: rows an expert computes at once; more are computed in chunks that are recomputed in
-            the backward, so that memory stays bounded under any routing.
+        max_received: rows that the experts of a rank compute at once; more are computed in chunks that are recomputed
+            in the backward, so that memory stays bounded under any routing.
     """
 
     groups: int = 4

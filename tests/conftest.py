@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-# Several ranks share two cores; more threads only get into each other's way. These tests are of the CPU, also on a
-# machine with a GPU, which may have fewer of them than a test has ranks.
-os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+# Several ranks share two cores; more threads only get into each other's way.
+os.environ["OMP_NUM_THREADS"] = "1"
+if os.environ.get("HMOE_TEST_GPU") != "1":
+    # All but tests/gpu are of the CPU, also on a machine with GPUs, which may have fewer of them than a test has ranks.
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
 @pytest.fixture(scope="session")

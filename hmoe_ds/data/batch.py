@@ -63,7 +63,7 @@ class MolBatch:
 
     def to(self, device: torch.device | str) -> MolBatch:
         """The same batch on `device`."""
-        return MolBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return MolBatch(**{f.name: to_device(getattr(self, f.name), device) for f in fields(self)})
 
     def to_pyg(self) -> Batch:
         """The PyG batch of the same molecules, as `Batch.from_data_list` makes it from Open Graph Benchmark graphs."""
@@ -77,6 +77,13 @@ class MolBatch:
         return Batch.from_data_list(
             [Data(x=x, edge_index=e, edge_attr=a) for x, e, a in zip(atoms, local_edges, bonds, strict=True)]
         )
+
+
+def to_device(values: Tensor, device: torch.device | str) -> Tensor:
+    """`values` on `device`; to a GPU through pinned memory, from where the copy does not wait for the GPU."""
+    if torch.device(device).type == "cuda" and not values.is_cuda:
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def gather(store: MoleculeStore, rows: NDArray[np.int64]) -> MolBatch:

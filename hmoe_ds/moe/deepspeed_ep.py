@@ -42,7 +42,7 @@ class ExpertParallelExecutor(AutoEPMoELayer):
         size: hidden width F of an expert.
         seed: of the initialisation.
         layer: number of the layer's block among the upper blocks, from 1.
-        max_rows: rows an expert computes at once.
+        max_rows: rows that the experts of a rank compute at once.
         ep_size: ranks that share the experts; torch.distributed must be initialised.
     """
 
@@ -96,11 +96,11 @@ class ExpertParallelExecutor(AutoEPMoELayer):
         """Received rows lie by (source rank, expert); experts want them by (expert, source rank)."""
         counts_RE = plan.local_counts_by_source
         if self.ep_size == 1:
-            return self.experts(x_AD, counts_RE[0].tolist())
+            return self.experts(x_AD, counts_RE[0])
         expert_A = torch.arange(self.num_local_experts, device=x_AD.device).repeat(self.ep_size)
         expert_A = expert_A.repeat_interleave(counts_RE.reshape(-1))
         order_A = torch.argsort(expert_A, stable=True)
-        y_AD = self.experts(x_AD[order_A], counts_RE.sum(dim=0).tolist())
+        y_AD = self.experts(x_AD[order_A], counts_RE.sum(dim=0))
         return torch.empty_like(y_AD).index_copy(0, order_A, y_AD)
 
     def _mark(self, weight: nn.Parameter) -> None:

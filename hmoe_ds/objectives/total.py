@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hmoe_ds.config import ObjectiveConfig
-from hmoe_ds.data.batch import MolBatch
+from hmoe_ds.data.batch import MolBatch, to_device
 from hmoe_ds.model.encoder import Encoding, Masks
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.objectives.contrast import count_anchors, scaffold_contrast_loss
@@ -53,11 +53,11 @@ class RankSlice:
         """The same slice on `device`."""
         return RankSlice(
             self.batch.to(device),
-            Masks(*(mask.to(device) for mask in self.masks)),
+            Masks(*(to_device(mask, device) for mask in self.masks)),
             self.counts,
             self.rank,
-            self.scaffold_key_B.to(device),
-            self.generic_key_B.to(device),
+            to_device(self.scaffold_key_B, device),
+            to_device(self.generic_key_B, device),
         )
 
 

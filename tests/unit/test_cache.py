@@ -274,7 +274,7 @@ def test_a_window_larger_than_the_cache(cache, shards):
 
 
 def test_a_shard_larger_than_the_cache(bucket, shards, tmp_path):
-    with pytest.raises(ConfigError, match=r"39,999 bytes, but the shards that are needed at once \(1\) have 40,000"):
+    with pytest.raises(ConfigError, match="39,999 bytes, but the shards that are needed at once have 40,000"):
         ShardCache(URL, tmp_path / "cache", SIZE - 1).open(shards[0])
 
 

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from hmoe_ds.config import RouterConfig
-from hmoe_ds.moe.experts import GatedFeedForward, LocalExecutor
+from hmoe_ds.moe.experts import (
+    Experts,
+    GatedFeedForward,
+    LocalExecutor,
+    grouped_feed_forward,
+    looped_feed_forward,
+)
 from hmoe_ds.moe.gate import ScaffoldGate
 from hmoe_ds.moe.layer import HMoELayer
 
@@ -125,3 +131,18 @@ def test_an_expert_is_initialised_from_its_global_id_alone(first):
         assert torch.equal(getattr(part, name), getattr(whole, name)[first : first + 4])
     other = Experts(4, D, 24, seed=5, layer=1, first=first)
     assert not torch.equal(other.w1, part.w1)
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "grouped_mm"), reason="needs torch 2.10")
+@pytest.mark.parametrize("counts", [[5, 0, 11, 1], [0, 0, 17, 0], [0, 0, 0, 0]])
+def test_the_grouped_kernel_computes_what_the_loop_does(counts):
+    """On CUDA the grouped kernel takes the loop's place; the CPU has a slow one of the same interface."""
+    experts = Experts(4, D, 24, seed=0, layer=1)
+    x_ND = torch.randn(sum(counts), D, requires_grad=True)
+    ends_E = torch.tensor(counts).cumsum(0)
+    results = []
+    for apply in (grouped_feed_forward, looped_feed_forward):
+        y_ND = apply(x_ND, ends_E, experts.w1, experts.w2, experts.w3)
+        results.append((y_ND, *torch.autograd.grad(y_ND.square().sum(), [x_ND, *experts.parameters()])))
+    for grouped, looped in zip(*results, strict=True):
+        torch.testing.assert_close(grouped, looped, rtol=1e-5, atol=1e-5)
