@@ -43,7 +43,7 @@ class PrepareOptions:
 
     smiles_column, id_column: names in the header of the sources, found by themselves when None;
     validation_fraction: share of the scaffolds, in [0, 1); shard_rows: molecules in a shard, about;
-    max_atoms: larger molecules are rejected.
+    max_atoms: larger molecules are rejected; standardize: store the standard form of molecules (`standardize`).
     """
 
     smiles_column: str | None = None
@@ -51,6 +51,7 @@ class PrepareOptions:
     validation_fraction: float = 0.05
     shard_rows: int = 65_536
     max_atoms: int = DEFAULT_MAX_ATOMS
+    standardize: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
@@ -136,6 +137,7 @@ class _MapTotals:
     tasks: int
     rows: list[int]
     rejected: Counter[str]
+    standardized: int = 0
 
 
 class _Build:
@@ -172,6 +174,7 @@ class _Build:
                 totals.tasks += 1
                 totals.rows[result.source_index] += result.rows
                 totals.rejected.update(reject.reason for reject in result.rejects)
+                totals.standardized += result.standardized
                 source = self._sources[result.source_index].name
                 rejects.append(reject_batch(source, result.first_row, result.rejects))
                 self._report("map", sum(totals.rows), None)
@@ -184,7 +187,8 @@ class _Build:
             for chunk in read_chunks(source, index, self._options.smiles_column, self._options.id_column)
         )
         for task, chunk in enumerate(chunks):
-            yield MapTask(chunk, mapped_file(self._work, task), self._partitions, self._options.max_atoms)
+            path = mapped_file(self._work, task)
+            yield MapTask(chunk, path, self._partitions, self._options.max_atoms, self._options.standardize)
 
     def _reduce(self, map_tasks: int) -> tuple[int, dict[str, SplitStatistics]]:
         """Number of duplicates, and the statistics of each split."""
@@ -242,6 +246,7 @@ class _Build:
             duplicates=duplicates,
             excluded=0,
             rejected=dict(sorted(mapped.rejected.items())),
+            standardized=mapped.standardized,
         )
         if counts.unaccounted:
             raise PipelineError(f"{counts.unaccounted} rows read are unaccounted for; please report this: {counts}")

@@ -17,6 +17,8 @@ REJECT_REASONS = {
     "kekulize": "an aromatic system has no Kekule form",
     "sanitize": "RDKit refuses to sanitise the molecule for another reason",
     "unstable_smiles": "RDKit cannot read the canonical SMILES it wrote",
+    "standardize": "standardisation fails, or gives what is no molecule",
+    "unsettled": "standardisation changes its own result again and again",
     "rdkit_error": "RDKit raised an unexpected error",
 }
 

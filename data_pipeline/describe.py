@@ -11,6 +11,7 @@ def describe(manifest: Manifest) -> str:
     ]
     lines += [f"rows        {counts.read:,} read = {sum(counts.written.values()):,} written"]
     lines[-1] += f" + {counts.duplicates:,} duplicates + {sum(counts.rejected.values()):,} rejected"
+    lines += [f"standard    {counts.standardized:,} molecules were changed by standardisation"]
     lines += [f"rejected    {reason}: {number:,}" for reason, number in counts.rejected.items()]
     lines += [f"{name:<12}{_split(split)}" for name, split in manifest.splits.items()]
     made_with = ", ".join(f"{library} {version}" for library, version in manifest.versions.items())

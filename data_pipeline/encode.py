@@ -13,6 +13,7 @@ from data_pipeline.featurize import MoleculeArrays, featurize
 from data_pipeline.keys import digest128
 from data_pipeline.scaffold import ScaffoldIdentity, murcko_scaffold, scaffold_identity
 from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_SCHEMA, REJECT_TEXT_LIMIT, storable
+from data_pipeline.standardize import Standardizer, standardizer
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,20 @@ class EncodedRows:
 
     batch: the molecules, with `schema.MOLECULE_SCHEMA`; scaffold_smiles: of each molecule;
     kept: int64 [molecules], the index of each molecule's text, ascending;
-    rejects: the other texts, ascending by index.
+    rejects: the other texts, ascending by index; standardized: molecules that standardisation changed.
     """
 
     batch: pa.RecordBatch
     scaffold_smiles: list[str]
     kept: np.ndarray
     rejects: list[Reject]
+    standardized: int
 
 
 @dataclass(frozen=True)
 class _Molecule:
     smiles: str
+    standardized: bool
     arrays: MoleculeArrays
     scaffold_smiles: str
     scaffold: ScaffoldIdentity
@@ -49,25 +52,30 @@ class _Molecule:
     complexity: int
 
 
-def encode_rows(texts: Sequence[str], ids: Sequence[str], max_atoms: int = DEFAULT_MAX_ATOMS) -> EncodedRows:
+def encode_rows(
+    texts: Sequence[str], ids: Sequence[str], max_atoms: int = DEFAULT_MAX_ATOMS, standardize: bool = True
+) -> EncodedRows:
     """Encode SMILES `texts` with their `ids`. A text that is no molecule becomes a reject, never an error.
 
-    The result depends on each text alone, not on the texts around it. Duplicates are kept.
+    The result depends on each text alone, not on the texts around it. Duplicates are kept. `standardize`: encode the
+    standard form of each molecule (`standardize.Standardizer`); `max_atoms` counts the atoms before that.
     """
+    standard = standardizer() if standardize else None
     molecules: list[_Molecule] = []
     kept: list[int] = []
     rejects: list[Reject] = []
     with rdBase.BlockLogs():
         for index, text in enumerate(texts):
             try:
-                molecules.append(_encode(text, max_atoms))
+                molecules.append(_encode(text, max_atoms, standard))
             except MoleculeReject as reject:
                 rejects.append(Reject(index, storable(text[:REJECT_TEXT_LIMIT]), reject.reason))
             else:
                 kept.append(index)
     batch = _to_batch(molecules, [ids[index] for index in kept])
     scaffold_smiles = [molecule.scaffold_smiles for molecule in molecules]
-    return EncodedRows(batch, scaffold_smiles, np.array(kept, dtype=np.int64), rejects)
+    standardized = sum(molecule.standardized for molecule in molecules)
+    return EncodedRows(batch, scaffold_smiles, np.array(kept, dtype=np.int64), rejects, standardized)
 
 
 def reject_batch(source: str, first_row: int, rejects: Sequence[Reject]) -> pa.RecordBatch:
@@ -82,11 +90,13 @@ def reject_batch(source: str, first_row: int, rejects: Sequence[Reject]) -> pa.R
     return pa.RecordBatch.from_arrays(arrays, schema=REJECT_SCHEMA)
 
 
-def _encode(text: str, max_atoms: int) -> _Molecule:
+def _encode(text: str, max_atoms: int, standard: Standardizer | None) -> _Molecule:
     """One molecule, or MoleculeReject with the reason."""
     try:
-        smiles, mol = canonical_molecule(text, max_atoms)
-        return _describe(smiles, mol)
+        smiles, mol = found = canonical_molecule(text, max_atoms)
+        if standard is not None:
+            smiles, mol = standard.standardize(*found)
+        return _describe(smiles, mol, standardized=smiles != found[0])
     except MoleculeReject:
         raise
     except (RuntimeError, ValueError) as error:
@@ -94,11 +104,12 @@ def _encode(text: str, max_atoms: int) -> _Molecule:
         raise MoleculeReject("rdkit_error") from error
 
 
-def _describe(smiles: str, mol: Chem.Mol) -> _Molecule:
+def _describe(smiles: str, mol: Chem.Mol, standardized: bool) -> _Molecule:
     arrays = featurize(mol)
     scaffold_smiles, scaffold_mask = murcko_scaffold(mol)
     return _Molecule(
         smiles=smiles,
+        standardized=standardized,
         arrays=arrays,
         scaffold_smiles=scaffold_smiles,
         scaffold=scaffold_identity(scaffold_smiles),

@@ -85,7 +85,8 @@ class SourceRecord:
 class Counts:
     """What became of the rows read: read = sum of written + duplicates + excluded + sum of rejected.
 
-    `written` is by split, `rejected` by reason; `excluded`: molecules that the user asked to leave out.
+    `written` is by split, `rejected` by reason; `excluded`: molecules that the user asked to leave out;
+    `standardized`: rows, duplicates among them, whose molecule standardisation changed.
     """
 
     read: int
@@ -93,6 +94,7 @@ class Counts:
     duplicates: int
     excluded: int
     rejected: dict[str, int]
+    standardized: int
 
     @property
     def unaccounted(self) -> int:

@@ -18,6 +18,7 @@ class MapTask:
     path: str
     partitions: int
     max_atoms: int
+    standardize: bool
 
     def __str__(self) -> str:
         chunk = self.chunk
@@ -26,18 +27,22 @@ class MapTask:
 
 @dataclass(frozen=True)
 class MapResult:
-    """Row `first_row + reject.index` of the source is a reject; all other rows of the chunk are molecules."""
+    """Row `first_row + reject.index` of the source is a reject; all other rows of the chunk are molecules.
+
+    `standardized` of the molecules were changed by standardisation.
+    """
 
     source_index: int
     first_row: int
     rows: int
     rejects: list[Reject]
+    standardized: int
 
 
 def run_map(task: MapTask) -> MapResult:
     """Do a map task. The same task always writes the same bytes."""
     chunk = task.chunk
-    encoded = encode_rows(chunk.texts, chunk.ids, task.max_atoms)
+    encoded = encode_rows(chunk.texts, chunk.ids, task.max_atoms, task.standardize)
     added = {
         "scaffold_smiles": pa.array(encoded.scaffold_smiles, pa.string()),
         "source_index": pa.array(np.full(len(encoded.kept), chunk.source_index, dtype=np.int32)),
@@ -45,4 +50,4 @@ def run_map(task: MapTask) -> MapResult:
     }
     rows = pa.RecordBatch.from_arrays([*encoded.batch.columns, *added.values()], schema=MAPPED_SCHEMA)
     write_partitions(task.path, rows, task.partitions)
-    return MapResult(chunk.source_index, chunk.first_row, len(chunk.texts), encoded.rejects)
+    return MapResult(chunk.source_index, chunk.first_row, len(chunk.texts), encoded.rejects, encoded.standardized)

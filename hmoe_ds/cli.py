@@ -53,6 +53,7 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
         validation_fraction=options.validation_fraction,
         shard_rows=options.shard_rows,
         max_atoms=options.max_atoms,
+        standardize=options.standardize,
     )
     started = time.perf_counter()
     with _Progress() as progress:
@@ -116,6 +117,7 @@ def _embed(options: argparse.Namespace, rest: list[str]) -> Result:
             options.out,
             options.smiles_column,
             options.id_column,
+            options.standardize,
             progress.report,
         )
     print(f"embedded {result['molecules']} molecules, {result['dimensions']} numbers each, into {options.out}")
@@ -165,6 +167,10 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
         sub.add_argument("--json", action="store_true", help="print a JSON object as the last line")
         return sub
 
+    def no_standardize(sub: Any) -> None:
+        help = "keep salts, charges and functional groups as they are written"
+        sub.add_argument("--no-standardize", dest="standardize", action="store_false", help=help)
+
     prepare = command("prepare", _prepare, "Molecule files to a dataset directory.")
     prepare.add_argument("sources", nargs="+", metavar="SOURCE", help=".smi, .csv or .tsv (.gz), a glob, or nci5k")
     prepare.add_argument("--out", required=True, help="dataset directory to write")
@@ -174,6 +180,7 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
     prepare.add_argument("--validation-fraction", type=float, default=0.05, help="share of scaffolds held out")
     prepare.add_argument("--shard-rows", type=_positive, default=65536, help="molecules per shard, about")
     prepare.add_argument("--max-atoms", type=_positive, default=512, help="larger molecules are rejected")
+    no_standardize(prepare)
     prepare.add_argument("--overwrite", action="store_true", help="replace the dataset that is in --out")
 
     inspect = command("inspect", _inspect, "What a dataset directory holds, and whether it is intact.")
@@ -193,6 +200,7 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
     embed.add_argument("--out", required=True, help="Parquet file to write")
     embed.add_argument("--smiles-column", help="column with SMILES, in files with a header")
     embed.add_argument("--id-column", help="column with identifiers, in files with a header")
+    no_standardize(embed)
 
     if argv[:1] == ["pretrain"]:
         if {"-h", "--help"} & set(argv):

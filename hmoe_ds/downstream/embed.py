@@ -32,6 +32,7 @@ def embed_source(
     out: str | Path,
     smiles_column: str | None = None,
     id_column: str | None = None,
+    standardize: bool = True,
     report: Report = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Write one row per readable molecule: `source_id`, `smiles` (canonical), `embedding` (float32, D numbers).
@@ -44,6 +45,7 @@ def embed_source(
         out: Parquet file to write.
         smiles_column: column with SMILES, in files with a header.
         id_column: column with identifiers, in files with a header.
+        standardize: embed the standard form of each molecule, as `hmoe prepare` stores it.
         report: called with (stage, rows done, None).
 
     Returns:
@@ -70,7 +72,7 @@ def embed_source(
     with pq.ParquetWriter(out, schema) as rows_file, pq.ParquetWriter(rejects_path, REJECT_SCHEMA) as rejects_file:
         for entry in sources:
             for chunk in read_chunks(entry, smiles_column=smiles_column, id_column=id_column, chunk_rows=CHUNK_ROWS):
-                encoded = encode_rows(chunk.texts, chunk.ids)
+                encoded = encode_rows(chunk.texts, chunk.ids, standardize=standardize)
                 values = embed_batch(model, encoded.batch, device).reshape(-1)
                 embedding = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
                 columns = [encoded.batch.column("source_id"), encoded.batch.column("smiles"), embedding]

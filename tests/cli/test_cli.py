@@ -151,6 +151,13 @@ def test_embed_writes_what_the_model_computes(run, tmp_path):
     np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), np.array(alone), rtol=1e-5, atol=1e-5)
 
 
+def test_embed_standardises_unless_told_not_to(run, tmp_path):
+    (tmp_path / "salt.smi").write_text("CC(=O)[O-].[Na+] acetate\n")
+    for switch, smiles in ((), "CC(=O)O"), (("--no-standardize",), "CC(=O)[O-].[Na+]"):
+        hmoe("embed", run / "model", tmp_path / "salt.smi", "--out", tmp_path / "e.parquet", *switch)
+        assert pq.read_table(tmp_path / "e.parquet")["smiles"].to_pylist() == [smiles]
+
+
 def test_exported_experts_are_those_of_all_ranks(run):
     model = HMoEModel.from_pretrained(run / "model")
     fresh = HMoEModel(model.config, model.router, seed=0)

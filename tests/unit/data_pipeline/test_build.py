@@ -1,5 +1,6 @@
 """A dataset folder: what is in it, that nothing is lost, and that workers and partitions leave no trace."""
 
+import dataclasses
 import gzip
 import hashlib
 import os
@@ -19,6 +20,7 @@ from data_pipeline.reduce_stage import RUN_LENGTH
 from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_SCHEMA, SCAFFOLD_SCHEMA, SPLITS
 
 OPTIONS = PrepareOptions(validation_fraction=0.2, shard_rows=500)
+AS_WRITTEN = dataclasses.replace(OPTIONS, standardize=False)
 
 # 40 benzenes, so that one scaffold has several runs; duplicates in two spellings; and rejects.
 BENZENES = [f"{'C' * n}{atom}c1ccccc1" for n in range(20) for atom in "ON"]
@@ -88,16 +90,16 @@ def test_files_and_schemas(dataset: Path) -> None:
     assert pq.read_schema(dataset / "scaffolds.parquet").equals(SCAFFOLD_SCHEMA)
 
 
-def test_dedup_equals_a_set(sources: list[str], dataset: Path) -> None:
+def test_dedup_equals_a_set(sources: list[str], tmp_path: Path) -> None:
+    manifest = prepare(sources, tmp_path / "out", AS_WRITTEN).manifest
     texts = [line.split()[0] for line in Path(sources[0]).read_text().splitlines()]
     texts += [line.split(",")[1] for line in gzip.decompress(Path(sources[1]).read_bytes()).decode().splitlines()[1:]]
     mols = [Chem.MolFromSmiles(text) for text in texts if text not in BAD_ROWS]
     expected = {Chem.MolToSmiles(mol) for mol in mols if mol is not None}
-    written = [row["smiles"] for split in SPLITS for row in molecules(dataset, split)]
+    written = [row["smiles"] for split in SPLITS for row in molecules(tmp_path / "out", split)]
     assert len(written) == len(set(written))
     assert set(written) == expected
-    counts = Manifest.load(dataset).counts
-    assert counts.duplicates == sum(mol is not None for mol in mols) - len(expected)
+    assert manifest.counts.duplicates == sum(mol is not None for mol in mols) - len(expected)
 
 
 def test_first_duplicate_names_the_molecule(tmp_path: Path) -> None:
