@@ -67,7 +67,7 @@ def test_no_dataset_there(memory):
         (b"{", PipelineError, r"^memory://store/zinc/manifest.json: .* damaged .*; upload the dataset again$"),
         (b"\xff", PipelineError, r"damaged .*; upload the dataset again$"),
         (b'{"name": "web app"}', UsageError, r"^memory://store/zinc/manifest.json: not the manifest"),
-        (b'{"format": "hmoe-molecules", "format_version": 99}', UsageError, "version 99, expected 1"),
+        (b'{"format": "hmoe-molecules", "format_version": 99}', UsageError, "version 99, expected 2"),
     ],
 )
 def test_not_a_manifest(memory, content: bytes, error: type[Exception], message: str):
