@@ -1,10 +1,12 @@
 """Sources -> a dataset folder: plan, map, shuffle by scaffold, reduce, write.
 
-The bytes written follow from the sources and the options alone, not from the number of workers or partitions.
+The bytes written follow from the sources and the options alone, not from the number of workers or partitions. An append
+is the same, with an index stage before it, which reads what the dataset holds already.
 """
 
 import dataclasses
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,13 +15,15 @@ from pathlib import Path
 import pyarrow as pa
 import rdkit
 
+from data_pipeline.append import Existing
 from data_pipeline.chemistry import DEFAULT_MAX_ATOMS
 from data_pipeline.encode import reject_batch
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.huggingface import write_dataset_dict
+from data_pipeline.known import IndexTask, run_index
 from data_pipeline.manifest import MANIFEST_FILE, Counts, FileRecord, Manifest, ShardRecord, SourceRecord, SplitRecord
 from data_pipeline.map_stage import MapTask, run_map
-from data_pipeline.output import REJECTS_FILE, SCAFFOLDS_FILE, check_writable, publish, work_folder
+from data_pipeline.output import REJECTS_FILE, SCAFFOLDS_FILE, check_writable, publish, publish_append, work_folder
 from data_pipeline.parquet import ParquetSink
 from data_pipeline.partitions import mapped_file
 from data_pipeline.reduce_stage import ReduceTask, run_reduce, scaffolds_file
@@ -27,13 +31,16 @@ from data_pipeline.schema import ATOM_FEATURE_SIZES, REJECT_SCHEMA, SCAFFOLD_SCH
 from data_pipeline.sources import Source, check_columns, read_chunks, resolve_sources
 from data_pipeline.statistics import SplitStatistics
 from data_pipeline.workers import Workers
-from data_pipeline.write_stage import WriteTask, run_write
+from data_pipeline.write_stage import WriteTask, run_write, shard_file
 
 # Source text per partition: some 150,000 molecules, which a reduce task holds in some 300 MB.
 PARTITION_BYTES = 8 << 20
+# Molecules that a dataset holds already, per partition of an append: a reduce task holds their keys.
+PARTITION_KNOWN_ROWS = 1 << 20
 _GZIP_RATIO = 4
 
-# Called with the stage ("map", "reduce", "write"), what is done of it (rows, partitions, shards), and of how many.
+# Called with the stage ("index", "map", "reduce", "write"), what is done of it (shards, rows, partitions, shards), and
+# of how many.
 Report = Callable[[str, int, int | None], None]
 
 
@@ -69,10 +76,17 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """`reused`: the dataset was there already, from the same sources and options, and nothing was done."""
+    """`reused`: the dataset was there already, from these sources and options, and nothing was done.
+
+    `counts`: what became of the rows that were read now, None when none were; the manifest's are of all that ever were.
+    """
 
     manifest: Manifest
-    reused: bool
+    counts: Counts | None
+
+    @property
+    def reused(self) -> bool:
+        return self.counts is None
 
 
 def prepare(
@@ -82,32 +96,47 @@ def prepare(
     workers: int = 1,
     report: Report | None = None,
     overwrite: bool = False,
+    append: bool = False,
 ) -> PrepareResult:
     """Prepare a dataset folder `out` from `sources`: paths, glob patterns, or `nci5k`.
+
+    `overwrite`: in place of a dataset in `out`. `append`: add to the dataset in `out` what it does not hold; sources
+    that were read into it before are left out.
 
     Call it under `if __name__ == "__main__":` when `workers` > 1: worker processes import the main module.
 
     Raises:
         UsageError: a source or a column that is not there; `out` holds something else, or a dataset of other
-            sources or options and `overwrite` is False.
+            sources or options and neither `overwrite` nor `append` is True; an append to no dataset, or to one of
+            other options or another RDKit.
         PipelineError: an unreadable source, no molecules at all, a dead worker, no space.
     """
     options = options or PrepareOptions()
     if workers < 1:
         raise UsageError(f"workers is {workers}; expected at least 1")
+    if overwrite and append:
+        raise UsageError("overwrite and append are both True; expected one of them at most")
     out = Path(out)
     try:
+        existing = Existing.load(out, dataclasses.asdict(options)) if append else None
         check_writable(out)
         resolved = resolve_sources(sources)
         for source in resolved:
             check_columns(source, options.smiles_column, options.id_column)
-        if not overwrite and (out / MANIFEST_FILE).exists():
-            return PrepareResult(_matching_manifest(out, resolved, options), reused=True)
+        if existing is not None:
+            resolved = existing.new_sources(resolved, options.smiles_column, options.id_column)
+            if not resolved:
+                return PrepareResult(existing.manifest, None)
+        elif not overwrite and (out / MANIFEST_FILE).exists():
+            return PrepareResult(_matching_manifest(out, resolved, options), None)
         with work_folder(out) as work, Workers(workers) as pool:
-            build = _Build(resolved, options, work, pool, report or _no_report)
-            manifest = build.run()
-            publish(build.dataset, out)
-        return PrepareResult(manifest, reused=False)
+            build = _Build(resolved, options, existing, work, pool, report or _no_report)
+            result = build.run()
+            if existing is None:
+                publish(build.dataset, out)
+            else:
+                publish_append(build.dataset, out, existing.manifest, result.manifest)
+        return result
     except OSError as error:
         raise PipelineError(f"{out}: cannot write the dataset: {error}") from error
 
@@ -123,6 +152,7 @@ def _matching_manifest(out: Path, sources: list[Source], options: PrepareOptions
     different = "options" if same_sources else "sources"
     raise UsageError(
         f"{out}: holds a dataset prepared from other {different}; choose another --out, or replace it: --overwrite"
+        + (", or add to it: --append" if different == "sources" else "")
     )
 
 
@@ -140,36 +170,74 @@ class _MapTotals:
     standardized: int = 0
 
 
+@dataclass
+class _Reduced:
+    """What the reduce tasks found. `statistics` of new molecules and `scaffolds` of all, by split."""
+
+    duplicates: int
+    statistics: dict[str, SplitStatistics]
+    scaffolds: Counter[str]
+
+
 class _Build:
     """One run: the stages in their order, each with what it needs of the stage before."""
 
     def __init__(
-        self, sources: list[Source], options: PrepareOptions, work: Path, pool: Workers, report: Report
+        self,
+        sources: list[Source],
+        options: PrepareOptions,
+        existing: Existing | None,
+        work: Path,
+        pool: Workers,
+        report: Report,
     ) -> None:
         self.dataset = work / "dataset"
         self._sources = sources
         self._options = options
+        self._existing = existing
         self._work = str(work)
         self._pool = pool
         self._report = report
-        self._partitions = _partition_count(sources)
+        self._partitions = _partition_count(sources, existing.rows if existing else 0)
 
-    def run(self) -> Manifest:
-        """Build the dataset in the folder `dataset` and return its manifest."""
+    def run(self) -> PrepareResult:
+        """Build the dataset in the folder `dataset`; of an append, all but the shards that are there already."""
         for split in SPLITS:
             (self.dataset / split).mkdir(parents=True)
+        statistics = self._index()
         mapped = self._map()
-        duplicates, statistics = self._reduce(mapped.tasks)
-        self._check_not_empty(mapped, statistics)
+        reduced = self._reduce(mapped.tasks)
+        self._check_not_empty(mapped, reduced)
         self._collect_scaffolds()
-        shards = self._write(statistics)
-        manifest = self._manifest(mapped, duplicates, statistics, shards)
+        shards = self._write(reduced.statistics)
+        counts = self._counts(mapped, reduced.duplicates, shards)
+        for split in SPLITS:
+            statistics[split].add(reduced.statistics[split])
+        splits = self._splits(statistics, reduced.scaffolds, shards)
+        manifest = self._manifest(mapped, counts, splits)
         manifest.save(self.dataset)
-        return manifest
+        return PrepareResult(manifest, counts)
+
+    def _index(self) -> dict[str, SplitStatistics]:
+        """Index what the dataset holds already, and return the statistics of each split."""
+        statistics = {split: SplitStatistics() for split in SPLITS}
+        if self._existing is None:
+            return statistics
+        shards, folder = self._existing.shards, self._existing.folder
+        tasks = [
+            IndexTask(self._work, str(folder / shard.file), number, self._partitions)
+            for number, (_, shard) in enumerate(shards)
+        ]
+        for (split, _), part in zip(shards, self._pool.run(run_index, tasks), strict=True):
+            statistics[split].add(part)
+        self._report("index", len(tasks), len(tasks))
+        return statistics
 
     def _map(self) -> _MapTotals:
         totals = _MapTotals(0, [0] * len(self._sources), Counter())
         with ParquetSink(self.dataset / REJECTS_FILE, REJECT_SCHEMA) as rejects:
+            for batch in self._existing.rejects() if self._existing else ():
+                rejects.append(batch)
             for result in self._pool.run(run_map, self._map_tasks()):
                 totals.tasks += 1
                 totals.rows[result.source_index] += result.rows
@@ -190,21 +258,21 @@ class _Build:
             path = mapped_file(self._work, task)
             yield MapTask(chunk, path, self._partitions, self._options.max_atoms, self._options.standardize)
 
-    def _reduce(self, map_tasks: int) -> tuple[int, dict[str, SplitStatistics]]:
-        """Number of duplicates, and the statistics of each split."""
+    def _reduce(self, map_tasks: int) -> _Reduced:
         fraction = self._options.validation_fraction
-        tasks = [ReduceTask(self._work, index, map_tasks, fraction) for index in range(self._partitions)]
-        duplicates = 0
-        statistics = {split: SplitStatistics() for split in SPLITS}
+        known = (len(self._existing.shards), str(self._existing.scaffolds_file)) if self._existing else (0, None)
+        tasks = [ReduceTask(self._work, index, map_tasks, fraction, *known) for index in range(self._partitions)]
+        reduced = _Reduced(0, {split: SplitStatistics() for split in SPLITS}, Counter())
         for done, result in enumerate(self._pool.run(run_reduce, tasks), start=1):
-            duplicates += result.duplicates
+            reduced.duplicates += result.duplicates
+            reduced.scaffolds.update(result.scaffolds)
             for split in SPLITS:
-                statistics[split].add(result.statistics[split])
+                reduced.statistics[split].add(result.statistics[split])
             self._report("reduce", done, len(tasks))
-        return duplicates, statistics
+        return reduced
 
-    def _check_not_empty(self, mapped: _MapTotals, statistics: dict[str, SplitStatistics]) -> None:
-        if any(split.rows for split in statistics.values()):
+    def _check_not_empty(self, mapped: _MapTotals, reduced: _Reduced) -> None:
+        if reduced.duplicates or any(split.rows for split in reduced.statistics.values()):
             return
         reasons = ", ".join(f"{reason} {count}" for reason, count in mapped.rejected.most_common(3))
         names = ", ".join(source.name for source in self._sources)
@@ -224,22 +292,31 @@ class _Build:
         tasks = [task for split in SPLITS for task in self._write_tasks(split, statistics[split].rows)]
         shards: dict[str, list[ShardRecord]] = {split: [] for split in SPLITS}
         for done, (task, shard) in enumerate(zip(tasks, self._pool.run(run_write, tasks), strict=True), start=1):
-            shards[task.split].append(shard)
+            if self._existing is None:
+                shards[task.split].append(shard)
+            elif shard.rows:
+                number = self._first_shard(task.split) + len(shards[task.split])
+                shards[task.split].append(self._numbered(shard, shard_file(task.split, number)))
             self._report("write", done, len(tasks))
         return shards
 
     def _write_tasks(self, split: str, rows: int) -> list[WriteTask]:
-        count = max(1, math.ceil(rows / self._options.shard_rows))
-        dataset = str(self.dataset)
-        return [WriteTask(self._work, self._partitions, dataset, split, shard, count) for shard in range(count)]
+        count = math.ceil(rows / self._options.shard_rows)
+        if self._existing is None:
+            # `datasets` wants a shard even in an empty split.
+            count = max(1, count)
+        work = (self._work, self._partitions, str(self.dataset))
+        return [WriteTask(*work, split, shard, count, self._first_shard(split)) for shard in range(count)]
 
-    def _manifest(
-        self,
-        mapped: _MapTotals,
-        duplicates: int,
-        statistics: dict[str, SplitStatistics],
-        shards: dict[str, list[ShardRecord]],
-    ) -> Manifest:
+    def _first_shard(self, split: str) -> int:
+        return len(self._existing.manifest.splits[split].shards) if self._existing else 0
+
+    def _numbered(self, shard: ShardRecord, file: str) -> ShardRecord:
+        """The shard under the name `file`, which closes the gap that an empty one before it has left."""
+        os.replace(self.dataset / shard.file, self.dataset / file)
+        return dataclasses.replace(shard, file=file)
+
+    def _counts(self, mapped: _MapTotals, duplicates: int, shards: dict[str, list[ShardRecord]]) -> Counts:
         counts = Counts(
             read=sum(mapped.rows),
             written={split: sum(shard.rows for shard in shards[split]) for split in SPLITS},
@@ -250,32 +327,46 @@ class _Build:
         )
         if counts.unaccounted:
             raise PipelineError(f"{counts.unaccounted} rows read are unaccounted for; please report this: {counts}")
-        sources = zip(self._sources, mapped.rows, strict=True)
-        files = [*write_dataset_dict(self.dataset, shards), SCAFFOLDS_FILE, REJECTS_FILE]
+        return counts
+
+    def _splits(
+        self, statistics: dict[str, SplitStatistics], scaffolds: Counter[str], shards: dict[str, list[ShardRecord]]
+    ) -> dict[str, SplitRecord]:
+        old = {split: self._existing.manifest.splits[split].shards if self._existing else [] for split in SPLITS}
+        return {
+            split: _split_record(statistics[split], scaffolds[split], old[split] + shards[split]) for split in SPLITS
+        }
+
+    def _manifest(self, mapped: _MapTotals, counts: Counts, splits: dict[str, SplitRecord]) -> Manifest:
+        options = self._options
+        columns = (options.smiles_column, options.id_column)
+        files = write_dataset_dict(self.dataset, {name: split.shards for name, split in splits.items()})
+        old = self._existing.manifest if self._existing else None
+        sources = [SourceRecord.of(s, rows, *columns) for s, rows in zip(self._sources, mapped.rows, strict=True)]
         return Manifest(
             versions={"rdkit": rdkit.__version__, "pyarrow": pa.__version__},
-            options=dataclasses.asdict(self._options),
-            sources=[SourceRecord.of(source, rows) for source, rows in sources],
-            counts=counts,
-            splits={split: _split_record(statistics[split], shards[split]) for split in SPLITS},
-            files=[FileRecord.of(self.dataset, file) for file in files],
+            options=old.options if old else dataclasses.asdict(options),
+            sources=old.sources + sources if old else sources,
+            counts=old.counts + counts if old else counts,
+            splits=splits,
+            files=[FileRecord.of(self.dataset, file) for file in (*files, SCAFFOLDS_FILE, REJECTS_FILE)],
         )
 
 
-def _partition_count(sources: list[Source]) -> int:
-    """So many partitions that one fits in memory, by the size of the sources."""
+def _partition_count(sources: list[Source], known_rows: int) -> int:
+    """So many partitions that one fits in memory, by the size of the sources and of the dataset appended to."""
     text = sum(s.bytes * _GZIP_RATIO if s.path.lower().endswith(".gz") else s.bytes for s in sources)
-    return max(1, math.ceil(text / PARTITION_BYTES))
+    return max(1, math.ceil(text / PARTITION_BYTES), math.ceil(known_rows / PARTITION_KNOWN_ROWS))
 
 
-def _split_record(statistics: SplitStatistics, shards: list[ShardRecord]) -> SplitRecord:
+def _split_record(statistics: SplitStatistics, scaffolds: int, shards: list[ShardRecord]) -> SplitRecord:
     return SplitRecord(
         rows=statistics.rows,
         atoms=statistics.atoms,
         bonds=statistics.bonds,
         max_atoms=statistics.max_atoms,
         max_bonds=statistics.max_bonds,
-        scaffolds=statistics.scaffolds,
+        scaffolds=scaffolds,
         acyclic=statistics.acyclic,
         complexity_percentiles=statistics.complexity_percentiles(),
         shards=shards,

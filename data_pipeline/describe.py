@@ -1,6 +1,6 @@
 """What a person wants to know of a dataset first, as text."""
 
-from data_pipeline.manifest import Manifest, SplitRecord
+from data_pipeline.manifest import Counts, Manifest, SplitRecord
 
 
 def describe(manifest: Manifest) -> str:
@@ -9,13 +9,20 @@ def describe(manifest: Manifest) -> str:
     lines = [
         f"source      {source.name}: {source.rows:,} rows{_licence(source.licence)}" for source in manifest.sources
     ]
-    lines += [f"rows        {counts.read:,} read = {sum(counts.written.values()):,} written"]
-    lines[-1] += f" + {counts.duplicates:,} duplicates + {sum(counts.rejected.values()):,} rejected"
+    lines += [f"rows        {describe_counts(counts)}"]
     lines += [f"standard    {counts.standardized:,} molecules were changed by standardisation"]
     lines += [f"rejected    {reason}: {number:,}" for reason, number in counts.rejected.items()]
     lines += [f"{name:<12}{_split(split)}" for name, split in manifest.splits.items()]
     made_with = ", ".join(f"{library} {version}" for library, version in manifest.versions.items())
     return "\n".join([*lines, f"made with   {made_with}"])
+
+
+def describe_counts(counts: Counts) -> str:
+    """What became of the rows that were read."""
+    return (
+        f"{counts.read:,} read = {sum(counts.written.values()):,} written"
+        f" + {counts.duplicates:,} duplicates + {sum(counts.rejected.values()):,} rejected"
+    )
 
 
 def _licence(licence: str | None) -> str:

@@ -25,6 +25,13 @@ def file_checksum(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def is_first(*columns: np.ndarray) -> np.ndarray:
+    """True where a row differs from the row before it in any column: bool [n]."""
+    first = np.ones(len(columns[0]), dtype=bool)
+    first[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    return first
+
+
 def range_starts(count: int) -> np.ndarray:
     """First keys of `count` equal ranges of the 64-bit key space: uint64 [count], ascending from 0."""
     return np.array([-(-(i << 64) // count) for i in range(count)], dtype=np.uint64)

@@ -37,7 +37,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class ShardRecord(FileRecord):
-    """A shard: its file, its molecules, how many atoms and bonds they have together, and the most one has."""
+    """A shard: its file, its molecules, how many atoms and bonds they have together, and the most that one has."""
 
     rows: int
     atoms: int
@@ -63,22 +63,32 @@ class SplitRecord:
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """A source as it was read: its name, its bytes (`blake2b`: 128 bits, hexadecimal), its data rows."""
+    """A source as it was read: its name, its bytes (`blake2b`: 128 bits, hexadecimal), its data rows.
+
+    `smiles_column`, `id_column`: as they were asked for, None when found by themselves.
+    """
 
     name: str
     bytes: int
     blake2b: str
     licence: str | None
     rows: int
+    smiles_column: str | None
+    id_column: str | None
 
     @classmethod
-    def of(cls, source: Source, rows: int) -> "SourceRecord":
+    def of(cls, source: Source, rows: int, smiles_column: str | None, id_column: str | None) -> "SourceRecord":
         """The record of a source; where it lies is not part of it, so that machines agree."""
-        return cls(source.name, source.bytes, source.blake2b, source.licence, rows)
+        return cls(source.name, source.bytes, source.blake2b, source.licence, rows, smiles_column, id_column)
 
     def is_of(self, source: Source) -> bool:
         """True if `source` has the same name and the same bytes, wherever it lies."""
         return (self.name, self.bytes, self.blake2b) == (source.name, source.bytes, source.blake2b)
+
+    def has_content_of(self, source: Source, smiles_column: str | None, id_column: str | None) -> bool:
+        """True if `source`, read by these columns, has the same rows, whatever its name."""
+        read = (source.bytes, source.blake2b, smiles_column, id_column)
+        return (self.bytes, self.blake2b, self.smiles_column, self.id_column) == read
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,18 @@ class Counts:
     excluded: int
     rejected: dict[str, int]
     standardized: int
+
+    def __add__(self, other: "Counts") -> "Counts":
+        """What became of the rows of both."""
+        reasons = sorted({*self.rejected, *other.rejected})
+        return Counts(
+            read=self.read + other.read,
+            written={split: rows + other.written[split] for split, rows in self.written.items()},
+            duplicates=self.duplicates + other.duplicates,
+            excluded=self.excluded + other.excluded,
+            rejected={reason: self.rejected.get(reason, 0) + other.rejected.get(reason, 0) for reason in reasons},
+            standardized=self.standardized + other.standardized,
+        )
 
     @property
     def unaccounted(self) -> int:

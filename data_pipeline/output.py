@@ -1,7 +1,8 @@
 """The output folder: what may be written there, what may be removed, and when a dataset appears in it.
 
 A dataset is built inside `OUT/.hmoe_prepare` and moved into place at the end, the manifest last: a folder with a
-manifest holds a complete dataset, and a run that fails leaves an earlier dataset untouched.
+manifest holds a complete dataset, and a run that fails leaves an earlier dataset untouched. An append adds shards under
+new names and then replaces the small files, the manifest last.
 """
 
 import os
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.errors import UsageError
-from data_pipeline.manifest import MANIFEST_FILE, is_dataset
+from data_pipeline.manifest import MANIFEST_FILE, Manifest, is_dataset
 from data_pipeline.schema import SPLITS
 
 SCAFFOLDS_FILE = "scaffolds.parquet"
@@ -62,6 +63,23 @@ def publish(built: Path, out: Path) -> None:
         _remove(out / name)
     for name in _DATASET_ENTRIES:
         os.replace(built / name, out / name)
+
+
+def publish_append(built: Path, out: Path, old: Manifest, new: Manifest) -> None:
+    """Move what is new of the dataset `new`, built in `built`, into `out`, which holds `old`.
+
+    A file of `old` is replaced as a whole or not at all, and its shards are left alone. A run killed here is mended by
+    the same append again: until the manifest is replaced, the dataset is the old one.
+    """
+    old_shards = {shard.file for split in old.splits.values() for shard in split.shards}
+    for split in SPLITS:
+        for path in (out / split).glob("data-*.arrow"):
+            if f"{split}/{path.name}" not in old_shards:
+                # What a killed append left.
+                path.unlink()
+    new_shards = [shard.file for split in new.splits.values() for shard in split.shards if shard.file not in old_shards]
+    for file in (*new_shards, *(record.file for record in new.files), MANIFEST_FILE):
+        os.replace(built / file, out / file)
 
 
 def _remove(path: Path) -> None:

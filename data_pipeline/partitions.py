@@ -27,22 +27,22 @@ def mapped_file(work: str, task: int) -> str:
 
 
 def write_partitions(path: str, rows: pa.RecordBatch, partitions: int) -> None:
-    """Write `rows`, with `MAPPED_SCHEMA`, as an Arrow file of one record batch per partition."""
+    """Write `rows`, which have both keys, as an Arrow file of one record batch per partition."""
     scaffold_keys = rows.column("scaffold_key").to_numpy()
     own_keys, _ = mol_key_words(rows.column("mol_key"))
     partition = range_of(np.where(scaffold_keys == ACYCLIC_KEY, own_keys, scaffold_keys), partitions)
-    with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, MAPPED_SCHEMA) as writer:
+    with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
         for index in range(partitions):
             writer.write_batch(rows.take(pa.array(np.flatnonzero(partition == index))))
 
 
-def read_partition(paths: list[str], index: int) -> pa.RecordBatch:
-    """The rows of one partition, from the files of all map tasks."""
+def read_partition(paths: list[str], index: int, schema: pa.Schema) -> pa.RecordBatch:
+    """The rows of one partition, from files that `write_partitions` wrote with `schema`."""
     batches = []
     for path in paths:
         with pa.OSFile(path) as source:
             batches.append(pa.ipc.open_file(source).get_batch(index))
-    return concatenate(batches, MAPPED_SCHEMA)
+    return concatenate(batches, schema)
 
 
 def concatenate(batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from data_pipeline.errors import PipelineError
-from data_pipeline.keys import digest64
-from data_pipeline.partitions import mapped_file, mol_key_words, read_partition
+from data_pipeline.keys import digest64, is_first
+from data_pipeline.known import check_one_smiles_per_key, known_scaffolds, merge_scaffolds, read_known
+from data_pipeline.partitions import MAPPED_SCHEMA, mapped_file, mol_key_words, read_partition
 from data_pipeline.scaffold import ACYCLIC_KEY
 from data_pipeline.schema import MOLECULE_SCHEMA, SCAFFOLD_SCHEMA, SPLITS
 from data_pipeline.statistics import SplitStatistics
@@ -25,12 +26,18 @@ REDUCED_SCHEMA = MOLECULE_SCHEMA.append(pa.field("run_hash", pa.uint64()))
 
 @dataclass(frozen=True)
 class ReduceTask:
-    """Reduce one partition of the files that `map_tasks` map tasks left in the folder `work`."""
+    """Reduce one partition of the files that `map_tasks` map tasks left in the folder `work`.
+
+    `known_shards`: how many shards the dataset that is appended to has; their keys lie in `work` too.
+    `known_scaffolds`: its scaffolds.parquet.
+    """
 
     work: str
     partition: int
     map_tasks: int
     validation_fraction: float
+    known_shards: int = 0
+    known_scaffolds: str | None = None
 
     def __str__(self) -> str:
         return f"partition {self.partition}"
@@ -38,10 +45,11 @@ class ReduceTask:
 
 @dataclass(frozen=True)
 class ReduceResult:
-    """`statistics` by split."""
+    """By split: `statistics` of the new molecules, number of `scaffolds` of these and the known ones together."""
 
     duplicates: int
     statistics: dict[str, SplitStatistics]
+    scaffolds: dict[str, int]
 
 
 def reduced_file(work: str, partition: int) -> str:
@@ -50,7 +58,7 @@ def reduced_file(work: str, partition: int) -> str:
 
 
 def scaffolds_file(work: str, partition: int) -> str:
-    """The scaffolds of a partition: one record batch with `SCAFFOLD_SCHEMA`, ascending by scaffold_key."""
+    """The scaffolds of a partition, those of known molecules among them: one record batch, ascending by key."""
     return str(Path(work) / f"scaffolds-{partition:05d}.arrow")
 
 
@@ -61,16 +69,27 @@ def run_reduce(task: ReduceTask) -> ReduceResult:
         PipelineError: two scaffolds have the same key.
     """
     paths = [mapped_file(task.work, index) for index in range(task.map_tasks)]
-    mapped = read_partition(paths, task.partition)
-    rows = _Rows.distinct(mapped)
-    _write_file(scaffolds_file(task.work, task.partition), SCAFFOLD_SCHEMA, [_scaffolds(rows)])
+    mapped = read_partition(paths, task.partition, MAPPED_SCHEMA)
+    known = read_known(task.work, task.known_shards, task.partition)
+    rows = _Rows.distinct(_without(known, mapped))
+    scaffolds = merge_scaffolds(known_scaffolds(task.known_scaffolds, known), _scaffolds(rows))
+    _write_file(scaffolds_file(task.work, task.partition), SCAFFOLD_SCHEMA, [scaffolds])
 
     run_hash = _run_hashes(rows)
     in_validation = _in_validation(rows.scaffold_key, task.validation_fraction)
     batches = [_ordered_by_run(rows, run_hash, chosen) for chosen in (~in_validation, in_validation)]
     _write_file(reduced_file(task.work, task.partition), REDUCED_SCHEMA, batches)
     statistics = {split: SplitStatistics.of(batch) for split, batch in zip(SPLITS, batches, strict=True)}
-    return ReduceResult(mapped.num_rows - len(rows.index), statistics)
+    held_out = int(_in_validation(scaffolds.column("scaffold_key").to_numpy(), task.validation_fraction).sum())
+    by_split = dict(zip(SPLITS, (scaffolds.num_rows - held_out, held_out), strict=True))
+    return ReduceResult(mapped.num_rows - len(rows.index), statistics, by_split)
+
+
+def _without(known: pa.RecordBatch, mapped: pa.RecordBatch) -> pa.RecordBatch:
+    """The mapped molecules that are not among the known ones."""
+    if not known.num_rows:
+        return mapped
+    return mapped.filter(pc.invert(pc.is_in(mapped.column("mol_key"), value_set=known.column("mol_key"))))
 
 
 @dataclass(frozen=True)
@@ -91,21 +110,15 @@ class _Rows:
         )
         high, low = mol_key_words(mapped.column("mol_key"))
         order = np.lexsort((row, source_index, low, high, scaffold_key))
-        index = order[_is_first(high[order], low[order])]
+        index = order[is_first(high[order], low[order])]
         return cls(mapped, index, scaffold_key[index], high[index], low[index])
-
-
-def _is_first(*columns: np.ndarray) -> np.ndarray:
-    """True where a row differs from the row before it in any column: bool [n]."""
-    first = np.ones(len(columns[0]), dtype=bool)
-    first[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
-    return first
 
 
 def _scaffolds(rows: _Rows) -> pa.RecordBatch:
     """The scaffolds of the molecules, with their counts."""
-    _check_one_smiles_per_key(rows)
-    starts = np.flatnonzero(_is_first(rows.scaffold_key))
+    smiles = rows.mapped.column("scaffold_smiles").take(pa.array(rows.index))
+    check_one_smiles_per_key(rows.scaffold_key, smiles)
+    starts = np.flatnonzero(is_first(rows.scaffold_key))
     counts = np.diff(starts, append=len(rows.scaffold_key))
     cyclic = rows.scaffold_key[starts] != ACYCLIC_KEY
     examples = rows.mapped.take(pa.array(rows.index[starts[cyclic]]))
@@ -113,22 +126,10 @@ def _scaffolds(rows: _Rows) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*columns, pa.array(counts[cyclic])], schema=SCAFFOLD_SCHEMA)
 
 
-def _check_one_smiles_per_key(rows: _Rows) -> None:
-    smiles = rows.mapped.column("scaffold_smiles").take(pa.array(rows.index))
-    codes = smiles.dictionary_encode().indices.to_numpy()
-    clash = _is_first(codes) & ~_is_first(rows.scaffold_key)
-    if clash.any():
-        at = int(np.flatnonzero(clash)[0])
-        raise PipelineError(
-            f"scaffolds {smiles[at - 1]} and {smiles[at]} have the same 64-bit key {rows.scaffold_key[at]}; "
-            "leave the molecules of one of them out"
-        )
-
-
 def _run_hashes(rows: _Rows) -> np.ndarray:
     """The hash of each molecule's run: BLAKE2b-64 of the scaffold key and the first mol_key of the run. uint64 [n]."""
     count = len(rows.index)
-    starts = np.flatnonzero(_is_first(rows.scaffold_key))
+    starts = np.flatnonzero(is_first(rows.scaffold_key))
     place = np.arange(count) - np.repeat(starts, np.diff(starts, append=count))
     run_starts = np.flatnonzero((place % RUN_LENGTH == 0) | (rows.scaffold_key == ACYCLIC_KEY))
     words = (

@@ -33,6 +33,11 @@ class Source:
     blake2b: str
     licence: str | None = None
 
+    def renamed(self, taken: set[str]) -> "Source":
+        """This source under its path, numbered if need be, when its name is among those `taken`."""
+        names = (self.name, self.path, *(f"{self.path}#{number}" for number in range(2, len(taken) + 3)))
+        return dataclasses.replace(self, name=next(name for name in names if name not in taken))
+
 
 @dataclass(frozen=True)
 class SourceChunk:

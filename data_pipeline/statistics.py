@@ -11,14 +11,13 @@ from data_pipeline.scaffold import ACYCLIC_KEY
 
 @dataclass
 class SplitStatistics:
-    """Counts over molecules. `scaffolds` are distinct; `complexity` maps each value to its number of molecules."""
+    """Counts over molecules. `complexity` maps each value to its number of molecules."""
 
     rows: int = 0
     atoms: int = 0
     bonds: int = 0
     max_atoms: int = 0
     max_bonds: int = 0
-    scaffolds: int = 0
     acyclic: int = 0
     complexity: Counter[float] = field(default_factory=Counter)
 
@@ -35,19 +34,17 @@ class SplitStatistics:
             bonds=int(bonds.sum(dtype=np.int64)),
             max_atoms=int(atoms.max(initial=0)),
             max_bonds=int(bonds.max(initial=0)),
-            scaffolds=np.unique(scaffold_keys[scaffold_keys != ACYCLIC_KEY]).size,
             acyclic=int(np.count_nonzero(scaffold_keys == ACYCLIC_KEY)),
             complexity=Counter(dict(zip(values.tolist(), counts.tolist(), strict=True))),
         )
 
     def add(self, part: "SplitStatistics") -> None:
-        """Add the counts of other molecules, none of which shares a scaffold with those already counted."""
+        """Add the counts of other molecules."""
         self.rows += part.rows
         self.atoms += part.atoms
         self.bonds += part.bonds
         self.max_atoms = max(self.max_atoms, part.max_atoms)
         self.max_bonds = max(self.max_bonds, part.max_bonds)
-        self.scaffolds += part.scaffolds
         self.acyclic += part.acyclic
         self.complexity.update(part.complexity)
 

@@ -15,7 +15,10 @@ from data_pipeline.schema import MOLECULE_SCHEMA, SPLITS
 
 @dataclass(frozen=True)
 class WriteTask:
-    """Write shard `shard` of `shards` of a split: the runs whose hash lies in that one of `shards` equal ranges."""
+    """Write shard `shard` of `shards` of a split: the runs whose hash lies in that one of `shards` equal ranges.
+
+    `first`: the number in the file name of shard 0; an append goes on after the shards that are there.
+    """
 
     work: str
     partitions: int
@@ -23,6 +26,7 @@ class WriteTask:
     split: str
     shard: int
     shards: int
+    first: int
 
     def __str__(self) -> str:
         return f"{self.split} shard {self.shard}"
@@ -30,7 +34,12 @@ class WriteTask:
     @property
     def file(self) -> str:
         """The shard's file, relative to the dataset folder."""
-        return f"{self.split}/data-{self.shard:05d}.arrow"
+        return shard_file(self.split, self.first + self.shard)
+
+
+def shard_file(split: str, number: int) -> str:
+    """A shard's file, relative to the dataset folder."""
+    return f"{split}/data-{number:05d}.arrow"
 
 
 def run_write(task: WriteTask) -> ShardRecord:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
     from data_pipeline.build import PrepareOptions, prepare
-    from data_pipeline.describe import describe
+    from data_pipeline.describe import describe, describe_counts
 
     settings = PrepareOptions(
         smiles_column=options.smiles_column,
@@ -57,14 +57,25 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
     )
     started = time.perf_counter()
     with _Progress() as progress:
-        result = prepare(options.sources, options.out, settings, options.workers, progress.report, options.overwrite)
+        result = prepare(
+            options.sources,
+            options.out,
+            settings,
+            options.workers,
+            progress.report,
+            options.overwrite,
+            options.append,
+        )
     seconds = time.perf_counter() - started
     print(describe(result.manifest))
     description = dataclasses.asdict(result.manifest)
-    if result.reused:
+    if result.counts is None:
         print(f"{options.out} was already prepared from these sources with these options; nothing was done")
         return description
-    rate = result.manifest.counts.read / seconds
+    if options.append:
+        print(f"appended    {describe_counts(result.counts)}")
+        description["appended"] = dataclasses.asdict(result.counts)
+    rate = result.counts.read / seconds
     print(f"prepared in {seconds:.1f} s, {rate:,.0f} rows/s, {options.workers} workers")
     return {**description, "seconds": seconds, "rows_per_second": rate}
 
@@ -181,7 +192,9 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
     prepare.add_argument("--shard-rows", type=_positive, default=65536, help="molecules per shard, about")
     prepare.add_argument("--max-atoms", type=_positive, default=512, help="larger molecules are rejected")
     no_standardize(prepare)
-    prepare.add_argument("--overwrite", action="store_true", help="replace the dataset that is in --out")
+    existing = prepare.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace the dataset that is in --out")
+    existing.add_argument("--append", action="store_true", help="add what is new to the dataset that is in --out")
 
     inspect = command("inspect", _inspect, "What a dataset directory holds, and whether it is intact.")
     inspect.add_argument("path", metavar="DIR")

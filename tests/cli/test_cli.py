@@ -62,6 +62,10 @@ def test_prepare_makes_a_dataset_that_opens(tmp_path):
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
     assert [(reject["row"], reject["text"]) for reject in rejects] == [(5, "nonsense")]
 
+    (tmp_path / "new.smi").write_text("CCO old\nCCCCN new\n")
+    result, out, _ = hmoe("prepare", tmp_path / "new.smi", "--out", tmp_path / "out", "--append", "--json")
+    assert "2 read = 1 written + 1 duplicates + 0 rejected" in out
+    assert (result["appended"]["read"], result["counts"]["read"]) == (2, 10)
     _, out, _ = hmoe("inspect", tmp_path / "out")
     assert "nonsense" not in out
     shard = next((tmp_path / "out" / "train").glob("*.arrow"))
@@ -79,6 +83,8 @@ def test_prepare_makes_a_dataset_that_opens(tmp_path):
         (["prepare", "{tmp}/table.csv", "--out", "{tmp}/out", "--smiles-column", "nope"], 2, "nope"),
         (["prepare", "{tmp}/table.csv", "--out", "{tmp}/out", "--workers", "many"], 2, "'many' is not a positive"),
         (["prepare", "{tmp}/garbage.smi", "--out", "{tmp}/out"], 1, "garbage.smi"),
+        (["prepare", "{tmp}/table.csv", "--out", "{tmp}/out", "--append"], 2, "no dataset here"),
+        (["prepare", "{tmp}/table.csv", "--out", "{tmp}/out", "--append", "--overwrite"], 2, "not allowed with"),
         (["inspect", "{tmp}"], 2, "hmoe prepare"),
         (["export", "{tmp}", "{tmp}/model"], 2, "holds no checkpoint"),
         (["embed", "{tmp}", "nci5k", "--out", "{tmp}/x.parquet"], 2, "no exported model"),

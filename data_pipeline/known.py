@@ -1,0 +1,103 @@
+"""What a dataset already holds, when more is appended to it: its keys by partition, its scaffolds, its statistics.
+
+All of it is read from the shards, which an append never touches. Of `scaffolds.parquet` only SMILES are taken, whose
+keys are their hashes: a killed append may have left the counts of either state there.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.errors import PipelineError
+from data_pipeline.keys import is_first
+from data_pipeline.partitions import concatenate, read_partition, write_partitions
+from data_pipeline.scaffold import ACYCLIC_KEY
+from data_pipeline.schema import MOLECULE_SCHEMA, SCAFFOLD_SCHEMA
+from data_pipeline.statistics import SplitStatistics
+
+KNOWN_SCHEMA = pa.schema([MOLECULE_SCHEMA.field(name) for name in ("mol_key", "scaffold_key")])
+
+
+@dataclass(frozen=True)
+class IndexTask:
+    """Write the keys of the shard `path`, the dataset's shard number `shard` over all splits, by partition."""
+
+    work: str
+    path: str
+    shard: int
+    partitions: int
+
+    def __str__(self) -> str:
+        return self.path
+
+
+def known_file(work: str, shard: int) -> str:
+    """The keys of a shard: one record batch per partition, with `KNOWN_SCHEMA`."""
+    return str(Path(work) / f"known-{shard:08d}.arrow")
+
+
+def run_index(task: IndexTask) -> SplitStatistics:
+    """Do an index task. Returns the statistics of the shard."""
+    with pa.memory_map(task.path) as source:
+        batch = pa.ipc.open_stream(source).read_next_batch()
+        write_partitions(known_file(task.work, task.shard), batch.select(KNOWN_SCHEMA.names), task.partitions)
+        return SplitStatistics.of(batch)
+
+
+def read_known(work: str, shards: int, partition: int) -> pa.RecordBatch:
+    """The keys of all molecules of a partition, with `KNOWN_SCHEMA`."""
+    return read_partition([known_file(work, shard) for shard in range(shards)], partition, KNOWN_SCHEMA)
+
+
+def known_scaffolds(path: str | None, known: pa.RecordBatch) -> pa.RecordBatch:
+    """The scaffolds of molecules with `KNOWN_SCHEMA`, their SMILES from the Parquet file `path`, their counts anew.
+
+    Raises:
+        PipelineError: the file lacks one of them.
+    """
+    molecules = known.column("scaffold_key").to_numpy()
+    keys, counts = np.unique(molecules[molecules != ACYCLIC_KEY], return_counts=True)
+    if path is None or not len(keys):
+        return concatenate([], SCAFFOLD_SCHEMA)
+    # The file is sorted by key, so this reads the row groups of the partition only.
+    first, last = (pa.scalar(keys[at], pa.uint64()) for at in (0, -1))
+    in_range = [("scaffold_key", ">=", first), ("scaffold_key", "<=", last)]
+    table = pq.read_table(path, filters=in_range).cast(SCAFFOLD_SCHEMA)
+    table = table.filter(pa.array(np.isin(table.column("scaffold_key").to_numpy(), keys)))
+    if not np.array_equal(table.column("scaffold_key").to_numpy(), keys):
+        raise PipelineError(f"{path}: does not list the scaffolds of the dataset's molecules; run `hmoe prepare` again")
+    table = table.set_column(table.schema.names.index("count"), SCAFFOLD_SCHEMA.field("count"), pa.array(counts))
+    return concatenate(table.to_batches(), SCAFFOLD_SCHEMA)
+
+
+def merge_scaffolds(known: pa.RecordBatch, new: pa.RecordBatch) -> pa.RecordBatch:
+    """Scaffolds of both, ascending by key, with the sum of their counts.
+
+    Raises:
+        PipelineError: two scaffolds have the same key.
+    """
+    both = concatenate([known, new], SCAFFOLD_SCHEMA)
+    both = both.take(pa.array(np.argsort(both.column("scaffold_key").to_numpy(), kind="stable")))
+    keys = both.column("scaffold_key").to_numpy()
+    check_one_smiles_per_key(keys, both.column("smiles"))
+    starts = np.flatnonzero(is_first(keys))
+    counts = both.column("count").to_numpy()
+    sums = np.add.reduceat(counts, starts) if len(starts) else counts
+    merged = both.take(pa.array(starts))
+    columns = [merged.column(name) for name in SCAFFOLD_SCHEMA.names[:-1]]
+    return pa.RecordBatch.from_arrays([*columns, pa.array(sums)], schema=SCAFFOLD_SCHEMA)
+
+
+def check_one_smiles_per_key(keys: np.ndarray, smiles: pa.StringArray) -> None:
+    """Raise PipelineError if two scaffolds have the same key. `keys` ascending, with the SMILES of each."""
+    codes = smiles.dictionary_encode().indices.to_numpy()
+    clash = is_first(codes) & ~is_first(keys)
+    if clash.any():
+        at = int(np.flatnonzero(clash)[0])
+        raise PipelineError(
+            f"scaffolds {smiles[at - 1]} and {smiles[at]} have the same 64-bit key {keys[at]}; "
+            "leave the molecules of one of them out"
+        )
