@@ -6,9 +6,11 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from data_pipeline.build import PrepareOptions, prepare
 from hmoe_ds.config import ConfigError, load_config
 from hmoe_ds.downstream.export import CheckpointError, export_checkpoint
 from hmoe_ds.training.preflight import check_run
+from hmoe_ds.training.run_folder import open_datasets
 from tests.distributed.harness import arguments, train_all
 
 LAYOUTS = {
@@ -25,6 +27,7 @@ LAYOUTS = {
         "parallel__offload_optimizer": "true",
     },
     "ep 2, zero 3, bf16": {"parallel__ep_size": 2, "parallel__zero_stage": 3, "parallel__precision": "bf16"},
+    "ep 2, zero 1, data appended": {"parallel__ep_size": 2, "data__path": "growing"},
     "ep 2, zero 1, bf16": {"parallel__ep_size": 2, "parallel__precision": "bf16"},
 }
 COMMON = {"run__steps": 6, "run__checkpoint_every": 2, "run__validate_every": 3, "data__molecules_per_step": 48}
@@ -37,17 +40,28 @@ def cut_back(folder, step, last):
 
 
 @pytest.fixture(scope="module")
-def runs(dataset, second_dataset, tmp_path_factory):
+def growing(dataset, tmp_path_factory):
+    """A dataset that is appended to while a run trains on it."""
+    folder = tmp_path_factory.mktemp("growing") / "prepared"
+    shutil.copytree(dataset, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(dataset, second_dataset, growing, tmp_path_factory):
     """-> {layout: (folder and metrics of the uninterrupted run, folder and metrics of the resumed run)}."""
     folder = tmp_path_factory.mktemp("resume")
     overrides = {name: COMMON | changes for name, changes in LAYOUTS.items()}
     overrides["ep 2, zero 1, mixture"]["data__path"] = [str(dataset), str(second_dataset)]
+    overrides["ep 2, zero 1, data appended"]["data__path"] = growing
     whole = {folder / f"whole {name}": changes for name, changes in overrides.items()}
     resumed = {folder / f"resumed {name}": changes for name, changes in overrides.items()}
     whole_metrics = train_all(whole, dataset, ranks=2)
     for before, after in zip(whole, resumed, strict=True):
         shutil.copytree(before, after)
         cut_back(after, step=4, last=6)
+    options = PrepareOptions(validation_fraction=0.15, shard_rows=300)
+    prepare([str(second_dataset.parent / "molecules.smi")], growing, options, append=True)
     resumed_metrics = train_all(resumed, dataset, ranks=2)
     return {
         name: ((w, whole_metrics[w]), (r, resumed_metrics[r]))
@@ -69,6 +83,16 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(layout, runs, tmp_path):
     )
     assert all((first[name] == second[name]).all() for name in first)
     assert any((first[name] != before[name]).any() for name in first)
+
+
+def test_a_new_run_sees_what_was_appended(runs, dataset, growing, tmp_path):
+    (folder, _), _ = runs["ep 2, zero 1, data appended"]
+    before = open_datasets(load_config(arguments(folder, growing)))
+    after = open_datasets(load_config(arguments(tmp_path / "new", growing)))
+    ungrown = open_datasets(load_config(arguments(tmp_path / "new", dataset)))
+    for grown, original, first in zip(after, before, ungrown, strict=True):
+        assert len(grown) > len(original) == len(first)
+        assert original.fingerprint == first.fingerprint != grown.fingerprint
 
 
 def test_a_single_rank_resumes_bitwise_and_a_finished_run_is_left_alone(dataset, tmp_path):
