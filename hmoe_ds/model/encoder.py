@@ -62,7 +62,8 @@ class Encoder(nn.Module):
             else:
                 self.upper.append(DenseBlock(width, model.dense_size))
         self.norm = nn.LayerNorm(width)
-        self._calibrate(seed)
+        if not self.norm.weight.is_meta:
+            self._calibrate(seed)
 
     def forward(self, batch: MolBatch, masks: Masks | None = None) -> Encoding:
         """Encode B molecules; states of hidden atoms and bonds start from the mask vector."""

@@ -79,6 +79,8 @@ class Experts(nn.Module):
         self.w2 = nn.Parameter(torch.empty(count, hidden_size, size))
         self.w3 = nn.Parameter(torch.empty(count, size, hidden_size))
         self._max_rows = max_rows
+        if self.w1.is_meta:  # shapes without values: a model that is only measured
+            return
         for expert in range(count):
             generator = torch.Generator().manual_seed(int(hash64(seed, layer, first + expert)[0] >> 1))
             for weight in (self.w1, self.w2, self.w3):
