@@ -1,0 +1,266 @@
+"""How big a model is, from its configuration alone: parameters, FLOPs of a molecule, bytes of activations.
+
+Closed forms over the layers as they are written in this package; tests hold them against the built model. Letters as in
+the shape suffixes: D hidden width, F feed-forward widths, P gate width, E experts, G groups, C chosen groups, K choices
+per atom, N atoms, M bonds, B molecules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES
+from hmoe_ds.config import ModelConfig, RouterConfig, RunConfig
+
+BYTES = {"fp32": 4, "bf16": 2}
+# Gates and losses are computed in fp32 whatever the precision of the rest.
+_WIDE = 4
+_INDEX = 8
+_ELEMENTS, _BOND_TYPES = ATOM_FEATURE_SIZES[0], BOND_FEATURE_SIZES[0]
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters by part.
+
+    Args:
+        embedding: of atom and bond features.
+        lower: lower blocks.
+        scaffold_gate: the gate of molecules.
+        upper: message passing, norms and dense feed-forwards of the upper blocks, and the last norm.
+        atom_gates: the gates of atoms.
+        shared_experts: the experts that every atom passes.
+        experts: all experts.
+        heads: of the pretraining objectives.
+        active_experts: those of the K experts per layer that an atom passes; part of `experts`.
+    """
+
+    embedding: int
+    lower: int
+    scaffold_gate: int
+    upper: int
+    atom_gates: int
+    shared_experts: int
+    experts: int
+    heads: int
+    active_experts: int
+
+    @property
+    def dense(self) -> int:
+        """All but the experts: what every rank holds."""
+        blocks = self.lower + self.upper + self.shared_experts
+        return self.embedding + blocks + self.scaffold_gate + self.atom_gates + self.heads
+
+    @property
+    def total(self) -> int:
+        return self.dense + self.experts
+
+    @property
+    def active(self) -> int:
+        """What one atom passes: everything, with K of the E experts of each layer."""
+        return self.dense + self.active_experts
+
+
+def moe_layers(model: ModelConfig) -> int:
+    """H-MoE layers: every `moe_every`-th of the upper blocks."""
+    return model.upper_blocks // model.moe_every
+
+
+def count_parameters(model: ModelConfig, router: RouterConfig) -> ParameterCount:
+    """Parameters of `HMoEModel(model, router)`, exactly.
+
+    A linear of m inputs and n outputs has m*n (+ n with bias), a layer norm 2D, a gated feed-forward of width F 3DF, a
+    GINE convolution two D x D linears with bias and its epsilon.
+    """
+    width, layers = model.hidden_size, moe_layers(model)
+    norm = 2 * width
+    messages = norm + 2 * _linear(width, width) + 1
+    dense_feed_forward = 3 * width * model.dense_size
+    expert = 3 * width * router.expert_size
+    atom_head = _linear(width, width) + _linear(width, _ELEMENTS)
+    bond_head = _linear(2 * width, width) + _linear(width, _BOND_TYPES)
+    gate_layers = _linear(width, width) + _linear(width, router.gate_size)
+    return ParameterCount(
+        embedding=(sum(ATOM_FEATURE_SIZES) + 1 + sum(BOND_FEATURE_SIZES) + 1) * width,
+        lower=model.lower_blocks * (messages + norm + dense_feed_forward),
+        scaffold_gate=norm + gate_layers + router.groups * router.gate_size,
+        upper=model.upper_blocks * (messages + norm) + (model.upper_blocks - layers) * dense_feed_forward + norm,
+        atom_gates=layers * (width + router.experts) * router.gate_size,
+        shared_experts=layers * 3 * width * router.shared_size,
+        experts=layers * router.experts * expert,
+        heads=atom_head + bond_head,
+        active_experts=layers * router.experts_per_atom * expert,
+    )
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating point operations of matrix products; a multiply-add counts as two.
+
+    Args:
+        forward: of the forward.
+        backward: of the backward; with activation checkpointing also what it computes again.
+    """
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+def flops_per_molecule(config: RunConfig, atoms: float, bonds: float) -> Flops:
+    """FLOPs of one molecule in pretraining.
+
+    A linear of m inputs and n outputs costs 2mn per row in the forward and, for the gradients of its input and of its
+    weight, twice that in the backward. Messages, norms, softmax and the loss are elementwise and left out: they cost
+    time through memory, not through arithmetic. With activation checkpointing the backward computes each block again
+    up to its last product, whose result nothing needs.
+
+    Args:
+        config: of the run; the contrastive loss compares a molecule with all of its slice.
+        atoms: atoms of the molecule.
+        bonds: bonds of the molecule.
+    """
+    model, router, layers = config.model, config.router, moe_layers(config.model)
+    width, dense_blocks = model.hidden_size, model.lower_blocks + model.upper_blocks - moe_layers(model)
+    messages = 4 * width * width
+    dense_block = messages + 6 * width * model.dense_size
+    moe_block = (
+        messages
+        + 2 * router.gate_size * (width + router.experts)
+        + 6 * width * router.experts_per_atom * router.expert_size
+        + 6 * width * router.shared_size
+    )
+    heads = config.objective.mask_ratio * (
+        atoms * 2 * width * (width + _ELEMENTS) + bonds * 2 * width * (2 * width + _BOND_TYPES)
+    )
+    scaffold_gate = 2 * (width * width + router.gate_size * (width + router.groups))
+    contrast = 2 * router.gate_size * molecules_per_slice(config, atoms, bonds)
+    blocks = atoms * (dense_blocks * dense_block + layers * moe_block)
+    forward = blocks + scaffold_gate + heads + contrast
+    last_products = 2 * width * atoms * (dense_blocks * model.dense_size + layers * router.shared_size)
+    recomputed = blocks - last_products if config.parallel.activation_checkpointing else 0.0
+    return Flops(forward, 2 * forward + recomputed)
+
+
+def molecules_per_slice(config: RunConfig, atoms: float, bonds: float) -> float:
+    """Molecules of one slice over all ranks: what the tightest of the three budgets allows, without rounding to runs.
+
+    Args:
+        config: of the run.
+        atoms: mean atoms of a molecule.
+        bonds: mean bonds of a molecule.
+    """
+    data = config.data
+    budgets = [float(data.molecules_per_step), data.atoms_per_step / atoms]
+    if bonds:
+        budgets.append(data.bonds_per_step / bonds)
+    return min(budgets) / config.optim.accumulation
+
+
+@dataclass(frozen=True)
+class PackedSize:
+    """A packed batch: B molecules with N atoms and M bonds in all; means may be fractions."""
+
+    molecules: float
+    atoms: float
+    bonds: float
+
+
+@dataclass(frozen=True)
+class ActivationBytes:
+    """Estimated bytes of activations.
+
+    Args:
+        kept: held for the backward when the forward is done.
+        working: on top of that at the worst moment: three tensors as wide as the widest in a block (gradients and what
+            an all-to-all sends and receives), with activation checkpointing also the largest block itself; or what
+            the contrastive loss computes on the way.
+    """
+
+    kept: float
+    working: float
+
+    @property
+    def total(self) -> float:
+        return self.kept + self.working
+
+
+def activation_bytes(config: RunConfig, batch: PackedSize, slice_molecules: float) -> ActivationBytes:
+    """An estimate of the activations of one forward and backward on one rank.
+
+    Counted is what autograd keeps of each layer, in values of the run's precision unless said otherwise:
+
+    * message passing: 5 D per atom (norm in and out, the two linears' inputs, the SiLU's input), 2 D per bond (the
+      messages behind the ReLU, one per direction);
+    * feed-forward: 2 D + 4 F per atom (norm in and out; both halves, the activated half, their product);
+    * H-MoE: 2 D + 4 F of the shared expert per atom, 3 D + 4 F per routed row (the row, its result, that times its
+      weight), K rows per atom, as under balanced routing; the atom gate in fp32: its input (a copy, in bf16), P, 2 E,
+      and indices;
+    * scaffold gate: D per atom in fp32;
+    * losses: the heads on the hidden atoms and bonds, and 6 bytes per pair of this rank's molecules and the slice's.
+
+    Experts that compute in chunks (`router.max_received`) keep less than is counted.
+
+    Args:
+        config: of the run.
+        batch: this rank's part of a slice.
+        slice_molecules: molecules of the slice over all ranks.
+    """
+    size = BYTES[config.parallel.precision]
+    dense_block, moe_block = _block_bytes(config, batch)
+    layers = moe_layers(config.model)
+    dense_blocks = config.model.lower_blocks + config.model.upper_blocks - layers
+    pairs = batch.molecules * slice_molecules
+    outside = _bytes_outside_blocks(config, batch) + 6 * pairs
+    working = 3 * _widest_tensor_bytes(config, batch)
+    if config.parallel.activation_checkpointing:
+        inputs = size * config.model.hidden_size * ((dense_blocks + layers) * batch.atoms + 2 * batch.bonds)
+        return ActivationBytes(outside + inputs, max(max(dense_block, moe_block) + working, 12 * pairs))
+    return ActivationBytes(outside + dense_blocks * dense_block + layers * moe_block, max(working, 12 * pairs))
+
+
+def _block_bytes(config: RunConfig, batch: PackedSize) -> tuple[float, float]:
+    """What a dense block and an H-MoE block keep."""
+    model, router, size = config.model, config.router, BYTES[config.parallel.precision]
+    width, choices = model.hidden_size, router.experts_per_atom
+    messages = size * width * (5 * batch.atoms + 2 * batch.bonds)
+    dense = size * (2 * width + 4 * model.dense_size)
+    shared = size * (2 * width + 4 * router.shared_size)
+    rows = choices * (size * (3 * width + 4 * router.expert_size) + 4 * _INDEX)
+    eligible = router.groups_per_molecule * router.experts // router.groups
+    wide_input = 0 if size == _WIDE else _WIDE * width
+    gate = wide_input + _WIDE * (router.gate_size + 2 * router.experts) + _INDEX * eligible
+    return messages + dense * batch.atoms, messages + (shared + rows + gate) * batch.atoms
+
+
+def _widest_tensor_bytes(config: RunConfig, batch: PackedSize) -> float:
+    model, router = config.model, config.router
+    messages = 2 * batch.bonds * model.hidden_size
+    routed = batch.atoms * router.experts_per_atom * max(model.hidden_size, router.expert_size)
+    feed_forward = batch.atoms * max(model.dense_size, router.shared_size)
+    return BYTES[config.parallel.precision] * max(messages, routed, feed_forward)
+
+
+def _bytes_outside_blocks(config: RunConfig, batch: PackedSize) -> float:
+    """Embedding, scaffold gate, last norm and heads."""
+    width, size, ratio = config.model.hidden_size, BYTES[config.parallel.precision], config.objective.mask_ratio
+    features = _INDEX * 2 * (len(ATOM_FEATURE_SIZES) * batch.atoms + len(BOND_FEATURE_SIZES) * batch.bonds)
+    last_norm = size * width * batch.atoms
+    readout = 4 * width + 3 * config.router.gate_size + 3 * config.router.groups
+    scaffold_gate = _WIDE * (width * batch.atoms + readout * batch.molecules)
+    atom_head = ratio * batch.atoms * (size * 3 * width + _WIDE * _ELEMENTS)
+    bond_head = ratio * batch.bonds * (size * 5 * width + _WIDE * _BOND_TYPES)
+    return features + last_norm + scaffold_gate + atom_head + bond_head
+
+
+def count_by_part(count: ParameterCount) -> dict[str, int]:
+    """The parts, the total and what an atom passes, by name."""
+    return {**dataclasses.asdict(count), "total": count.total, "active": count.active}
