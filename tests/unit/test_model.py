@@ -11,6 +11,7 @@ from hmoe_ds.data.batch import MolBatch, gather
 from hmoe_ds.data.store import ShardStore
 from hmoe_ds.model.hmoe import HMoEModel, ModelFormatError
 from hmoe_ds.moe.experts import GatedFeedForward
+from tests.presets import shrunken
 
 MODEL = ModelConfig(hidden_size=16, lower_blocks=1, upper_blocks=2, dense_size=24)
 ROUTER = RouterConfig(groups=4, experts=8, experts_per_atom=2, expert_size=16, shared_size=16, gate_size=8)
@@ -149,7 +150,7 @@ def test_another_format_version_is_refused(tmp_path):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_routed_part_starts_at_the_scale_of_a_dense_layer(preset, seed, store):
     """Invariant 10, on real molecules."""
-    config = load_config(["--config", preset])
+    config = load_config(["--config", preset, *shrunken(preset)])
     model = HMoEModel(config.model, config.router, seed=seed)
     torch.manual_seed(seed)
     dense = GatedFeedForward(config.model.hidden_size, config.model.dense_size)
