@@ -97,6 +97,12 @@ def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
     from hmoe_ds.training.preflight import check_run
 
     config = load_config(rest)
+    if options.dry_run:
+        from hmoe_ds.training.dry_run import describe_dry_run, dry_run
+
+        figures = dry_run(config, options.num_ranks or config.parallel.ep_size)
+        print(describe_dry_run(figures))
+        return figures
     ranks = options.num_ranks or default_ranks(config.parallel.ep_size)
     check_run(config, ranks)
     exit_code = launch(rest, ranks)
@@ -201,6 +207,9 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
 
     pretrain = command("pretrain", _pretrain, "Pretrain on this machine, through the deepspeed launcher.")
     pretrain.add_argument("--num_ranks", type=_positive, help="ranks (default: one per GPU, or parallel.ep_size)")
+    pretrain.add_argument(
+        "--dry-run", action="store_true", help="print sizes, FLOPs, memory and traffic (of parallel.ep_size ranks)"
+    )
     pretrain.epilog = "All other arguments: --config FILE|PRESET and --section.field VALUE, listed below."
 
     export = command("export", _export, "A checkpoint to one directory that loads without DeepSpeed.")

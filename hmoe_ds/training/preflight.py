@@ -17,6 +17,13 @@ def check_run(config: RunConfig, ranks: int) -> None:
     if not config.data.paths:
         raise ConfigError("data.path is not set: give a dataset made by `hmoe prepare`, such as --data.path data/zinc")
     check_topology(config, ranks)
+    training = check_data(config)
+    deepspeed_config(config)
+    check_resumable(config, ranks, training.fingerprint)
+
+
+def check_data(config: RunConfig) -> Mixture:
+    """The training data of a run; raises ConfigError if it is not intact, cannot be mixed or does not fit the budgets."""
     try:
         training, validation = open_datasets(config)
         training.check_files()
@@ -25,8 +32,7 @@ def check_run(config: RunConfig, ranks: int) -> None:
         raise ConfigError(f"data.path: {error}") from error
     _check_mixable(config, training)
     BatchPlan(training, config.data, config.optim.accumulation, config.run.seed)
-    deepspeed_config(config)
-    check_resumable(config, ranks, training.fingerprint)
+    return training
 
 
 # Options of `hmoe prepare` that datasets of a mixture must have in common, and why.

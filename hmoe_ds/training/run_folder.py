@@ -25,7 +25,7 @@ def checkpoint_dir(config: RunConfig) -> Path:
 
 def has_checkpoint(config: RunConfig) -> bool:
     """Whether there is one to resume from."""
-    return (checkpoint_dir(config) / "latest").is_file()
+    return bool(config.run.out) and (checkpoint_dir(config) / "latest").is_file()
 
 
 def checkpoint_tag(step: int) -> str:

@@ -92,6 +92,8 @@ def test_prepare_makes_a_dataset_that_opens(tmp_path):
         (["pretrain", "--config", "tiny_cpu", "--data.path", "{tmp}"], 2, "run.out is not set"),
         (["pretrain", "--config", "tiny_cpu", "--data.path", "{tmp}", "--run.out", "{tmp}/r"], 2, "hmoe prepare"),
         (["pretrain", "--confg", "tiny_cpu"], 2, "--confg"),
+        (["pretrain", "--config", "base_8gpu", "--dry-run", "--num_ranks", "4"], 2, "parallel.ep_size is 8"),
+        (["pretrain", "--config", "tiny_cpu", "--dry-run", "--data.path", "{tmp}"], 2, "hmoe prepare"),
         (["nonsense"], 2, "nonsense"),
     ],
 )
@@ -108,6 +110,15 @@ def test_pretrain_refuses_ranks_that_do_not_fit(dataset, tmp_path):
     _, _, err = hmoe("pretrain", "--num_ranks", 3, "--parallel.ep_size", 2, *arguments, expect=2)
     assert "does not divide the number of ranks 3" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_needs_neither_data_nor_gpus_and_starts_nothing():
+    result, out, _ = hmoe("pretrain", "--config", "large_multinode", "--num_ranks", 32, "--dry-run", "--json")
+    assert result["ranks"] == 32
+    assert result["parameters"]["total"] > 9e9
+    assert "memory per rank in GiB" in out
+    result, _, _ = hmoe("pretrain", "--config=base_8gpu", "--dry-run", "--json")
+    assert result["ranks"] == 8
 
 
 def test_a_run_leaves_metrics_config_and_mlflow(run):
