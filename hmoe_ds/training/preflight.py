@@ -23,7 +23,7 @@ def check_run(config: RunConfig, ranks: int) -> None:
 
 
 def check_data(config: RunConfig) -> Mixture:
-    """The training data of a run; raises ConfigError if it is not intact, cannot be mixed or does not fit the budgets."""
+    """The training data of a run; raises ConfigError if it is damaged, cannot be mixed or does not fit the budgets."""
     try:
         training, validation = open_datasets(config)
         training.check_files()
