@@ -14,8 +14,8 @@ import deepspeed.comm
 import torch
 
 from hmoe_ds.config import load_config
+from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan
-from hmoe_ds.data.store import ShardStore
 from hmoe_ds.objectives.total import count_normalizers
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
 from hmoe_ds.training.feed import rank_slice
@@ -53,7 +53,7 @@ def measure(words: list[str], rank: int, ranks: int) -> dict:
     gc.collect()
     gc.freeze()
     engine = build_engine(config)
-    store = ShardStore(config.data.path, "train")
+    store = open_mixture(config.data, "train")
     plan = BatchPlan(store, config.data, config.optim.accumulation, config.run.seed)
     for _ in range(2):
         counted, states = CountedRows(rank), 0

@@ -93,7 +93,6 @@ def test_figures_are_plain_data():
     ],
 )
 def test_what_cannot_run_is_refused_as_by_a_run(words, ranks, message, dataset):
-    config = load_config([word.replace("{dataset}", str(dataset)) for word in words])
     with pytest.raises(UsageError, match=message) as error:
-        dry_run(config, ranks)
+        dry_run(load_config([word.replace("{dataset}", str(dataset)) for word in words]), ranks)
     assert "\n" not in str(error.value)

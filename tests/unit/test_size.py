@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from hmoe_ds.config import check_topology, load_config, preset_names
+from hmoe_ds.config import DataConfig, check_topology, load_config, preset_names
+from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan
-from hmoe_ds.data.store import ShardStore
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.size import (
     PackedSize,
@@ -112,7 +111,7 @@ def test_the_small_preset_is_between_10_and_30_million_active_parameters():
 
 @pytest.fixture(scope="module")
 def store(dataset):
-    return ShardStore(dataset, "train")
+    return open_mixture(DataConfig(path=str(dataset)), "train")
 
 
 @pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS.keys())
@@ -130,9 +129,7 @@ def task_on_a_slice(config, store):
     if config.parallel.precision == "bf16":
         for weight in model.parameters():
             weight.data = weight.data.bfloat16()
-    if config.parallel.activation_checkpointing:
-        for block in (*model.encoder.lower, *model.encoder.upper):
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    model.encoder.recompute = config.parallel.activation_checkpointing
     task, norm = PretrainingTask(model, config.objective), count_normalizers([part], "cpu")
     return task, functools.partial(task, part, norm), part.batch
 
