@@ -65,17 +65,18 @@ def memory_per_rank(
     Bytes per parameter, s being the bytes of the run's precision and a those of DeepSpeed's `grad_accum_dtype` (n and p
     as above):
 
-    ============  ==========  =======================================  =========
-    stage         parameters  gradients                                optimizer
-    ============  ==========  =======================================  =========
-    1             s n         s n, and a n beside it when a is not s   12 p
-    2             s n         a p                                      12 p
-    2, offloaded  s n         0 (host: 8 p, or 4 p without slices)     0 (host: (12 + s) p)
-    3             s p         a p                                      12 p
-    ============  ==========  =======================================  =========
+    ============  ==========  ================================  =========  ==============
+    stage         parameters  gradients                         optimizer  on the host
+    ============  ==========  ================================  =========  ==============
+    1             s n         s n, and a n besides if a != s    12 p
+    2             s n         a p                               12 p
+    2, offloaded  s n                                                      (12 + s + 8) p
+    3             s p         a p                               12 p
+    ============  ==========  ================================  =========  ==============
 
-    The optimizer keeps an fp32 master copy also when parameters are fp32. These coefficients were read off the tensors
-    of real engines on 2 and 4 ranks; a test does so again.
+    The optimizer keeps an fp32 master copy also when parameters are fp32. On the host are optimizer, parameters as they
+    are sent back, and fp32 gradients twice. These coefficients were read off the tensors of real engines on 2 and 4
+    ranks (stage 3: after its construction); a test does so again for stages 1 and 2.
 
     Args:
         config: of the run; bucket sizes are those of its own DeepSpeed settings, whatever the stage.
@@ -104,7 +105,7 @@ def memory_per_rank(
         communication=_communication_bytes(settings["zero_optimization"], zero_stage, size, held, mixed),
         activations=slice_activations(config, ranks, atoms, bonds).total,
         update=0 if offload else update,
-        host=(3 * _FP32 + size + (2 if config.optim.accumulation > 1 else 1) * _FP32) * shard if offload else 0,
+        host=(3 * _FP32 + size + 2 * _FP32) * shard if offload else 0,
     )
 
 

@@ -8,6 +8,7 @@ that were for another rank, and `atoms`.
 import gc
 import json
 import sys
+import time
 from pathlib import Path
 
 import deepspeed.comm
@@ -23,6 +24,8 @@ from hmoe_ds.training.feed import rank_slice
 
 def live_bytes() -> int:
     """Bytes of all tensors made since `gc.freeze`."""
+    torch.distributed.barrier()
+    time.sleep(0.1)  # gloo's threads let go of what they sent a moment after a collective is done
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and not thing.is_meta]
     tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
