@@ -24,12 +24,10 @@ class TrainState:
     Args:
         step: optimizer steps done.
         plan: state of the batch plan.
-        mlflow_run_id: the MLflow run to continue.
     """
 
     step: int
     plan: dict[str, Any]
-    mlflow_run_id: str | None
 
 
 def save_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig, state: TrainState, dataset: str) -> None:
@@ -57,7 +55,7 @@ def load_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig) -> Tra
     saved = read_record(latest_checkpoint(config))
     # With another run.steps the schedule is another one from here on, not only from the step after the next.
     set_learning_rate(engine, config, saved["step"])
-    return TrainState(step=saved["step"], plan=saved["plan"], mlflow_run_id=saved["mlflow_run_id"])
+    return TrainState(step=saved["step"], plan=saved["plan"])
 
 
 def _save_weights(engine: deepspeed.DeepSpeedEngine, folder: Path, ep_size: int) -> None:

@@ -33,43 +33,40 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
     plan = BatchPlan(molecules, config.data, config.optim.accumulation, config.run.seed)
     check_agreement(config, molecules.fingerprint)
     engine = build_engine(config)
-    state = TrainState(step=0, plan=plan.state_dict(), mlflow_run_id=None)
+    state = TrainState(step=0, plan=plan.state_dict())
     if has_checkpoint(config):
         state = load_checkpoint(engine, config)
         plan.load_state_dict(state.plan)
-    recorder = Recorder(config, state, molecules.fingerprint, rank)
+    with Recorder(config, state, rank) as recorder:
+        while state.step < config.run.steps:
+            started = time.perf_counter()
+            learning_rate = engine.get_lr()[0]
+            slices = [
+                rank_slice(molecules, whole, config.objective.mask_ratio, config.run.seed, rank, ranks)
+                for whole in plan.next_step()
+            ]
+            norm = count_normalizers(slices, engine.device)
+            totals = StepTotals()
+            for part in slices:
+                part = part.to(engine.device)
+                losses, encoding = engine(part, norm)
+                engine.backward(losses.total * loss_scale(config))
+                engine.step()
+                load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
+                totals.add(losses, load)
+            step_losses, step_load = totals.reduce()
+            balance_routers(engine.module, step_load, config)
+            state.step, state.plan = state.step + 1, plan.state_dict()
 
-    while state.step < config.run.steps:
-        started = time.perf_counter()
-        learning_rate = engine.get_lr()[0]
-        slices = [
-            rank_slice(molecules, whole, config.objective.mask_ratio, config.run.seed, rank, ranks)
-            for whole in plan.next_step()
-        ]
-        norm = count_normalizers(slices, engine.device)
-        totals = StepTotals()
-        for part in slices:
-            part = part.to(engine.device)
-            losses, encoding = engine(part, norm)
-            engine.backward(losses.total * loss_scale(config))
-            engine.step()
-            load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
-            totals.add(losses, load)
-        step_losses, step_load = totals.reduce()
-        balance_routers(engine.module, step_load, config)
-        state.step, state.plan = state.step + 1, plan.state_dict()
-
-        seconds = time.perf_counter() - started
-        validated = _due(state.step, config.run.validate_every, config.run.steps)
-        validation = validate(engine, held_out, config, rank, ranks) if validated else {}
-        recorder.record(
-            state.step, step_losses, step_load, norm, validation,
-            learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), seconds=seconds,
-        )  # fmt: skip
-        if _due(state.step, config.run.checkpoint_every, config.run.steps):
-            state.mlflow_run_id = recorder.flush() or state.mlflow_run_id
-            save_checkpoint(engine, config, state, molecules.fingerprint)
-    recorder.close()
+            seconds = time.perf_counter() - started
+            validated = _due(state.step, config.run.validate_every, config.run.steps)
+            validation = validate(engine, held_out, config, rank, ranks) if validated else {}
+            recorder.record(
+                state.step, step_losses, step_load, norm, validation,
+                learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), seconds=seconds,
+            )  # fmt: skip
+            if _due(state.step, config.run.checkpoint_every, config.run.steps):
+                save_checkpoint(engine, config, state, molecules.fingerprint)
 
 
 def check_agreement(config: RunConfig, dataset: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from data_pipeline.errors import PipelineError
 from hmoe_ds.config import ConfigError, RunConfig, check_topology
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.training.deepspeed_config import deepspeed_config
 from hmoe_ds.training.run_folder import check_resumable, open_datasets
+from hmoe_ds.training.spool import read_delivery
 
 
 def check_run(config: RunConfig, ranks: int) -> None:
@@ -20,6 +23,8 @@ def check_run(config: RunConfig, ranks: int) -> None:
     training = check_data(config)
     deepspeed_config(config)
     check_resumable(config, ranks, training.fingerprint)
+    if config.run.mlflow:
+        read_delivery(Path(config.run.out))
 
 
 def check_data(config: RunConfig) -> Mixture:

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from types import TracebackType
 
 from hmoe_ds.config import RunConfig
 from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.objectives.total import Losses, Normalizers
 from hmoe_ds.training.checkpoint import TrainState
 from hmoe_ds.training.metrics import MetricsFile, group_entropy, load_imbalance
+from hmoe_ds.training.spool import FAILED, FINISHED, METRICS
 from hmoe_ds.training.tracking import Tracker
 
 
 class Recorder:
-    """Writes down how a run goes.
+    """Writes down how a run goes, and with which end: it is the context of the training.
 
     Args:
-        config: of the run.
+        config: of the run, whose folder is there (`run_folder.begin_run`).
         state: where the run starts.
-        dataset_fingerprint: of the training data.
         rank: this rank.
     """
 
-    def __init__(self, config: RunConfig, state: TrainState, dataset_fingerprint: str, rank: int) -> None:
+    def __init__(self, config: RunConfig, state: TrainState, rank: int) -> None:
         self._config = config
         self._active = rank == 0
         self._file: MetricsFile | None = None
         self._tracker: Tracker | None = None
         self._molecules, self._seconds = 0.0, 0.0
         if self._active:
-            self._file = MetricsFile(Path(config.run.out) / "metrics.jsonl", after_step=state.step)
+            folder = Path(config.run.out)
+            self._file = MetricsFile(folder / METRICS, after_step=state.step)
             if config.run.mlflow:
-                self._tracker = Tracker(config, dataset_fingerprint, state.mlflow_run_id)
+                self._tracker = Tracker(folder, state.step)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if self._tracker is not None:
+            self._tracker.close(FINISHED if kind is None else FAILED)
 
     def record(
         self,
@@ -64,6 +74,7 @@ class Recorder:
             return
         metrics = {
             "step": step,
+            "time": time.time(),
             "loss": losses.total.item(),
             "loss_atom": losses.atom.item(),
             "loss_bond": losses.bond.item(),
@@ -90,20 +101,8 @@ class Recorder:
             shown = "  ".join(f"{name.removeprefix('validation_')} {value:.4f}" for name, value in validation.items())
             print(f"validation after step {step}: {shown}", flush=True)
 
-    def flush(self) -> str | None:
-        """Make sure that everything recorded has arrived; -> the MLflow run's id."""
-        if self._tracker is None:
-            return None
-        self._tracker.flush()
-        return self._tracker.run_id
-
-    def close(self) -> None:
-        """The run is over."""
-        if self._tracker is not None:
-            self._tracker.close()
-
     def _write(self, metrics: dict[str, float]) -> None:
         if self._file is not None:
             self._file.write(metrics)
         if self._tracker is not None:
-            self._tracker.log(metrics)
+            self._tracker.notify()

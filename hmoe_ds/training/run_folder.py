@@ -49,8 +49,7 @@ def open_datasets(config: RunConfig) -> tuple[Mixture, Mixture]:
     Raises:
         PipelineError: no dataset at `data.path`.
     """
-    record = Path(config.run.out) / RECORD
-    extents = _read_record(record)["shards"] if has_checkpoint(config) else None
+    extents = read_run_record(Path(config.run.out))["shards"] if has_checkpoint(config) else None
     caches: list[ShardCache] = []
     training, validation = (open_mixture(config.data, split, extents, caches) for split in SPLITS)
     return training, validation
@@ -74,7 +73,7 @@ def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
             f"run.out {out} already holds a run with checkpoints and run.resume is never: "
             "set run.resume to auto, or give another run.out"
         )
-    saved = _read_record(out / RECORD)
+    saved = read_run_record(out)
     if saved["ranks"] != ranks:
         raise ConfigError(
             f"run.out {out} was trained on {saved['ranks']} ranks, this start has {ranks}: "
@@ -112,7 +111,9 @@ def _check_unchanged(saved: dict[str, Any], config: RunConfig) -> None:
                 )
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def read_run_record(folder: Path) -> dict[str, Any]:
+    """Content of `run.json`: `ranks`, `dataset`, `config`. Raises ConfigError when it cannot be read."""
+    path = folder / RECORD
     try:
         record = json.loads(path.read_text())
         if record["format_version"] == FORMAT_VERSION:
