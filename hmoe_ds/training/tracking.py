@@ -29,7 +29,7 @@ from hmoe_ds.training.spool import DELIVERY, METRICS, RUNNING, Delivery, Spool, 
 LINES_PER_BATCH = 50  # some 15 metrics each; MLflow takes 1,000 metrics at once
 PAUSE_SECONDS = 0.2  # between two batches, so that a long backlog leaves the processor to the training
 RETRY_SECONDS = 15.0  # between two attempts while the server is not there
-CLOSE_SECONDS = 30.0  # that the end of a run waits for the rest to go out
+CLOSE_SECONDS = 60.0  # that the end of a run waits for the rest to go out, at most
 LONGEST_PARAMETER = 6000
 SYSTEM_SECONDS = 10.0  # between two samples of system metrics
 KEY_TAG = "hmoe_ds_key"
@@ -330,31 +330,40 @@ class SystemMetrics:
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        from mlflow import environment_variables as env
-        from mlflow.system_metrics.metrics import cpu_monitor, disk_monitor, gpu_monitor, network_monitor
-
+        self.interval = SYSTEM_SECONDS
         self._say = say
-        self._enabled: bool = env.MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get()
-        self.interval: float = env.MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or SYSTEM_SECONDS
-        node = env.MLFLOW_SYSTEM_METRICS_NODE_ID.get()
-        self._prefix = f"system/{node}/" if node else "system/"
+        self._enabled = True
+        self._monitors: list[Any] = []
+        self._prefix = "system/"
         self._due = 0.0
-        self._monitors = [cpu_monitor.CPUMonitor(), disk_monitor.DiskMonitor(), network_monitor.NetworkMonitor()]
-        with contextlib.suppress(ImportError, RuntimeError):  # without nvidia-ml-py, or without a GPU
-            self._monitors.append(gpu_monitor.GPUMonitor())
-        self._measure()  # the first value of a processor's load means nothing
 
     def sample_if_due(self) -> dict[str, float]:
         """-> a sample if the last one is `interval` seconds old, or nothing; values by name, `system/...`."""
         if not self._enabled or time.monotonic() < self._due:
             return {}
-        self._due = time.monotonic() + self.interval
         try:
+            if not self._monitors:
+                self._begin()
+                self._measure()  # the first value of a processor's load means nothing
+                return {}
+            self._due = time.monotonic() + self.interval
             return self._measure()
-        except Exception as error:  # a driver may fail; the training goes on
+        except Exception as error:  # a driver may fail, a container may have no network; the training goes on
             self._say(f"system metrics are not logged any more: {_reason(error)}")
             self._enabled = False
             return {}
+
+    def _begin(self) -> None:
+        from mlflow import environment_variables as env
+        from mlflow.system_metrics.metrics import cpu_monitor, disk_monitor, gpu_monitor, network_monitor
+
+        self._enabled = env.MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get()
+        self.interval = env.MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or SYSTEM_SECONDS
+        node = env.MLFLOW_SYSTEM_METRICS_NODE_ID.get()
+        self._prefix = f"system/{node}/" if node else "system/"
+        self._monitors = [cpu_monitor.CPUMonitor(), disk_monitor.DiskMonitor(), network_monitor.NetworkMonitor()]
+        with contextlib.suppress(ImportError, RuntimeError):  # without nvidia-ml-py, or without a GPU
+            self._monitors.append(gpu_monitor.GPUMonitor())
 
     def _measure(self) -> dict[str, float]:
         sample: dict[str, float] = {}

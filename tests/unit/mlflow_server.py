@@ -60,12 +60,15 @@ class Gate:
 
     - `"open"`: hand it on
     - `"hang"`: take it and never answer
-    - `"lose"`: hand it on, and lose the answer
+    - `"no artifacts"`: hand it on, unless it brings an artifact
     - a number: answer with this status
+
+    Of the requests in `lose`, named by a part of their paths, the first one is handed on and its answer lost.
     """
 
     def __init__(self, server: MlflowServer) -> None:
         self.mode: str | int = "open"
+        self.lose: set[str] = set()
         self.requests: list[str] = []  # paths, of all requests so far
         self._ending = threading.Event()
         gate = self
@@ -84,6 +87,8 @@ class Gate:
                     gate._ending.wait()
                     self.close_connection = True
                     return
+                if mode == "no artifacts" and "artifacts" in self.path:
+                    mode = 501
                 if isinstance(mode, int):
                     self._reply(mode, b"the gate is shut")
                     return
@@ -93,7 +98,9 @@ class Gate:
                 answer = connection.getresponse()
                 content = answer.read()
                 connection.close()
-                if mode == "lose":
+                lost = [part for part in gate.lose if part in self.path]
+                if lost:
+                    gate.lose -= set(lost)
                     self.close_connection = True
                     return
                 self._reply(answer.status, content)
