@@ -27,7 +27,8 @@ from hmoe_ds.training.run_folder import read_run_record
 from hmoe_ds.training.spool import DELIVERY, METRICS, RUNNING, Delivery, Spool, read_delivery
 
 LINES_PER_BATCH = 50  # some 15 metrics each; MLflow takes 1,000 metrics at once
-PAUSE_SECONDS = 0.2  # between two batches, so that a long backlog leaves the processor to the training
+PAUSE_SECONDS = 0.2  # between two batches, at least
+PROCESSOR_SHARE = 0.1  # of one core, that sending a long backlog takes from the training, at most
 RETRY_SECONDS = 15.0  # between two attempts while the server is not there
 CLOSE_SECONDS = 60.0  # that the end of a run waits for the rest to go out, at most
 LONGEST_PARAMETER = 6000
@@ -37,7 +38,7 @@ KEY_TAG = "hmoe_ds_key"
 # Not what the user has set. The sender tries again by itself, later.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
@@ -93,10 +94,16 @@ class Tracker:
     def _work(self) -> None:
         lost = False
         while not self._given_up.is_set():
+            before = time.thread_time()
             closing = self._closing.is_set()  # asked first: what was logged before it must still go out
             try:
                 training = not closing and self._spool.delivery.status == RUNNING
                 more = self._sender.send_some(self._system.sample_if_due() if training else {})
+                if lost:
+                    self._say(
+                        f"{self._sender} is reachable again, {self._spool.unsent()} logged steps are left to send"
+                    )
+                lost = False
             except Exception as error:  # whatever it is, the training goes on
                 if not lost:
                     self._say(
@@ -108,11 +115,8 @@ class Tracker:
                     return
                 self._closing.wait(RETRY_SECONDS)
                 continue
-            if lost:
-                self._say(f"{self._sender} is reachable again, {self._spool.unsent()} logged steps are left to send")
-            lost = False
             if more:
-                self._closing.wait(PAUSE_SECONDS)
+                self._closing.wait(max(PAUSE_SECONDS, (time.thread_time() - before) * (1 / PROCESSOR_SHARE - 1)))
             elif closing:
                 return
             else:

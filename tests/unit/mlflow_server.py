@@ -1,5 +1,6 @@
 """A real MLflow server, and a gate before it that can be made to fail in the ways that servers fail."""
 
+import contextlib
 import http.client
 import os
 import signal
@@ -108,8 +109,9 @@ class Gate:
             def _reply(self, status: int, content: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+                with contextlib.suppress(ConnectionError):  # a client that has stopped waiting
+                    self.end_headers()
+                    self.wfile.write(content)
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle
 

@@ -26,7 +26,7 @@ from tests.distributed.harness import arguments, free_port
 from tests.unit.mlflow_server import Gate, MlflowServer
 
 ROOT = Path(__file__).parents[2]
-WAIT_SECONDS = 60
+WAIT_SECONDS = 120
 EXPERIMENT = "molecules of tests"
 
 
@@ -50,10 +50,10 @@ def gate(server, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """Failures are noticed and retried within a second, and the environment is that of this test."""
+    """What failed is tried again at once, and the environment is that of this test."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(tracking, "CLOSE_SECONDS", 60.0)
 
@@ -187,24 +187,29 @@ def test_points_sent_late_carry_their_times_and_what_the_run_is(gate, server, tm
 
 @pytest.mark.parametrize("mode", ["hang", 503, 401, 404])
 def test_training_goes_on_while_the_server_fails_and_all_arrives_once_when_it_is_back(
-    mode, gate, server, tmp_path, capfd
+    mode, gate, server, tmp_path, monkeypatch, capfd
 ):
+    if mode == "hang":
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     gate.mode = mode
     run = Run(tmp_path / f"start {mode}")
     run.record(range(1, 61))  # all of these return while the server still fails
-    wait_for(lambda: gate.requests)
+    wait_for(lambda: len(gate.requests) >= 2)
     gate.mode = "open"
-    wait_for(lambda: read_delivery(run.folder).last_step == 60)
+    wait_for(lambda: read_delivery(run.folder).config_sent)
+    assert read_delivery(run.folder).last_step == 60
     gate.mode = mode
-    run.record(range(61, 121))
     before = len(gate.requests)
-    wait_for(lambda: len(gate.requests) > before + 1)
+    run.record(range(61, 121))
+    wait_for(lambda: len(gate.requests) >= before + 2)
     gate.mode = "open"
     wait_for(lambda: read_delivery(run.folder).last_step == 120)
     run.close()
     assert history(server, mlflow_run(server, run.folder).info.run_id) == expected(range(1, 121))
     lines = said(capfd)
-    assert [line.split(" reachable")[0].split()[-1] for line in lines] == ["not", "is", "not", "is"], lines
+    turns = ["not reachable" in line for line in lines]
+    assert turns == [True, False] * (len(turns) // 2), lines
+    assert len(turns) == 4 or (mode == "hang" and len(turns) >= 4)  # a busy machine may take its 2 seconds too
 
 
 def test_a_lost_answer_leaves_no_second_run_and_no_second_point(gate, server, tmp_path):
@@ -419,7 +424,8 @@ def test_a_process_ends_although_its_server_never_answers(gate, tmp_path):
     assert "has not got 1 logged steps" in done.stdout
 
 
-def test_without_a_server_a_file_in_the_folder_has_the_run(tmp_path):
+def test_without_a_server_a_file_in_the_folder_has_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     run = Run(tmp_path / "alone")
     run.record([1, 2])
     run.close()
@@ -428,7 +434,7 @@ def test_without_a_server_a_file_in_the_folder_has_the_run(tmp_path):
     assert [(p.step, p.value) for p in client.get_metric_history(run_id, "loss")] == expected([1, 2])
     assert client.get_run(run_id).info.status == "FINISHED"
     assert client.list_artifacts(run_id)[0].path == "config.yaml"
-    assert not Path("mlruns").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["alone"]
 
 
 def test_the_command_says_what_is_wrong_with_a_folder(tmp_path, capsys):
