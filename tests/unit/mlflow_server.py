@@ -60,7 +60,7 @@ class Gate:
     """Stands before a server. `mode` says what it does with a request:
 
     - `"open"`: hand it on
-    - `"hang"`: take it and never answer
+    - `"hang"`: take it and do not answer
     - `"no artifacts"`: hand it on, unless it brings an artifact
     - a number: answer with this status
 
@@ -85,7 +85,8 @@ class Gate:
                 gate.requests.append(self.path)
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if mode == "hang":
-                    gate._ending.wait()
+                    while gate.mode == "hang" and not gate._ending.wait(0.05):
+                        pass
                     self.close_connection = True
                     return
                 if mode == "no artifacts" and "artifacts" in self.path:
