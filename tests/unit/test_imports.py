@@ -61,7 +61,7 @@ def test_deepspeed_and_mlflow_are_imported_where_they_belong():
         if "deepspeed" in roots:
             assert relative == "moe/deepspeed_ep.py" or relative.startswith("training/"), path
         if "mlflow" in roots:
-            assert relative == "training/tracking.py", path
+            assert relative == "training/mlflow_sender.py", path
 
 
 @pytest.mark.parametrize("module", ["hmoe_ds.downstream.embed", "hmoe_ds.downstream.export", "hmoe_ds.cli"])
