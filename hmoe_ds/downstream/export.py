@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hmoe_ds.config import RunConfig, config_from_dict
@@ -55,7 +56,8 @@ def find_checkpoint(path: Path) -> Path:
 
 def _check_complete(folder: Path, weights: dict[str, Tensor], config: RunConfig) -> None:
     """Raise CheckpointError unless `weights` are those of the model that `config` describes."""
-    expected = HMoEModel(config.model, config.router).state_dict()
+    with torch.device("meta"):  # shapes without values
+        expected = HMoEModel(config.model, config.router).state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         found, wanted = (tuple(state[name].shape) if name in state else None for state in (weights, expected))
         if found != wanted:
