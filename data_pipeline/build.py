@@ -27,6 +27,7 @@ from data_pipeline.output import REJECTS_FILE, SCAFFOLDS_FILE, check_writable, p
 from data_pipeline.parquet import ParquetSink
 from data_pipeline.partitions import mapped_file
 from data_pipeline.reduce_stage import ReduceTask, run_reduce, scaffolds_file
+from data_pipeline.remote import is_url, one_line
 from data_pipeline.schema import ATOM_FEATURE_SIZES, REJECT_SCHEMA, SCAFFOLD_SCHEMA, SPLITS
 from data_pipeline.sources import Source, check_columns, read_chunks, resolve_sources
 from data_pipeline.statistics import SplitStatistics
@@ -116,6 +117,8 @@ def prepare(
         raise UsageError(f"workers is {workers}; expected at least 1")
     if overwrite and append:
         raise UsageError("overwrite and append are both True; expected one of them at most")
+    if is_url(out):
+        raise UsageError(f"--out {out} is a URL: prepare into a folder, then upload it (docs/object_storage.md)")
     out = Path(out)
     try:
         existing = Existing.load(out, dataclasses.asdict(options)) if append else None
@@ -139,6 +142,12 @@ def prepare(
         return result
     except OSError as error:
         raise PipelineError(f"{out}: cannot write the dataset: {error}") from error
+    except pa.ArrowException as error:
+        # Of files that others wrote, an append alone reads Arrow's and Parquet's.
+        raise PipelineError(
+            f"{out}: a file of the dataset that is appended to is damaged ({one_line(error)}); `hmoe inspect {out}` "
+            "names it; prepare the dataset again"
+        ) from error
 
 
 def _matching_manifest(out: Path, sources: list[Source], options: PrepareOptions) -> Manifest:

@@ -37,7 +37,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         extra = _EXTRAS.get(protocol)
         mend = f'install it with `pip install "hmoe-ds[{extra}]"`' if extra else one_line(error)
         raise UsageError(f"{url}: {protocol}:// needs a package that is not installed: {mend}") from error
-    except ValueError as error:
+    except Exception as error:  # every file system has errors of its own for what it cannot make sense of
         raise UsageError(f"{url}: {one_line(error)}; expected a URL such as s3://bucket/folder") from error
 
 

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -258,6 +259,8 @@ def load_config(argv: Sequence[str]) -> RunConfig:
         ConfigError: an unknown key, a wrong type, a value out of range, no such file or preset.
     """
     parser = _parser()
+    if sum(word == "--data.path" or word.startswith("--data.path=") for word in argv) > 1:
+        raise ConfigError("--data.path is given more than once: write several datasets as --data.path '[one, two]'")
     with contextlib.redirect_stderr(io.StringIO()):
         try:
             known = parser.parse_args(_with_preset_path(list(argv)))
@@ -283,6 +286,8 @@ def check_config(config: RunConfig) -> None:
     """Raise ConfigError for the first value that no run can have."""
     for section, name, low, high in _RANGES:
         value = getattr(getattr(config, section), name)
+        if not math.isfinite(value):
+            raise ConfigError(f"{section}.{name} is {value}: set it to a finite number")
         if not low <= value <= high:
             allowed = f"at least {low}" if high == _LARGE else f"a value from {low} to {high}"
             raise ConfigError(f"{section}.{name} is {value}: set it to {allowed}")
@@ -309,6 +314,11 @@ def check_config(config: RunConfig) -> None:
             f"set it to at most {eligible}, or raise router.experts or router.groups_per_molecule"
         )
     _check_mixture(data)
+    for name, folder in (("run.out", config.run.out), ("data.cache_dir", data.cache_dir)):
+        if "://" in folder:
+            raise ConfigError(
+                f"{name} is the URL {folder}: give a folder of this machine, or one that is mounted on it"
+            )
     if data.molecules_per_step < config.optim.accumulation * data.scaffold_run:
         raise ConfigError(
             f"data.molecules_per_step is {data.molecules_per_step}, too few for optim.accumulation "
@@ -333,6 +343,13 @@ def check_config(config: RunConfig) -> None:
 
 
 def _check_mixture(data: DataConfig) -> None:
+    if isinstance(data.path, str) and data.path.startswith("["):
+        raise ConfigError(
+            f"data.path is {data.path!r}, which is no list of texts: write --data.path '[data/one, \"2024\"]', with "
+            "quotes around what YAML takes for a number"
+        )
+    if isinstance(data.path, list) and not all(data.path):
+        raise ConfigError(f"data.path is {data.path}, with an empty entry: leave it out")
     twice = [path for path in data.paths if data.paths.count(path) > 1]
     if twice:
         raise ConfigError(f"data.path names {twice[0]} twice: name it once, and give it more weight in data.weights")
@@ -340,7 +357,8 @@ def _check_mixture(data: DataConfig) -> None:
         return
     if len(data.weights) != len(data.paths):
         raise ConfigError(
-            f"data.weights has {len(data.weights)} numbers for {len(data.paths)} datasets in data.path: give one each"
+            f"data.weights has {len(data.weights)} numbers for {len(data.paths)} datasets in data.path: give one each, "
+            "or set data.weights to null"
         )
     for path, weight in zip(data.paths, data.weights, strict=True):
         if not 0 < weight < float("inf"):

@@ -83,8 +83,9 @@ class ShardCache:
         self._check_bound(current)
         self._current_bytes = sum(record.bytes for record in current)
         with self._mutex:
-            self._needs = {record.blake2b: Need.UPCOMING for record in upcoming}
-            self._needs |= {record.blake2b: Need.CURRENT for record in current}
+            needs = {record.blake2b: Need.UPCOMING for record in upcoming}
+            # Assigned as a whole: other threads read it.
+            self._needs = needs | {record.blake2b: Need.CURRENT for record in current}
             self._queue = deque((*current, *upcoming))
             while self._threads < min(_THREADS, len(self._queue)):
                 threading.Thread(target=self._download_queued, name="shard-download", daemon=True).start()
@@ -113,15 +114,20 @@ class ShardCache:
             info = listing.get(self._path(record))
             if info is None:
                 raise PipelineError(f"{self._object(record)}: no such object; upload the dataset again")
-            if info["size"] != record.bytes:
+            if info["size"] not in (None, record.bytes):  # some storage lists no sizes
                 raise self._wrong_size(record, f"{info['size']:,}")
 
     def _download_queued(self) -> None:
-        while (item := self._next_queued()) is not None:
-            with contextlib.suppress(PipelineError):  # open() tries again, and tells
-                file = self._get(*item, attempts=1)
-                if file is not None:
-                    file.close()
+        try:
+            while (item := self._next_queued()) is not None:
+                with contextlib.suppress(PipelineError):  # open() tries again, and tells
+                    file = self._get(*item, attempts=1)
+                    if file is not None:
+                        file.close()
+        except BaseException:
+            with self._mutex:
+                self._threads -= 1
+            raise
 
     def _next_queued(self) -> tuple[FileRecord, Need] | None:
         """The next download, or None as the sign for the calling thread to end."""
@@ -201,7 +207,7 @@ class ShardCache:
         if needed > self._max_bytes:
             raise ConfigError(
                 f"data.cache_gb bounds the shard cache to {self._max_bytes:,} bytes, but the shards that are needed at "
-                f"once have {needed:,} bytes: lower data.window_shards or raise data.cache_gb"
+                f"once have {needed:,} bytes: raise data.cache_gb, or in a new run lower data.window_shards"
             )
 
     def _wrong_size(self, record: FileRecord, found: str) -> PipelineError:

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -180,8 +181,9 @@ class CacheFolder:
 
 
 def default_folder() -> Path:
-    """Where shards are cached unless the user says otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmoe_ds" / "shards"
+    """Where shards are cached unless the user says otherwise: a home may be shared, so a machine has its own part."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "hmoe_ds" / "shards" / socket.gethostname()
 
 
 def _note_use(path: str | Path) -> None:

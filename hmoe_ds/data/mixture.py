@@ -35,7 +35,8 @@ class Mixture:
         self.first_row_S = np.concatenate([[0], np.cumsum(size_S)[:-1]])
         self._first_shard_S = np.concatenate([[0], np.cumsum([store.num_shards for store in stores])[:-1]])
         shares_S = np.where(size_S > 0, np.asarray(weights if weights else size_S, np.float64), 0.0)
-        self.weight_S: NDArray[np.float64] = shares_S / max(shares_S.sum(), np.finfo(np.float64).tiny)
+        shares_S /= max(shares_S.max(), np.finfo(np.float64).tiny)  # first, as the sum of huge ones is not finite
+        self.weight_S: NDArray[np.float64] = shares_S / max(shares_S.sum(), 1.0)
         self._row_start = np.concatenate(
             [store.row_start[:-1] + first for store, first in zip(stores, self.first_row_S, strict=True)]
         )

@@ -83,7 +83,10 @@ class BatchPlan:
         turn = np.concatenate([self._turns(number, runs) for number, runs in enumerate(ahead)])
         source = np.repeat(np.arange(len(ahead)), [len(runs.molecules_R) for runs in ahead])
         order = np.argsort(turn, kind="stable")
-        sizes = (np.concatenate([runs[column] for runs in ahead])[order] for column in (3, 4, 5))
+        sizes = (
+            np.concatenate([getattr(runs, column) for runs in ahead])[order]
+            for column in ("molecules_R", "atoms_R", "bonds_R")
+        )
         fits = np.all([np.cumsum(size) <= budget for size, budget in zip(sizes, self._budgets, strict=True)], axis=0)
         taken = order[: len(order) if fits.all() else int(np.argmin(fits))]
         for number, count in enumerate(np.bincount(source[taken], minlength=len(ahead)).tolist()):
@@ -111,7 +114,7 @@ class BatchPlan:
         before = prefix(size)
         take = np.repeat(first - before[:-1], size) + np.arange(before[-1])
         rows = [runs.rows_B + start for runs, start in zip(ahead, self._mixture.first_row_S, strict=True)]
-        epochs, atoms = ([runs[column] for runs in ahead] for column in (1, 2))
+        epochs, atoms = [runs.epoch_B for runs in ahead], [runs.num_atoms_B for runs in ahead]
         return Slice(*(np.concatenate(column)[take] for column in (rows, epochs, atoms)))
 
     def _check_budgets(self) -> None:
@@ -154,7 +157,7 @@ def sequential_slices(mixture: Mixture, data: DataConfig, molecules: int) -> lis
     columns = [(np.empty(0, np.int64),) * 3]
     for store, first_row, weight in zip(mixture.stores, mixture.first_row_S, mixture.weight_S, strict=True):
         wanted = min(len(store), round(weight * molecules))
-        needed = range(int(np.searchsorted(store.row_start, wanted)))
+        needed = store.first_shards(wanted)
         store.window(needed)
         shards = [store.shard(index) for index in needed]
         atoms, bonds = (

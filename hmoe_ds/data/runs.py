@@ -61,11 +61,16 @@ class _Window(NamedTuple):
     def num_runs(self) -> int:
         return len(self.molecules_before) - 1
 
+    @property
+    def befores(self) -> tuple[NDArray[np.int64], ...]:
+        """The prefix sums, in the order of the budgets."""
+        return self.molecules_before, self.atoms_before, self.bonds_before
+
     def part(self, first: int, last: int, epoch: int) -> Runs:
         """Runs `first` to `last - 1`."""
         taken = slice(self.molecules_before[first], self.molecules_before[last])
         rows = self.rows[taken]
-        sizes = (np.diff(before[first : last + 1]) for before in self[2:])
+        sizes = (np.diff(before[first : last + 1]) for before in self.befores)
         return Runs(rows, np.full(len(rows), epoch), self.num_atoms[taken], *sizes)
 
 
@@ -100,12 +105,14 @@ class RunStream:
         parts: list[Runs] = []
         while True:
             runs = self._window(epoch, window)
-            within = min(runs_within(before, first, int(budget)) for before, budget in zip(runs[2:], left, strict=True))
+            within = min(
+                runs_within(before, first, int(budget)) for before, budget in zip(runs.befores, left, strict=True)
+            )
             last = min(within + 1, runs.num_runs)
             parts.append(runs.part(first, last, epoch))
             if within < runs.num_runs:
                 return Runs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-            left -= [before[last] - before[first] for before in runs[2:]]
+            left -= [before[last] - before[first] for before in runs.befores]
             epoch, window = self._after(epoch, window)
             first = 0
 

@@ -117,6 +117,21 @@ class ShardStore:
                 digest.update(f"{name} {record.blake2b}\n".encode())
         return digest.hexdigest()
 
+    def first_shards(self, molecules: int) -> list[int]:
+        """The shards that hold the first `molecules` molecules."""
+        return list(range(int(np.searchsorted(self.row_start, min(molecules, len(self))))))
+
+    def shards_of_a_step(self, molecules: int, window_shards: int) -> list[int]:
+        """As many of the largest shards as a plan may look at in a step of `molecules` molecules, or more."""
+        rows = min((record.rows for record in self._records if record.rows), default=1)
+        windows = 1 + -(-molecules // (rows * window_shards))
+        by_size = sorted(range(self.num_shards), key=lambda index: -self._records[index].bytes)
+        return by_size[: windows * window_shards]
+
+    def cached_bytes_of(self, shards: Collection[int]) -> int:
+        """Bytes of these shards in the cache; none where there is no cache."""
+        return sum(self._records[index].bytes for index in shards) if self._cache is not None else 0
+
     def _map(self, record: ShardRecord) -> pa.MemoryMappedFile:
         if self._cache is not None:
             return self._cache.open(record)

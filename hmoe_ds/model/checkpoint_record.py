@@ -33,7 +33,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads((folder / RECORD_FILE).read_text())
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder} was not written by hmoe_ds, it lacks {RECORD_FILE}: give a checkpoint of `hmoe pretrain`"
+            f"{folder} lacks {RECORD_FILE}: it is no checkpoint of this version of hmoe_ds; use the one that wrote it"
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{folder / RECORD_FILE} is damaged ({error}): use another checkpoint") from error

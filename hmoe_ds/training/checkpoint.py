@@ -14,7 +14,7 @@ from hmoe_ds.config import RunConfig
 from hmoe_ds.model.checkpoint_record import read_record, write_record
 from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
 from hmoe_ds.training.engine import set_learning_rate
-from hmoe_ds.training.run_folder import checkpoint_dir, checkpoint_tag, latest_checkpoint
+from hmoe_ds.training.run_folder import checkpoint_dir, checkpoint_tag, latest_checkpoint, name_latest
 
 
 @dataclass
@@ -45,8 +45,10 @@ def save_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig, state:
     _save_weights(engine, folder, config.parallel.ep_size)
     if torch.distributed.get_rank() == 0:
         write_record(folder, {**asdict(state), "config": config.to_dict(), "dataset": dataset})
-    # The engine's part comes last, because it also names the checkpoint as the latest one.
-    engine.save_checkpoint(str(checkpoint_dir(config)), tag=tag)
+    engine.save_checkpoint(str(checkpoint_dir(config)), tag=tag, save_latest=False)
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        name_latest(config, state.step)
 
 
 def load_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig) -> TrainState:
@@ -69,7 +71,7 @@ def _save_weights(engine: deepspeed.DeepSpeedEngine, folder: Path, ep_size: int)
         # Under ZeRO-3 a parameter is spread over ranks; one at a time is put together, on all of them.
         with deepspeed.zero.GatheredParameters([value], enabled=hasattr(value, "ds_id")):
             if rank < ep_size if is_expert else rank == 0:
-                (experts if is_expert else shared)[name] = value.detach().cpu().clone()
+                (experts if is_expert else shared)[name] = value.detach().to("cpu", copy=True)
     if rank == 0:
         write_weights(folder / SHARED_FILE, shared)
     if rank < ep_size:

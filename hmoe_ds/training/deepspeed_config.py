@@ -49,6 +49,7 @@ _FREE_KEYS = {
     "tensorboard",
     "wandb",
 }
+_ACCUMULATION_DTYPES = ("fp32", "bf16", "fp16")
 _FREE_ZERO_KEYS = {
     "stage",
     "contiguous_gradients",
@@ -124,6 +125,18 @@ def _check_settings(settings: dict[str, Any], name: str, parallel: ParallelConfi
             "make the two equal"
         )
     _check_known(zero, _FREE_ZERO_KEYS, name, "zero_optimization.")
+    for key, value in zero.items():
+        if key != "offload_optimizer" and not isinstance(value, (bool, int, float)):
+            raise ConfigError(
+                f"{name} has zero_optimization.{key} {value!r}: expected a number, true or false; leave it out for "
+                "DeepSpeed's default (nothing fills in 'auto' here)"
+            )
+    dtypes = settings.get("data_types", {})
+    if not isinstance(dtypes, dict) or dtypes.get("grad_accum_dtype", "fp32") not in _ACCUMULATION_DTYPES:
+        raise ConfigError(
+            f"{name} has data_types {dtypes!r}: expected an object with a grad_accum_dtype of "
+            f"{', '.join(_ACCUMULATION_DTYPES)}"
+        )
     offload = zero.get("offload_optimizer")
     device = offload.get("device") if isinstance(offload, dict) else offload
     if device not in (None, "none", "cpu"):

@@ -29,7 +29,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
     """Pretrain until `run.steps`, from the last checkpoint if there is one."""
     molecules, held_out = open_datasets(config)
     if rank == 0:
-        begin_run(config, ranks, molecules)
+        begin_run(config, ranks, molecules.fingerprint, [store.extent for store in molecules.stores])
     plan = BatchPlan(molecules, config.data, config.optim.accumulation, config.run.seed)
     check_agreement(config, molecules.fingerprint)
     engine = build_engine(config)
@@ -96,7 +96,8 @@ def _due(step: int, every: int, last: int) -> bool:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of each rank."""
     words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank")]
-    first = os.environ.get("RANK", "0") == "0"
+    # One rank of each machine speaks: what is wrong with a request may be the machine's, such as its cache folder.
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         config = load_config(words)
         check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
@@ -104,9 +105,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
             torch.use_deterministic_algorithms(True)
         train(config, *init_distributed())
-    except PipelineError as error:
+    except (PipelineError, OSError) as error:
         usage = isinstance(error, UsageError)
-        if first or not usage:  # what is wrong with a request is known to all ranks, what fails may fail on one
+        if speaks or not usage:
             print(f"hmoe pretrain: error: {error}", file=sys.stderr)
         sys.exit(2 if usage else 1)
     torch.distributed.barrier()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipeline.errors import PipelineError
+from data_pipeline.errors import UsageError
 from hmoe_ds.config import ConfigError, RunConfig, check_topology
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.training.deepspeed_config import deepspeed_config
-from hmoe_ds.training.run_folder import check_resumable, open_datasets
+from hmoe_ds.training.run_folder import check_resumable, check_run_folder, open_datasets
 from hmoe_ds.training.spool import read_delivery
 
 
@@ -20,6 +20,7 @@ def check_run(config: RunConfig, ranks: int) -> None:
     if not config.data.paths:
         raise ConfigError("data.path is not set: give a dataset made by `hmoe prepare`, such as --data.path data/zinc")
     check_topology(config, ranks)
+    check_run_folder(config)
     training = check_data(config)
     deepspeed_config(config)
     check_resumable(config, ranks, training.fingerprint)
@@ -28,14 +29,22 @@ def check_run(config: RunConfig, ranks: int) -> None:
 
 
 def check_data(config: RunConfig) -> Mixture:
-    """The training data of a run; raises ConfigError if it is damaged, cannot be mixed or does not fit the budgets."""
+    """The training data of a run.
+
+    Raises:
+        ConfigError: there is none, or it cannot be mixed or does not fit the budgets.
+        PipelineError: it is damaged or cannot be read.
+    """
     try:
         training, validation = open_datasets(config)
-        training.check_files()
-        validation.check_files()
-    except PipelineError as error:
+    except ConfigError:
+        raise
+    except UsageError as error:
         raise ConfigError(f"data.path: {error}") from error
     _check_mixable(config, training)
+    _check_cache(config, training, validation)
+    training.check_files()
+    validation.check_files()
     BatchPlan(training, config.data, config.optim.accumulation, config.run.seed)
     return training
 
@@ -44,11 +53,12 @@ def check_data(config: RunConfig) -> Mixture:
 _COMMON_OPTIONS = {
     "validation_fraction": "scaffolds that one of them holds out for validation are in the training split of the other",
     "standardize": "the same substance would be two molecules",
+    "rdkit": "versions of RDKit may write the same molecule and its scaffold in two ways",
 }
 
 
 def _check_mixable(config: RunConfig, mixture: Mixture) -> None:
-    options = [store.manifest.options for store in mixture.stores]
+    options = [{**store.manifest.options, "rdkit": store.manifest.versions["rdkit"]} for store in mixture.stores]
     for name, reason in _COMMON_OPTIONS.items():
         for path, other in zip(config.data.paths, options, strict=True):
             if other.get(name) != options[0].get(name):
@@ -56,3 +66,24 @@ def _check_mixable(config: RunConfig, mixture: Mixture) -> None:
                     f"data.path {config.data.paths[0]} was prepared with {name} {options[0].get(name)}, {path} with "
                     f"{other.get(name)}: {reason}; prepare them alike"
                 )
+    for number, store in enumerate(mixture.stores):
+        for other_store in mixture.stores[:number]:
+            if len(store) and store.fingerprint == other_store.fingerprint:
+                raise ConfigError(
+                    f"data.path {other_store.path} and {store.path} hold the same molecules: name one of them, "
+                    "and give it more weight in data.weights"
+                )
+
+
+def _check_cache(config: RunConfig, training: Mixture, validation: Mixture) -> None:
+    """Raise ConfigError unless data.cache_gb holds what a step and a validation look at."""
+    data, needed = config.data, 0
+    for store in training.stores:
+        needed += store.cached_bytes_of(store.shards_of_a_step(data.molecules_per_step, data.window_shards))
+    for store, weight in zip(validation.stores, validation.weight_S.tolist(), strict=True):
+        needed += store.cached_bytes_of(store.first_shards(round(weight * data.validation_molecules)))
+    if needed > data.cache_gb * 1e9:
+        raise ConfigError(
+            f"data.cache_gb is {data.cache_gb}, but a step and a validation look at shards of up to {needed / 1e9:.3g} "
+            "x 10^9 bytes: raise data.cache_gb, or in a new run lower data.window_shards"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hmoe_ds.data.cache import ShardCache
 from hmoe_ds.data.mixture import Mixture, open_mixture
 from hmoe_ds.model.checkpoint_record import read_record
 
-RECORD = "run.json"
+RECORD, LATEST = "run.json", "latest"
 FORMAT_VERSION = 2
 _TAG_PREFIX = "step"
 
@@ -25,7 +26,7 @@ def checkpoint_dir(config: RunConfig) -> Path:
 
 def has_checkpoint(config: RunConfig) -> bool:
     """Whether there is one to resume from."""
-    return bool(config.run.out) and (checkpoint_dir(config) / "latest").is_file()
+    return bool(config.run.out) and (checkpoint_dir(config) / LATEST).is_file()
 
 
 def checkpoint_tag(step: int) -> str:
@@ -34,8 +35,20 @@ def checkpoint_tag(step: int) -> str:
 
 
 def latest_checkpoint(config: RunConfig) -> Path:
-    """Folder of the latest checkpoint; there must be one."""
-    return checkpoint_dir(config) / (checkpoint_dir(config) / "latest").read_text().strip()
+    """Folder of the latest checkpoint; there must be one. Raises ConfigError when `latest` does not name it."""
+    file = checkpoint_dir(config) / LATEST
+    name = file.read_text().strip()
+    if not re.fullmatch(_TAG_PREFIX + r"\d{8,}", name):
+        raise ConfigError(
+            f"{file} holds {name!r}, which is no checkpoint's name: write the name of the last one into it, such as "
+            f"{checkpoint_tag(1000)}"
+        )
+    return checkpoint_dir(config) / name
+
+
+def name_latest(config: RunConfig, step: int) -> None:
+    """Make the checkpoint after `step` steps, which is complete, the latest one."""
+    replace_text(checkpoint_dir(config) / LATEST, checkpoint_tag(step))
 
 
 def steps_done(config: RunConfig) -> int:
@@ -55,17 +68,14 @@ def open_datasets(config: RunConfig) -> tuple[Mixture, Mixture]:
     return training, validation
 
 
-def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
-    """Raise ConfigError when `run.out` holds a run that `config` cannot continue, CheckpointError when nobody can.
-
-    Args:
-        config: of this start.
-        ranks: of this start.
-        dataset: fingerprint of the training data of this start.
-    """
+def check_run_folder(config: RunConfig) -> None:
+    """Raise ConfigError when `run.out` cannot be written, or holds a run that may not or cannot be continued."""
     out = Path(config.run.out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"run.out {out} is a file: give a folder")
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"run.out {out} cannot be made, as {existing} cannot be written to: give another folder")
     if not has_checkpoint(config):
         return
     if config.run.resume == "never":
@@ -73,6 +83,21 @@ def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
             f"run.out {out} already holds a run with checkpoints and run.resume is never: "
             "set run.resume to auto, or give another run.out"
         )
+    read_run_record(out)
+    read_record(latest_checkpoint(config))
+
+
+def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
+    """Raise ConfigError when `run.out` holds a run that `config` cannot continue, CheckpointError when nobody can.
+
+    Args:
+        config: of this start; `check_run_folder` comes first.
+        ranks: of this start.
+        dataset: fingerprint of the training data of this start.
+    """
+    if not has_checkpoint(config):
+        return
+    out = Path(config.run.out)
     saved = read_run_record(out)
     if saved["ranks"] != ranks:
         raise ConfigError(
@@ -89,7 +114,6 @@ def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
             f"run.steps is {config.run.steps}, but the run in {out} has done {steps_done(config)}: "
             "set run.steps to at least that, or give another run.out"
         )
-    read_record(latest_checkpoint(config))
     _check_unchanged(saved["config"], config)
 
 
@@ -112,18 +136,21 @@ def _check_unchanged(saved: dict[str, Any], config: RunConfig) -> None:
 
 
 def read_run_record(folder: Path) -> dict[str, Any]:
-    """Content of `run.json`: `ranks`, `dataset`, `config`. Raises ConfigError when it cannot be read."""
+    """Content of `run.json`: `ranks`, `dataset`, `shards`, `config`. Raises ConfigError when it cannot be read."""
     path = folder / RECORD
     try:
         record = json.loads(path.read_text())
-        if record["format_version"] == FORMAT_VERSION:
-            return record
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): give another run.out") from error
-    raise ConfigError(f"{path} is of another version of hmoe_ds: give another run.out")
+    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
+        raise ConfigError(f"{path} is of another version of hmoe_ds: give another run.out")
+    missing = {"ranks", "dataset", "shards", "config"} - record.keys()
+    if missing:
+        raise ConfigError(f"{path} lacks {', '.join(sorted(missing))}: give another run.out")
+    return record
 
 
-def begin_run(config: RunConfig, ranks: int, mixture: Mixture) -> None:
+def begin_run(config: RunConfig, ranks: int, dataset: str, shards: list[dict[str, int]]) -> None:
     """Make the run's folder and note in it what the run is: `config.yaml` to read, `run.json` for `check_resumable`."""
     out = Path(config.run.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -131,8 +158,8 @@ def begin_run(config: RunConfig, ranks: int, mixture: Mixture) -> None:
     record = {
         "format_version": FORMAT_VERSION,
         "ranks": ranks,
-        "dataset": mixture.fingerprint,
-        "shards": [store.extent for store in mixture.stores],
+        "dataset": dataset,
+        "shards": shards,
         "config": config.to_dict(),
     }
     replace_text(out / RECORD, json.dumps(record, indent=2) + "\n")
@@ -140,6 +167,6 @@ def begin_run(config: RunConfig, ranks: int, mixture: Mixture) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that it is there as a whole or as it was, even after a crash."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)

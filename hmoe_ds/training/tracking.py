@@ -50,14 +50,12 @@ class Tracker:
 
     def notify(self) -> None:
         """`metrics.jsonl` has a new line."""
-        if self._spool.delivery.status != RUNNING:
-            self._spool.update(status=RUNNING)
+        self._note_status(RUNNING)
         self._news.set()
 
     def close(self, status: str) -> None:
         """The run has come to FINISHED or FAILED: wait a while for the rest to go out, and say what did not."""
-        if self._spool.delivery.status != status:
-            self._spool.update(status=status, ended=time.time())
+        self._note_status(status, ended=time.time())
         self._closing.set()
         self._news.set()
         self._thread.join(CLOSE_SECONDS)
@@ -67,6 +65,14 @@ class Tracker:
                 f"back, send them with: python -m hmoe_ds.training.tracking {shlex.quote(str(self._spool.folder))}"
             )
         self._given_up.set()
+
+    def _note_status(self, status: str, **changes: float) -> None:
+        if self._spool.delivery.status == status:
+            return
+        try:
+            self._spool.update(status=status, **changes)
+        except OSError as error:  # the training, or what ended it, is more important
+            self._say(f"{DELIVERY} cannot be written ({reason(error)}): MLflow may not learn that the run is {status}")
 
     def _say(self, message: str) -> None:
         # Python ends a process hard when it finds that a daemon is printing.

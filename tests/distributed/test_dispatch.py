@@ -5,6 +5,6 @@ import pytest
 from tests.distributed.harness import run_module
 
 
-@pytest.mark.parametrize(("ranks", "ep_size"), [(2, 2), (4, 2)])
+@pytest.mark.parametrize(("ranks", "ep_size"), [pytest.param(2, 2, marks=pytest.mark.slow), (4, 2)])
 def test_drawn_dispatches_equal_one_process(ranks, ep_size):
     run_module("tests.distributed.dispatch_ranks", ranks, [str(ep_size)])

@@ -267,7 +267,7 @@ def test_the_bound_holds_for_many_threads(cache, shards, tmp_path, monkeypatch):
 def test_a_window_larger_than_the_cache(cache, shards):
     message = (
         "data.cache_gb bounds the shard cache to 120,000 bytes, but the shards that are needed at once have "
-        "160,000 bytes: lower data.window_shards or raise data.cache_gb"
+        "160,000 bytes: raise data.cache_gb, or in a new run lower data.window_shards"
     )
     with pytest.raises(ConfigError, match=message):
         cache.window(shards[:4])

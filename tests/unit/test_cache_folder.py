@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -182,7 +183,7 @@ def test_a_folder_that_is_a_file(tmp_path):
 
 def test_the_default_folder_is_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "hmoe_ds" / "shards"
+    assert default_folder() == tmp_path / "hmoe_ds" / "shards" / socket.gethostname()
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert default_folder() == Path("/home/somebody/.cache/hmoe_ds/shards")
+    assert default_folder().parent == Path("/home/somebody/.cache/hmoe_ds/shards")

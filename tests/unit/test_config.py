@@ -47,6 +47,12 @@ def test_overrides_win_over_the_file(tmp_path):
         (["--optim.accumulation", "64"], "data.molecules_per_step is 128, too few"),
         (["--run.steps", "0"], "run.steps is 0: set it to at least 1"),
         (["--data.path", "[a, b, a]"], "data.path names a twice"),
+        (["--data.path", "a", "--data.path=b"], "--data.path is given more than once: write several datasets as"),
+        (["--data.path", "[zinc, 2024]"], "which is no list of texts: write --data.path '[data/one, \"2024\"]'"),
+        (["--data.path", "[zinc, '']"], "with an empty entry: leave it out"),
+        (["--data.cache_gb", ".inf"], "data.cache_gb is inf: set it to a finite number"),
+        (["--data.cache_dir", "s3://bucket/cache"], "data.cache_dir is the URL s3://bucket/cache: give a folder"),
+        (["--run.out", "s3://bucket/run"], "run.out is the URL s3://bucket/run: give a folder of this machine"),
         (["--data.path", "[a, b]", "--data.weights", "[1]"], "data.weights has 1 numbers for 2 datasets"),
         (["--data.path", "[a, b]", "--data.weights", "[1, 0]"], "data.weights gives b the weight 0.0"),
         (["--parallel.zero_stage", "0"], "parallel.zero_stage is 0: expected 1, 2 or 3"),
@@ -95,6 +101,15 @@ def test_layouts_that_cannot_run_are_refused(overrides, ranks, message):
         ({"zero_optimization": True}, "zero_optimization.stage None but parallel.zero_stage is 1"),
         ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage 2 but parallel.zero_stage is 1"),
         ({}, "zero_optimization.stage None but parallel.zero_stage is 1"),
+        (
+            {"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto"}},
+            "reduce_bucket_size 'auto': expected a number",
+        ),
+        ({"zero_optimization": {"stage": 1}, "data_types": None}, "data_types None: expected an object with"),
+        (
+            {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "int8"}},
+            "expected an object with a grad_accum_dtype of fp32, bf16, fp16",
+        ),
         ({"zero_optimisation": {"stage": 1}}, "did you mean 'zero_optimization'"),
         ({"zero_optimization": {"stage": 1, "zero_hpz_partition_size": 8}}, "zero_hpz_partition_size'.* not supported"),
         (
@@ -112,6 +127,14 @@ def test_a_deepspeed_file_that_conflicts_is_refused_with_both_names(settings, me
     path.write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match=message):
         deepspeed_config(load_config(["--parallel.deepspeed_config", str(path)]))
+
+
+def test_a_deepspeed_file_without_the_offloading_that_is_asked_for(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    words = ["--parallel.zero_stage=2", "--parallel.offload_optimizer=true", f"--parallel.deepspeed_config={path}"]
+    with pytest.raises(ConfigError, match=r"device None but parallel\.offload_optimizer is True: make the two agree"):
+        deepspeed_config(load_config(words))
 
 
 def test_a_deepspeed_file_of_ones_own_is_used(tmp_path):

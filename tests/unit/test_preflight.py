@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
+import torch
 
 from data_pipeline.build import PrepareOptions, prepare
+from data_pipeline.manifest import Manifest
 from hmoe_ds.config import ConfigError, load_config
+from hmoe_ds.training import launch as launch_module
+from hmoe_ds.training.loop import check_agreement
 from hmoe_ds.training.preflight import check_run
 from tests.distributed.harness import arguments
 
@@ -35,6 +40,72 @@ def test_what_is_not_set_is_asked_for(dataset, tmp_path):
 def test_a_run_folder_that_is_a_file(dataset, tmp_path):
     (tmp_path / "file").write_text("")
     refuse("run.out .*file is a file: give a folder", dataset, tmp_path, run__out=tmp_path / "file")
+    message = r"run.out .*file/run cannot be made, as .*file cannot be written to: give another folder"
+    refuse(message, dataset, tmp_path, run__out=tmp_path / "file" / "run")
+
+
+def test_the_same_molecules_twice(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "copy")
+    refuse("hold the same molecules: name one", "", tmp_path, data__path=[str(dataset), str(tmp_path / "copy")])
+
+
+def test_datasets_of_two_versions_of_rdkit(dataset, second_dataset, tmp_path):
+    shutil.copytree(second_dataset, tmp_path / "old")
+    manifest = tmp_path / "old" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["versions"]["rdkit"] = "2019.09.1"
+    manifest.write_text(json.dumps(content))
+    paths = [str(dataset), str(manifest.parent)]
+    refuse("with rdkit .*old with 2019.09.1: versions of RDKit", "", tmp_path, data__path=paths)
+
+
+def test_a_cache_that_is_too_small_for_a_step(dataset, tmp_path):
+    sizes = sorted(shard.bytes for shard in Manifest.load(dataset).splits["train"].shards)
+    held_out = sum(shard.bytes for shard in Manifest.load(dataset).splits["validation"].shards)
+    settings = {"data__path": f"file://{dataset}", "data__window_shards": 1, "data__cache_dir": tmp_path / "cache"}
+    enough = sizes[-1] + sizes[-2] + held_out
+    refuse(
+        "data.cache_gb is .*, but a step and a validation look at shards of up to .* bytes: raise data.cache_gb, or",
+        "", tmp_path, **settings, data__cache_gb=0.999 * enough / 1e9,
+    )  # fmt: skip
+    check_run(load_config(arguments(tmp_path / "run", "", **settings, data__cache_gb=1.001 * enough / 1e9)), ranks=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"run\.json cannot be read"),
+        ("[]", r"run\.json is of another version of hmoe_ds"),
+        ('{"format_version": 1}', r"run\.json is of another version of hmoe_ds"),
+        ('{"format_version": 2, "ranks": 1, "config": {}}', r"run\.json lacks dataset, shards: give another run.out"),
+    ],
+)
+def test_a_run_with_a_record_that_says_too_little(content, message, dataset, tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "latest").write_text("step00000002")
+    (tmp_path / "run" / "run.json").write_text(content)
+    refuse(message, dataset, tmp_path)
+    (checkpoints / "latest").write_text("")
+    complete = {"format_version": 2, "ranks": 1, "config": {}, "dataset": "", "shards": []}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(complete))
+    refuse(r"latest holds '', which is no checkpoint's name: write the name of the last one", dataset, tmp_path)
+
+
+def test_ranks_that_see_different_data(monkeypatch):
+    def gather(seen, mine):
+        seen[:] = [mine, ("other molecules", 0)]
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    with pytest.raises(ConfigError, match="are not the same on all ranks: put them on a file system"):
+        check_agreement(load_config(["--run.out=here", "--data.path=there"]), "molecules")
+
+
+def test_more_ranks_than_gpus(monkeypatch):
+    monkeypatch.setattr(launch_module, "_gpu_count", lambda: 2)
+    with pytest.raises(ConfigError, match="--num_ranks is 3, but this machine has 2 GPUs: start at most 2"):
+        launch_module.launch([], ranks=3)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class Run:
     def __init__(self, folder: Path, step: int = 0, steps: int = 1000) -> None:
         self.folder = folder
         config = load_config(["--run.out", str(folder), f"--run.steps={steps}", "--run.log_every=1"])
-        begin_run(config, ranks=1, dataset="fingerprint of molecules")
+        begin_run(config, ranks=1, dataset="fingerprint of molecules", shards=[])
         self.recorder = Recorder(config, TrainState(step=step, plan={}), rank=0)
 
     def record(self, steps) -> None:
@@ -307,7 +307,7 @@ def test_what_the_server_refuses_is_named_once_and_holds_nothing_up(gate, server
 
 def test_parameters_are_flat_cut_when_long_and_never_change(gate, server, tmp_path, capfd):
     folder = tmp_path / "parameters"
-    begin_run(load_config(["--run.out", str(folder)]), ranks=1, dataset="molecules")
+    begin_run(load_config(["--run.out", str(folder)]), ranks=1, dataset="molecules", shards=[])
     (folder / "metrics.jsonl").write_text("")
     (folder / "mlflow.json").write_text("{}")
     begun = json.loads((folder / "run.json").read_text())
@@ -409,7 +409,7 @@ def test_a_run_whose_server_never_came_ends_and_is_sent_by_hand(server, tmp_path
 
 def test_a_process_ends_although_its_server_never_answers(gate, tmp_path):
     gate.mode = "hang"
-    begin_run(load_config(["--run.out", str(tmp_path)]), ranks=1, dataset="molecules")
+    begin_run(load_config(["--run.out", str(tmp_path)]), ranks=1, dataset="molecules", shards=[])
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 1.0, "loss": 2.0}\n')
     code = (
         "import sys; from pathlib import Path; from hmoe_ds.training import tracking\n"
@@ -442,7 +442,7 @@ def test_the_command_says_what_is_wrong_with_a_folder(tmp_path, capsys):
     assert "run.json cannot be read" in capsys.readouterr().err
     folder = tmp_path / "untracked"
     config = load_config(["--run.out", str(folder)])
-    begin_run(config, ranks=1, dataset="molecules")
+    begin_run(config, ranks=1, dataset="molecules", shards=[])
     assert tracking.main([str(folder)]) == 2
     assert "was trained with run.mlflow false" in capsys.readouterr().err
     (folder / "mlflow.json").write_text('{"run_id":')
