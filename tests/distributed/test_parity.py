@@ -17,6 +17,7 @@ from hmoe_ds.objectives.masking import draw_masks
 from hmoe_ds.training.feed import VALIDATION_MASK_SEED
 from tests.distributed.layouts import Trained, check_agreement, check_bf16, layout
 
+pytestmark = pytest.mark.timeout(1500)  # of the launches in the fixture together
 FP32 = dict(
     [
         layout("1 rank", "zero 1"),

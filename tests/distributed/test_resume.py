@@ -13,6 +13,7 @@ from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.run_folder import open_datasets
 from tests.distributed.harness import arguments, train_all
 
+pytestmark = pytest.mark.timeout(1500)  # of the launches in the fixture together
 LAYOUTS = {
     "ep 1, zero 1": {},
     "ep 2, zero 1": {"parallel__ep_size": 2},
