@@ -76,6 +76,14 @@ def test_prepare_makes_a_dataset_that_opens(tmp_path):
     assert shard.name in out
 
 
+def test_embedding_nothing_readable_says_so_and_leaves_the_reasons(run, tmp_path):
+    (tmp_path / "garbage.smi").write_text("not-a-molecule\n")
+    _, _, err = hmoe("embed", run / "model", tmp_path / "garbage.smi", "--out", tmp_path / "x.parquet", expect=1)
+    assert "holds no readable molecule: see" in err
+    assert not (tmp_path / "x.parquet").exists()
+    assert pq.read_table(tmp_path / "x.rejects.parquet").column("reason").to_pylist() == ["syntax"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -85,6 +93,11 @@ def test_prepare_makes_a_dataset_that_opens(tmp_path):
         (["prepare", "{tmp}/garbage.smi", "--out", "{tmp}/out"], 1, "garbage.smi"),
         (["prepare", "{tmp}/table.csv", "--out", "{tmp}/out", "--append"], 2, "no dataset here"),
         (["prepare", "{tmp}/table.csv", "--out", "{tmp}/out", "--append", "--overwrite"], 2, "not allowed with"),
+        (
+            ["prepare", "{tmp}/table.csv", "--out", "s3://bucket/data"],
+            2,
+            "is a URL: prepare into a folder, then",
+        ),
         (["inspect", "{tmp}"], 2, "hmoe prepare"),
         (["export", "{tmp}", "{tmp}/model"], 2, "holds no checkpoint"),
         (["embed", "{tmp}", "nci5k", "--out", "{tmp}/x.parquet"], 2, "no exported model"),

@@ -318,3 +318,16 @@ def test_two_scaffolds_under_one_key_are_an_error() -> None:
     assert known.merge_scaffolds(one, one).to_pylist() == [{**rows[0], "count": 2}]
     with pytest.raises(PipelineError, match="same 64-bit key 7"):
         known.merge_scaffolds(one, other)
+
+
+@pytest.mark.parametrize("file", ["rejects.parquet", "scaffolds.parquet", "train/data-00000.arrow"])
+def test_a_damaged_file_of_the_dataset_is_an_error_with_the_mend(file, tmp_path):
+    (tmp_path / "old.smi").write_text("c1ccccc1C\nCCO\nnonsense\n")
+    (tmp_path / "new.smi").write_text("c1ccccc1CC\nCCN\n")
+    prepare([str(tmp_path / "old.smi")], tmp_path / "data", PrepareOptions(validation_fraction=0))
+    path = tmp_path / "data" / file
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(
+        PipelineError, match=r"data: .*damaged.*; `hmoe inspect .*` names it; prepare"
+    ):
+        prepare([str(tmp_path / "new.smi")], tmp_path / "data", PrepareOptions(validation_fraction=0), append=True)
