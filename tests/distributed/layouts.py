@@ -127,16 +127,32 @@ def check_agreement(trained, name, tmp_path):
 
 
 def check_bf16(trained, name, tmp_path):
-    """A bf16 run follows the fp64 reference as closely as 8 bits can; without clipping it would be far away."""
+    """A bf16 run follows the fp64 reference as closely as 8 bits can; without clipping it would be far away.
+
+    Rounding changes some choices between experts that are nearly equal, and from then on the runs differ a little more.
+    """
     folder, lines = trained.run(name)
-    history, _, weights = trained.reference(name)
+    history, choices, weights = trained.reference(name)
+    assert _share_routed_alike(trained.routing(name), choices) > 0.93
     for line, (loss, norm) in zip(lines, history, strict=True):
         assert line["loss"] == pytest.approx(loss, rel=0.02)
-        assert line["grad_norm"] == pytest.approx(norm, rel=0.02)
+        assert line["grad_norm"] == pytest.approx(norm, rel=0.02 if line["step"] <= 2 else 0.1)
     model = _export(folder, tmp_path)
     assert model.dtype == torch.bfloat16
     for key, weight in model.named_parameters():
         torch.testing.assert_close(weight.double(), weights[key], rtol=0.02, atol=0.01)
+
+
+def _share_routed_alike(found, expected):
+    """Share of the atoms, counted once per layer, that chose the same experts."""
+    assert found.keys() == expected.keys()
+    alike = [
+        one == other
+        for key in expected
+        for layer_found, layer_expected in zip(found[key][1], expected[key][1], strict=True)
+        for one, other in zip(layer_found, layer_expected, strict=True)
+    ]
+    return sum(alike) / len(alike)
 
 
 def _export(folder, tmp_path):

@@ -95,7 +95,7 @@ def test_validation_does_not_depend_on_the_layout(trained):
             "1 rank, zero 1",
             "2 ranks ep 2, zero 1",
             "2 ranks, zero 3 spread",
-            "4 ranks ep 2, zero 1, two groups",
+            "4 ranks ep 2, zero 3 spread, recompute",
         )
     )
     figures = [name for name in one if name.startswith("validation_")]

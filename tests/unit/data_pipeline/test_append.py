@@ -327,7 +327,5 @@ def test_a_damaged_file_of_the_dataset_is_an_error_with_the_mend(file, tmp_path)
     prepare([str(tmp_path / "old.smi")], tmp_path / "data", PrepareOptions(validation_fraction=0))
     path = tmp_path / "data" / file
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(
-        PipelineError, match=r"data: .*damaged.*; `hmoe inspect .*` names it; prepare"
-    ):
+    with pytest.raises(PipelineError, match=r"data: .*damaged.*; `hmoe inspect .*` names it; prepare"):
         prepare([str(tmp_path / "new.smi")], tmp_path / "data", PrepareOptions(validation_fraction=0), append=True)
