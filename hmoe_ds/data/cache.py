@@ -61,9 +61,9 @@ class ShardCache:
         self._root = root.rstrip("/")
         self._max_bytes = max_bytes
         self._folder = CacheFolder(folder, max_bytes)
-        self._mutex = threading.Lock()  # guards the three below
-        self._needs: dict[str, Need] = {}
+        self._needs: dict[str, Need] = {}  # replaced as a whole, never changed: download threads read it
         self._current_bytes = 0
+        self._mutex = threading.Lock()  # guards the two below
         self._queue: deque[FileRecord] = deque()
         self._threads = 0
         self._together = [] if together is None else together
@@ -84,7 +84,6 @@ class ShardCache:
         self._current_bytes = sum(record.bytes for record in current)
         with self._mutex:
             needs = {record.blake2b: Need.UPCOMING for record in upcoming}
-            # Assigned as a whole: other threads read it.
             self._needs = needs | {record.blake2b: Need.CURRENT for record in current}
             self._queue = deque((*current, *upcoming))
             while self._threads < min(_THREADS, len(self._queue)):

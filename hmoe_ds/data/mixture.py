@@ -54,6 +54,11 @@ class Mixture:
         shard = np.searchsorted(self._row_start, rows, side="right") - 1
         return shard, rows - self._row_start[shard]
 
+    def first_molecules(self, molecules: int) -> list[int]:
+        """How many each dataset provides of the first `molecules` molecules: its share, as far as it has so many."""
+        shares = zip(self.stores, self.weight_S.tolist(), strict=True)
+        return [min(len(store), round(weight * molecules)) for store, weight in shares]
+
     def check_files(self) -> None:
         """Raise PipelineError when a shard is missing or has another size than it was written with."""
         for store in self.stores:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hmoe_ds.config import ConfigError, DataConfig
 from hmoe_ds.data.mixture import Mixture
-from hmoe_ds.data.runs import Cursor, Runs, RunStream, prefix, runs_within
+from hmoe_ds.data.runs import Cursor, Runs, RunStream, prefix, runs_within, spans
 
 
 class Slice(NamedTuple):
@@ -109,10 +109,7 @@ class BatchPlan:
     def _join(self, ahead: list[Runs], taken: NDArray[np.int64]) -> Slice:
         """The molecules of the runs `taken`, numbered over all of `ahead`."""
         sizes = np.concatenate([runs.molecules_R for runs in ahead])
-        first = prefix(sizes)[taken]
-        size = sizes[taken]
-        before = prefix(size)
-        take = np.repeat(first - before[:-1], size) + np.arange(before[-1])
+        take = spans(prefix(sizes)[taken], sizes[taken])
         rows = [runs.rows_B + start for runs, start in zip(ahead, self._mixture.first_row_S, strict=True)]
         epochs, atoms = [runs.epoch_B for runs in ahead], [runs.num_atoms_B for runs in ahead]
         return Slice(*(np.concatenate(column)[take] for column in (rows, epochs, atoms)))
@@ -155,8 +152,8 @@ def sequential_slices(mixture: Mixture, data: DataConfig, molecules: int) -> lis
     slice of its own.
     """
     columns = [(np.empty(0, np.int64),) * 3]
-    for store, first_row, weight in zip(mixture.stores, mixture.first_row_S, mixture.weight_S, strict=True):
-        wanted = min(len(store), round(weight * molecules))
+    counts = mixture.first_molecules(molecules)
+    for store, first_row, wanted in zip(mixture.stores, mixture.first_row_S, counts, strict=True):
         needed = store.first_shards(wanted)
         store.window(needed)
         shards = [store.shard(index) for index in needed]

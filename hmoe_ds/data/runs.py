@@ -8,7 +8,7 @@ is dealt, the next epoch begins with other orders.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -118,7 +118,7 @@ class RunStream:
 
     def advance(self, runs: int, molecules: int) -> None:
         """Leave `runs` runs of `molecules` molecules behind."""
-        cursor = Cursor(**asdict(self.cursor))
+        cursor = replace(self.cursor)
         cursor.run += runs
         cursor.dealt += molecules
         while cursor.run >= (size := self._window(cursor.epoch, cursor.window).num_runs):
@@ -155,8 +155,7 @@ class RunStream:
         label = rows[first].astype(np.uint64)
         shuffle = np.argsort(hash64(self._seed, epoch, 2 * self._number + 2, label), kind="stable")
         first, size = first[shuffle], size[shuffle]
-        before = prefix(size)
-        take = np.repeat(first - before[:-1], size) + np.arange(before[-1])
+        take, before = spans(first, size), prefix(size)
         rows, atoms, bonds = rows[take], atoms[take], bonds[take]
         return _Window(rows, atoms, before, prefix(atoms)[before], prefix(bonds)[before])
 
@@ -176,6 +175,12 @@ def run_starts(scaffold_key: NDArray[np.uint64], longest: int) -> NDArray[np.boo
 def prefix(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """0, then the running sums."""
     return np.concatenate([[0], np.cumsum(values)])
+
+
+def spans(first: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The positions of `size[r]` neighbours from `first[r]` on, for one r after the other."""
+    before = prefix(size)
+    return np.repeat(first - before[:-1], size) + np.arange(before[-1])
 
 
 def runs_within(before: NDArray[np.int64], first: int, budget: int) -> int:

@@ -118,8 +118,8 @@ class ShardStore:
         return digest.hexdigest()
 
     def first_shards(self, molecules: int) -> list[int]:
-        """The shards that hold the first `molecules` molecules."""
-        return list(range(int(np.searchsorted(self.row_start, min(molecules, len(self))))))
+        """The shards that hold the first `molecules` molecules; there must be so many."""
+        return list(range(int(np.searchsorted(self.row_start, molecules))))
 
     def shards_of_a_step(self, molecules: int, window_shards: int) -> list[int]:
         """As many of the largest shards as a plan may look at in a step of `molecules` molecules, or more."""

@@ -80,8 +80,9 @@ def _check_cache(config: RunConfig, training: Mixture, validation: Mixture) -> N
     data, needed = config.data, 0
     for store in training.stores:
         needed += store.cached_bytes_of(store.shards_of_a_step(data.molecules_per_step, data.window_shards))
-    for store, weight in zip(validation.stores, validation.weight_S.tolist(), strict=True):
-        needed += store.cached_bytes_of(store.first_shards(round(weight * data.validation_molecules)))
+    counts = validation.first_molecules(data.validation_molecules)
+    for store, molecules in zip(validation.stores, counts, strict=True):
+        needed += store.cached_bytes_of(store.first_shards(molecules))
     if needed > data.cache_gb * 1e9:
         raise ConfigError(
             f"data.cache_gb is {data.cache_gb}, but a step and a validation look at shards of up to {needed / 1e9:.3g} "
