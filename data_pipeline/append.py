@@ -17,7 +17,7 @@ from data_pipeline.schema import REJECT_SCHEMA, SPLITS
 from data_pipeline.sources import Source
 
 # They tell how to read a source, so each append has its own.
-_SOURCE_OPTIONS = ("smiles_column", "id_column")
+_SOURCE_OPTIONS = ("format", "smiles_column", "id_column")
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,15 @@ class Existing:
         new = [s for s in sources if not any(r.has_content_of(s, smiles_column, id_column) for r in records)]
         taken = {record.name for record in records}
         return [source.renamed(taken) for source in new]
+
+    def check_exclusions(self, exclude: list[Source]) -> None:
+        """Raise UsageError unless the molecules of the same files were left out of the dataset."""
+        if [source.blake2b for source in exclude] != [record.blake2b for record in self.manifest.exclusions]:
+            names = ", ".join(record.name for record in self.manifest.exclusions) or "none"
+            raise UsageError(
+                f"{self.folder}: was prepared with other --exclude files ({names}); append to it with the same ones, "
+                "or prepare all sources again"
+            )
 
     def _check_shards(self) -> None:
         for _, shard in self.shards:

@@ -20,6 +20,8 @@ REJECT_REASONS = {
     "standardize": "standardisation fails, or gives what is no molecule",
     "unsettled": "standardisation changes its own result again and again",
     "rdkit_error": "RDKit raised an unexpected error",
+    "timeout": "RDKit did not finish within the time cap",
+    "crash": "RDKit crashed the process",
 }
 
 

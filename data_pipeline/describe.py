@@ -9,6 +9,10 @@ def describe(manifest: Manifest) -> str:
     lines = [
         f"source      {source.name}: {source.rows:,} rows{_licence(source.licence)}" for source in manifest.sources
     ]
+    lines += [
+        f"excluded    molecules of {record.name}: {record.rows:,} rows, {record.rejected:,} of them unreadable"
+        for record in manifest.exclusions
+    ]
     lines += [f"rows        {describe_counts(counts)}"]
     lines += [f"standard    {counts.standardized:,} molecules were changed by standardisation"]
     lines += [f"rejected    {reason}: {number:,}" for reason, number in counts.rejected.items()]
@@ -21,7 +25,8 @@ def describe_counts(counts: Counts) -> str:
     """What became of the rows that were read."""
     return (
         f"{counts.read:,} read = {sum(counts.written.values()):,} written"
-        f" + {counts.duplicates:,} duplicates + {sum(counts.rejected.values()):,} rejected"
+        f" + {counts.duplicates:,} duplicates + {counts.excluded:,} excluded"
+        f" + {sum(counts.rejected.values()):,} rejected"
     )
 
 

@@ -53,7 +53,11 @@ class _Molecule:
 
 
 def encode_rows(
-    texts: Sequence[str], ids: Sequence[str], max_atoms: int = DEFAULT_MAX_ATOMS, standardize: bool = True
+    texts: Sequence[str],
+    ids: Sequence[str],
+    max_atoms: int = DEFAULT_MAX_ATOMS,
+    standardize: bool = True,
+    at: Callable[[int], None] | None = None,
 ) -> EncodedRows:
     """Encode SMILES `texts` with their `ids`. A text that is no molecule becomes a reject, never an error.
 
@@ -67,6 +71,8 @@ def encode_rows(
     with rdBase.BlockLogs():
         for index, text in enumerate(texts):
             try:
+                if at is not None:
+                    at(index)
                 molecules.append(_encode(text, max_atoms, standard))
             except MoleculeReject as reject:
                 rejects.append(Reject(index, storable(text[:REJECT_TEXT_LIMIT]), reject.reason))

@@ -5,7 +5,6 @@ keys are their hashes: a killed append may have left the counts of either state 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,43 +12,47 @@ import pyarrow.parquet as pq
 
 from data_pipeline.errors import PipelineError
 from data_pipeline.keys import is_first
-from data_pipeline.partitions import concatenate, read_partition, write_partitions
+from data_pipeline.partitions import concatenate, partition_of, write_partitions
 from data_pipeline.scaffold import ACYCLIC_KEY
 from data_pipeline.schema import MOLECULE_SCHEMA, SCAFFOLD_SCHEMA
 from data_pipeline.statistics import SplitStatistics
+from data_pipeline.task import Task, work_file
+from data_pipeline.watch import Watch
 
 KNOWN_SCHEMA = pa.schema([MOLECULE_SCHEMA.field(name) for name in ("mol_key", "scaffold_key")])
 
 
 @dataclass(frozen=True)
-class IndexTask:
-    """Write the keys of the shard `path`, the dataset's shard number `shard` over all splits, by partition."""
+class IndexTask(Task[SplitStatistics]):
+    """Write the keys of the shard `path`, whose checksum is `blake2b`, by partition. The result: its statistics."""
 
     work: str
     path: str
-    shard: int
+    blake2b: str
     partitions: int
 
     def __str__(self) -> str:
         return self.path
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.blake2b, self.partitions)
 
-def known_file(work: str, shard: int) -> str:
-    """The keys of a shard: one record batch per partition, with `KNOWN_SCHEMA`."""
-    return str(Path(work) / f"known-{shard:08d}.arrow")
+    @property
+    def known_file(self) -> str:
+        """The keys of the shard: one record batch per partition, with `KNOWN_SCHEMA`."""
+        return work_file(self.work, "known", self.key)
 
+    def outputs(self, result: SplitStatistics) -> list[str]:
+        return [self.known_file]
 
-def run_index(task: IndexTask) -> SplitStatistics:
-    """Do an index task. Returns the statistics of the shard."""
-    with pa.memory_map(task.path) as source:
-        batch = pa.ipc.open_stream(source).read_next_batch()
-        write_partitions(known_file(task.work, task.shard), batch.select(KNOWN_SCHEMA.names), task.partitions)
-        return SplitStatistics.of(batch)
-
-
-def read_known(work: str, shards: int, partition: int) -> pa.RecordBatch:
-    """The keys of all molecules of a partition, with `KNOWN_SCHEMA`."""
-    return read_partition([known_file(work, shard) for shard in range(shards)], partition, KNOWN_SCHEMA)
+    def run(self, watch: Watch) -> SplitStatistics:
+        """Index the shard."""
+        with pa.memory_map(self.path) as source:
+            batch = pa.ipc.open_stream(source).read_next_batch()
+            partition = partition_of(batch, self.partitions)
+            write_partitions(self.known_file, batch.select(KNOWN_SCHEMA.names), partition, self.partitions)
+            return SplitStatistics.of(batch)
 
 
 def known_scaffolds(path: str | None, known: pa.RecordBatch) -> pa.RecordBatch:

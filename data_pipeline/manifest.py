@@ -69,6 +69,7 @@ class SourceRecord:
     """
 
     name: str
+    format: str
     bytes: int
     blake2b: str
     licence: str | None
@@ -79,23 +80,40 @@ class SourceRecord:
     @classmethod
     def of(cls, source: Source, rows: int, smiles_column: str | None, id_column: str | None) -> "SourceRecord":
         """The record of a source; where it lies is not part of it, so that machines agree."""
-        return cls(source.name, source.bytes, source.blake2b, source.licence, rows, smiles_column, id_column)
+        content = (source.format, source.bytes, source.blake2b)
+        return cls(source.name, *content, source.licence, rows, smiles_column, id_column)
 
     def is_of(self, source: Source) -> bool:
-        """True if `source` has the same name and the same bytes, wherever it lies."""
-        return (self.name, self.bytes, self.blake2b) == (source.name, source.bytes, source.blake2b)
+        """True if `source` has the same name, format and bytes, wherever it lies."""
+        return (self.name, self.format, self.bytes, self.blake2b) == (
+            source.name,
+            source.format,
+            source.bytes,
+            source.blake2b,
+        )
 
     def has_content_of(self, source: Source, smiles_column: str | None, id_column: str | None) -> bool:
         """True if `source`, read by these columns, has the same rows, whatever its name."""
-        read = (source.bytes, source.blake2b, smiles_column, id_column)
-        return (self.bytes, self.blake2b, self.smiles_column, self.id_column) == read
+        read = (source.format, source.bytes, source.blake2b, smiles_column, id_column)
+        return (self.format, self.bytes, self.blake2b, self.smiles_column, self.id_column) == read
+
+
+@dataclass(frozen=True)
+class ExclusionRecord:
+    """A file whose molecules were left out: its rows, and how many of them could not be read as molecules."""
+
+    name: str
+    bytes: int
+    blake2b: str
+    rows: int
+    rejected: int
 
 
 @dataclass(frozen=True)
 class Counts:
     """What became of the rows read: read = sum of written + duplicates + excluded + sum of rejected.
 
-    `written` is by split, `rejected` by reason; `excluded`: molecules that the user asked to leave out;
+    `written` is by split, `rejected` by reason; `excluded`: molecules, each once, that the user asked to leave out;
     `standardized`: rows, duplicates among them, whose molecule standardisation changed.
     """
 
@@ -131,6 +149,7 @@ class Manifest:
     versions: dict[str, str]
     options: dict[str, Any]
     sources: list[SourceRecord]
+    exclusions: list[ExclusionRecord]
     counts: Counts
     splits: dict[str, SplitRecord]
     files: list[FileRecord]
@@ -155,6 +174,7 @@ class Manifest:
                 versions=content["versions"],
                 options=content["options"],
                 sources=[SourceRecord(**source) for source in content["sources"]],
+                exclusions=[ExclusionRecord(**exclusion) for exclusion in content["exclusions"]],
                 counts=Counts(**content["counts"]),
                 splits={name: _split(split) for name, split in content["splits"].items()},
                 files=[FileRecord(**record) for record in content["files"]],

@@ -1,53 +1,102 @@
-"""Map: a chunk of source rows -> molecules, partitioned, in one file; and the rejects."""
+"""Map: a chunk of source rows -> molecules, partitioned, in one file; and the rejects in another."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.encode import Reject, encode_rows
-from data_pipeline.partitions import MAPPED_SCHEMA, write_partitions
-from data_pipeline.sources import SourceChunk
-
-
-@dataclass(frozen=True)
-class MapTask:
-    """Encode `chunk` into the file `path`, in `partitions` partitions."""
-
-    chunk: SourceChunk
-    path: str
-    partitions: int
-    max_atoms: int
-    standardize: bool
-
-    def __str__(self) -> str:
-        chunk = self.chunk
-        return f"rows {chunk.first_row}-{chunk.first_row + len(chunk.texts) - 1} of source {chunk.source_index + 1}"
+from data_pipeline.encode import EncodedRows, encode_rows, reject_batch
+from data_pipeline.keys import is_first
+from data_pipeline.partitions import MAPPED_SCHEMA, mol_key_words, partition_of, write_batches, write_partitions
+from data_pipeline.read_stage import chunk_file, read_chunk
+from data_pipeline.schema import REJECT_SCHEMA
+from data_pipeline.task import Task, work_file
+from data_pipeline.watch import Watch
 
 
 @dataclass(frozen=True)
 class MapResult:
-    """Row `first_row + reject.index` of the source is a reject; all other rows of the chunk are molecules.
+    """What became of the rows of a chunk.
 
-    `standardized` of the molecules were changed by standardisation.
+    duplicates: of molecules of the same chunk, which are left out already; standardized: rows whose molecule
+    standardisation changed; partition_rows, partition_atoms: int64 [partitions], of the molecules kept.
     """
 
-    source_index: int
-    first_row: int
     rows: int
-    rejects: list[Reject]
+    rejected: Counter[str]
+    duplicates: int
     standardized: int
+    partition_rows: np.ndarray
+    partition_atoms: np.ndarray
 
 
-def run_map(task: MapTask) -> MapResult:
-    """Do a map task. The same task always writes the same bytes."""
-    chunk = task.chunk
-    encoded = encode_rows(chunk.texts, chunk.ids, task.max_atoms, task.standardize)
-    added = {
-        "scaffold_smiles": pa.array(encoded.scaffold_smiles, pa.string()),
-        "source_index": pa.array(np.full(len(encoded.kept), chunk.source_index, dtype=np.int32)),
-        "row": pa.array(chunk.first_row + encoded.kept),
-    }
-    rows = pa.RecordBatch.from_arrays([*encoded.batch.columns, *added.values()], schema=MAPPED_SCHEMA)
-    write_partitions(task.path, rows, task.partitions)
-    return MapResult(chunk.source_index, chunk.first_row, len(chunk.texts), encoded.rejects, encoded.standardized)
+@dataclass(frozen=True)
+class MapTask(Task[MapResult]):
+    """Encode chunk `chunk`, which begins at row `first_row`, of the source `name` that the task `read_key` has read."""
+
+    work: str
+    read_key: str
+    name: str
+    chunk: int
+    first_row: int
+    partitions: int
+    max_atoms: int
+    standardize: bool
+    molecule_seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.name}, rows from {self.first_row}"
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        options = (self.partitions, self.max_atoms, self.standardize, self.molecule_seconds)
+        return (self.read_key, self.chunk, self.name, *options)
+
+    @property
+    def mapped_file(self) -> str:
+        """The molecules: one record batch per partition, with `MAPPED_SCHEMA`."""
+        return work_file(self.work, "mapped", self.key)
+
+    @property
+    def rejects_file(self) -> str:
+        """The other rows: one record batch, with `REJECT_SCHEMA`."""
+        return work_file(self.work, "rejects", self.key)
+
+    def outputs(self, result: MapResult) -> list[str]:
+        return [self.mapped_file, self.rejects_file]
+
+    def run(self, watch: Watch) -> MapResult:
+        """Encode the chunk."""
+        chunk = read_chunk(chunk_file(self.work, self.read_key, self.chunk), self.first_row)
+        watch.begin(self.molecule_seconds)
+        encoded = encode_rows(chunk.texts, chunk.ids, self.max_atoms, self.standardize, watch.at)
+        watch.rest()
+        rows = _distinct(encoded)
+        partition = partition_of(rows, self.partitions)
+        write_partitions(self.mapped_file, rows, partition, self.partitions)
+        rejects = reject_batch(self.name, self.first_row, encoded.rejects)
+        write_batches(self.rejects_file, REJECT_SCHEMA, [rejects])
+        return MapResult(
+            rows=len(chunk.texts),
+            rejected=Counter(reject.reason for reject in encoded.rejects),
+            duplicates=len(encoded.kept) - rows.num_rows,
+            standardized=encoded.standardized,
+            partition_rows=np.bincount(partition, minlength=self.partitions),
+            partition_atoms=np.bincount(partition, rows.column("num_atoms").to_numpy(), self.partitions).astype(
+                np.int64
+            ),
+        )
+
+
+def _distinct(encoded: EncodedRows) -> pa.RecordBatch:
+    """The molecules with `MAPPED_SCHEMA`, in the order of reading; of equal ones the first.
+
+    So a million copies of one molecule do not meet in one partition.
+    """
+    smiles = pa.array(encoded.scaffold_smiles, pa.string())
+    rows = pa.RecordBatch.from_arrays([*encoded.batch.columns, smiles], schema=MAPPED_SCHEMA)
+    high, low = mol_key_words(rows.column("mol_key"))
+    order = np.lexsort((low, high))
+    first = np.sort(order[is_first(high[order], low[order])])
+    return rows if len(first) == rows.num_rows else rows.take(pa.array(first))

@@ -3,24 +3,34 @@
 A dataset is built inside `OUT/.hmoe_prepare` and moved into place at the end, the manifest last: a folder with a
 manifest holds a complete dataset, and a run that fails leaves an earlier dataset untouched. An append adds shards under
 new names and then replaces the small files, the manifest last.
+
+What a run that failed or was killed leaves in `.hmoe_prepare` are tasks with their records (`task`), which the next run
+takes over as far as they are its own. Of a dataset that is built, the plan of what to move is written first, so a run
+killed while it moves is mended by the next one.
 """
 
+import fcntl
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import MANIFEST_FILE, Manifest, is_dataset
 from data_pipeline.schema import SPLITS
+from data_pipeline.task import atomically, work_file
+
+Result = TypeVar("Result")
 
 SCAFFOLDS_FILE = "scaffolds.parquet"
 REJECTS_FILE = "rejects.parquet"
 
-_WORK_FOLDER = ".hmoe_prepare"
-# In the order in which they are moved into place.
-_DATASET_ENTRIES = ("dataset_dict.json", *SPLITS, SCAFFOLDS_FILE, REJECTS_FILE, MANIFEST_FILE)
+WORK_FOLDER = ".hmoe_prepare"
+_LOCK_FILE = "lock"
 
 
 def check_writable(out: Path) -> None:
@@ -34,52 +44,124 @@ def check_writable(out: Path) -> None:
     if not out.is_dir():
         raise UsageError(f"{out}: a file; expected a folder to write a dataset into")
     entries = os.listdir(out)
-    if entries and _WORK_FOLDER not in entries and not (MANIFEST_FILE in entries and is_dataset(out)):
+    if entries and WORK_FOLDER not in entries and not (MANIFEST_FILE in entries and is_dataset(out)):
         raise UsageError(f"{out}: holds something that is not a dataset; choose another --out")
 
 
+@dataclass
+class WorkFolder:
+    """The folder for the files of a run. `keep`: leave it for the next run, should this one fail."""
+
+    path: Path
+    keep: bool
+
+    def dataset(self, key: str) -> Path:
+        """Where the small files of the dataset `key` are written."""
+        path = Path(work_file(str(self.path), "dataset", key))
+        for split in SPLITS:
+            (path / split).mkdir(parents=True, exist_ok=True)
+        return path
+
+
 @contextmanager
-def work_folder(out: Path) -> Iterator[Path]:
-    """A fresh folder inside `out` for the files of a run, removed at the end whatever happens.
+def work_folder(out: Path) -> Iterator[WorkFolder]:
+    """The work folder inside `out`, held by this process alone.
 
-    `out` itself goes too when the run has left nothing in it.
+    It is removed at the end, or kept when an error leaves work in it that is worth keeping; `out` itself goes too when
+    nothing is left in it.
+
+    Raises:
+        UsageError: another process is at work in `out`.
     """
-    work = out / _WORK_FOLDER
-    if work.exists():
-        # What an interrupted run left.
-        shutil.rmtree(work)
-    work.mkdir(parents=True)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work)
-        if not any(out.iterdir()):
-            out.rmdir()
+    path = out / WORK_FOLDER
+    interrupted = path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / _LOCK_FILE, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"{out}: another `hmoe prepare` is at work there; wait for it, or end it") from error
+        work = WorkFolder(path, keep=interrupted)
+        try:
+            yield work
+        except BaseException:
+            if not work.keep:
+                _remove_work(out)
+            raise
+        _remove_work(out)
 
 
-def publish(built: Path, out: Path) -> None:
-    """Move a dataset that is complete in `built` into `out`, in place of an earlier one."""
-    for name in reversed(_DATASET_ENTRIES):
-        _remove(out / name)
-    for name in _DATASET_ENTRIES:
-        os.replace(built / name, out / name)
+def remove_leftovers(out: Path) -> None:
+    """Remove the work folder of a run that was killed after its dataset was in place."""
+    work = out / WORK_FOLDER
+    for file in work.glob("publication-*"):
+        if Publication.load(work, file.name.removeprefix("publication-")) is None:
+            _remove_work(out)
+            return
 
 
-def publish_append(built: Path, out: Path, old: Manifest, new: Manifest) -> None:
-    """Move what is new of the dataset `new`, built in `built`, into `out`, which holds `old`.
+def _remove_work(out: Path) -> None:
+    shutil.rmtree(out / WORK_FOLDER)
+    if not any(out.iterdir()):
+        out.rmdir()
 
-    A file of `old` is replaced as a whole or not at all, and its shards are left alone. A run killed here is mended by
-    the same append again: until the manifest is replaced, the dataset is the old one.
+
+@dataclass(frozen=True)
+class Publication(Generic[Result]):
+    """What is left to do for a dataset that is built.
+
+    key: names the dataset; result: of the run; remove: entries of the output folder that go first; moves: (file in the
+    work folder, file in the output folder), the manifest last.
     """
-    old_shards = {shard.file for split in old.splits.values() for shard in split.shards}
-    for split in SPLITS:
-        for path in (out / split).glob("data-*.arrow"):
-            if f"{split}/{path.name}" not in old_shards:
-                # What a killed append left.
-                path.unlink()
-    new_shards = [shard.file for split in new.splits.values() for shard in split.shards if shard.file not in old_shards]
-    for file in (*new_shards, *(record.file for record in new.files), MANIFEST_FILE):
-        os.replace(built / file, out / file)
+
+    key: str
+    result: Result
+    remove: list[str]
+    moves: list[tuple[str, str]]
+
+    def save(self, work: Path) -> None:
+        """From now on, a run that is killed is mended by `publish` alone."""
+        with atomically(_publication_file(work, self.key)) as temporary:
+            Path(temporary).write_bytes(pickle.dumps(self))
+
+    @classmethod
+    def load(cls, work: Path, key: str) -> "Publication[Any] | None":
+        """The publication of the dataset `key`; None if it is not built, or in place already."""
+        try:
+            publication = pickle.loads(Path(_publication_file(work, key)).read_bytes())
+        except FileNotFoundError:
+            return None
+        last, _ = publication.moves[-1]
+        return publication if (work / last).exists() else None
+
+    def publish(self, work: Path, out: Path) -> None:
+        """Move the dataset into `out`. The same again finishes what a kill has interrupted."""
+        removed = Path(work_file(str(work), "removed", self.key))
+        if not removed.exists():
+            for name in self.remove:
+                _remove(out / name)
+            removed.touch()
+        for split in SPLITS:
+            (out / split).mkdir(exist_ok=True)
+        for built, file in self.moves:
+            if (work / built).exists():
+                os.replace(work / built, out / file)
+
+
+def entries_to_replace() -> list[str]:
+    """What goes from the output folder before a new dataset is moved into it: the manifest first."""
+    return [MANIFEST_FILE, "dataset_dict.json", *SPLITS, SCAFFOLDS_FILE, REJECTS_FILE]
+
+
+def stray_shards(out: Path, manifest: Manifest) -> list[str]:
+    """Shards in the folder of a dataset that its manifest does not list: what an append, killed there, left."""
+    listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
+    files = [f"{split}/{path.name}" for split in SPLITS for path in sorted((out / split).glob("data-*.arrow"))]
+    return [file for file in files if file not in listed]
+
+
+def _publication_file(work: Path, key: str) -> str:
+    return work_file(str(work), "publication", key)
 
 
 def _remove(path: Path) -> None:

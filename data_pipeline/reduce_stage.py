@@ -5,84 +5,137 @@ Runs are ordered by a hash, so that a shard is a fair sample of the whole, while
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipeline.keys import digest64, is_first
-from data_pipeline.known import check_one_smiles_per_key, known_scaffolds, merge_scaffolds, read_known
-from data_pipeline.partitions import MAPPED_SCHEMA, mapped_file, mol_key_words, read_partition
+from data_pipeline.keys import digest64, is_first, range_of
+from data_pipeline.known import KNOWN_SCHEMA, check_one_smiles_per_key, known_scaffolds, merge_scaffolds
+from data_pipeline.partitions import (
+    MAPPED_SCHEMA,
+    Inputs,
+    concatenate,
+    mol_key_words,
+    read_listing,
+    read_partition,
+    write_batches,
+)
+from data_pipeline.ranges import EVERYTHING, KeyRange, cell_bits
 from data_pipeline.scaffold import ACYCLIC_KEY
 from data_pipeline.schema import MOLECULE_SCHEMA, SCAFFOLD_SCHEMA, SPLITS
 from data_pipeline.statistics import SplitStatistics
+from data_pipeline.task import Task, work_file
+from data_pipeline.watch import Watch
 
 RUN_LENGTH = 16
 
 # A molecule, and the hash of its run.
 REDUCED_SCHEMA = MOLECULE_SCHEMA.append(pa.field("run_hash", pa.uint64()))
 
-
-@dataclass(frozen=True)
-class ReduceTask:
-    """Reduce one partition of the files that `map_tasks` map tasks left in the folder `work`.
-
-    `known_shards`: how many shards the dataset that is appended to has; their keys lie in `work` too.
-    `known_scaffolds`: its scaffolds.parquet.
-    """
-
-    work: str
-    partition: int
-    map_tasks: int
-    validation_fraction: float
-    known_shards: int = 0
-    known_scaffolds: str | None = None
-
-    def __str__(self) -> str:
-        return f"partition {self.partition}"
+_WORD_BITS = 64
 
 
 @dataclass(frozen=True)
 class ReduceResult:
-    """By split: `statistics` of the new molecules, number of `scaffolds` of these and the known ones together."""
+    """`statistics` of the new molecules by split; `excluded`: molecules that the user asked to leave out."""
 
     duplicates: int
+    excluded: int
     statistics: dict[str, SplitStatistics]
-    scaffolds: dict[str, int]
 
 
-def reduced_file(work: str, partition: int) -> str:
-    """The molecules of a partition: one record batch per split, with `REDUCED_SCHEMA`, ascending by run_hash."""
-    return str(Path(work) / f"reduced-{partition:05d}.arrow")
+@dataclass(frozen=True)
+class ReduceTask(Task[ReduceResult]):
+    """Reduce what of partition `partition` lies in `keys`.
 
-
-def scaffolds_file(work: str, partition: int) -> str:
-    """The scaffolds of a partition, those of known molecules among them: one record batch, ascending by key."""
-    return str(Path(work) / f"scaffolds-{partition:05d}.arrow")
-
-
-def run_reduce(task: ReduceTask) -> ReduceResult:
-    """Do a reduce task. The same task always writes the same bytes.
-
-    Raises:
-        PipelineError: two scaffolds have the same key.
+    known_scaffolds: scaffolds.parquet of the dataset that is appended to.
+    buckets: ranges of run hashes, a record batch each. cell_rows: as `ranges.CELL_ROWS`; cells: as `ranges.Cut`, None
+    when `keys` is the whole partition.
     """
-    paths = [mapped_file(task.work, index) for index in range(task.map_tasks)]
-    mapped = read_partition(paths, task.partition, MAPPED_SCHEMA)
-    known = read_known(task.work, task.known_shards, task.partition)
-    rows = _Rows.distinct(_without(known, mapped))
-    scaffolds = merge_scaffolds(known_scaffolds(task.known_scaffolds, known), _scaffolds(rows))
-    _write_file(scaffolds_file(task.work, task.partition), SCAFFOLD_SCHEMA, [scaffolds])
 
-    run_hash = _run_hashes(rows)
-    in_validation = _in_validation(rows.scaffold_key, task.validation_fraction)
-    batches = [_ordered_by_run(rows, run_hash, chosen) for chosen in (~in_validation, in_validation)]
-    _write_file(reduced_file(task.work, task.partition), REDUCED_SCHEMA, batches)
-    statistics = {split: SplitStatistics.of(batch) for split, batch in zip(SPLITS, batches, strict=True)}
-    held_out = int(_in_validation(scaffolds.column("scaffold_key").to_numpy(), task.validation_fraction).sum())
-    by_split = dict(zip(SPLITS, (scaffolds.num_rows - held_out, held_out), strict=True))
-    return ReduceResult(mapped.num_rows - len(rows.index), statistics, by_split)
+    work: str
+    partition: int
+    inputs: Inputs
+    known_scaffolds: str | None
+    validation_fraction: float
+    buckets: int
+    cell_rows: int
+    keys: KeyRange = EVERYTHING
+    cells: tuple[tuple[int, int], ...] | None = None
+
+    def __str__(self) -> str:
+        return f"partition {self.partition}"
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        keys = (self.partition, self.keys, self.cells, self.cell_rows)
+        return (self.inputs.identity, *keys, self.validation_fraction, self.buckets)
+
+    @property
+    def reduced_file(self) -> str:
+        """The molecules: for each split one record batch per bucket, with `REDUCED_SCHEMA`, ascending by run_hash."""
+        return work_file(self.work, "reduced", self.key)
+
+    @property
+    def scaffolds_file(self) -> str:
+        """The scaffolds, those of known molecules among them: one record batch, ascending by key."""
+        return work_file(self.work, "scaffolds", self.key)
+
+    def outputs(self, result: ReduceResult) -> list[str]:
+        return [self.reduced_file, self.scaffolds_file]
+
+    def run(self, watch: Watch) -> ReduceResult:
+        """Reduce the partition.
+
+        Raises:
+            PipelineError: two scaffolds have the same key.
+        """
+        mapped = self._rows(self.inputs.mapped, MAPPED_SCHEMA)
+        known = self._rows(self.inputs.known, KNOWN_SCHEMA)
+        distinct = _Rows.distinct(_without(known, mapped))
+        rows = distinct.without(self._rows(self.inputs.excluded, KNOWN_SCHEMA))
+        scaffolds = merge_scaffolds(known_scaffolds(self.known_scaffolds, known), _scaffolds(rows))
+        write_batches(self.scaffolds_file, SCAFFOLD_SCHEMA, [scaffolds])
+
+        run_hash = _run_hashes(rows, self._cell_bits(mapped, rows))
+        in_validation = is_held_out(rows.scaffold_key, self.validation_fraction)
+        splits = [_ordered_by_run(rows, run_hash, chosen) for chosen in (~in_validation, in_validation)]
+        batches = (bucket for split in splits for bucket in _buckets(split, self.buckets))
+        write_batches(self.reduced_file, REDUCED_SCHEMA, batches)
+        return ReduceResult(
+            duplicates=mapped.num_rows - len(distinct.index),
+            excluded=len(distinct.index) - len(rows.index),
+            statistics={split: SplitStatistics.of(batch) for split, batch in zip(SPLITS, splits, strict=True)},
+        )
+
+    def _rows(self, listing: str, schema: pa.Schema) -> pa.RecordBatch:
+        batches = read_partition(read_listing(listing), self.partition)
+        return concatenate([self.keys.filter(batch.select(schema.names)) for batch in batches], schema)
+
+    def _cell_bits(self, mapped: pa.RecordBatch, rows: "_Rows") -> np.ndarray:
+        """By how many leading bits of its mol_key each molecule's cell is numbered: int64 [n]."""
+        if self.cells is None:
+            keys, counts = np.unique(mapped.column("scaffold_key").to_numpy(), return_counts=True)
+            bits = cell_bits(counts, self.cell_rows)
+        else:
+            keys = np.array([key for key, _ in self.cells], dtype=np.uint64)
+            bits = np.array([bits for _, bits in self.cells], dtype=np.int64)
+        place = np.searchsorted(keys, rows.scaffold_key)
+        found = place < len(keys)
+        found[found] = keys[place[found]] == rows.scaffold_key[found]
+        result = np.zeros(len(rows.index), dtype=np.int64)
+        result[found] = bits[place[found]]
+        return result
+
+
+def is_held_out(scaffold_key: np.ndarray, fraction: float) -> np.ndarray:
+    """True where the molecule is for validation: the topmost `fraction` of the range of scaffold keys. bool [n].
+
+    A scaffold is never on both sides; acyclic molecules, whose key is 0, are for training.
+    """
+    last_training_key = (1 << _WORD_BITS) - 1 - int(fraction * (1 << _WORD_BITS))
+    return scaffold_key > np.uint64(last_training_key)
 
 
 def _without(known: pa.RecordBatch, mapped: pa.RecordBatch) -> pa.RecordBatch:
@@ -105,13 +158,24 @@ class _Rows:
     @classmethod
     def distinct(cls, mapped: pa.RecordBatch) -> "_Rows":
         """Of the rows with the same mol_key, the one read first."""
-        scaffold_key, source_index, row = (
-            mapped.column(name).to_numpy() for name in ("scaffold_key", "source_index", "row")
-        )
+        scaffold_key = mapped.column("scaffold_key").to_numpy()
         high, low = mol_key_words(mapped.column("mol_key"))
-        order = np.lexsort((row, source_index, low, high, scaffold_key))
-        index = order[is_first(high[order], low[order])]
-        return cls(mapped, index, scaffold_key[index], high[index], low[index])
+        # Stable: equal keys stay in the order of reading.
+        order = np.lexsort((low, high, scaffold_key))
+        return cls._of(mapped, order[is_first(high[order], low[order])], scaffold_key, high, low)
+
+    @classmethod
+    def _of(cls, mapped: pa.RecordBatch, index: np.ndarray, *keys: np.ndarray) -> "_Rows":
+        return cls(mapped, index, *(key[index] for key in keys))
+
+    def without(self, excluded: pa.RecordBatch) -> "_Rows":
+        """The molecules that are not among the excluded ones."""
+        if not excluded.num_rows:
+            return self
+        own = self.mapped.column("mol_key").take(pa.array(self.index))
+        kept = np.flatnonzero(~pc.is_in(own, value_set=excluded.column("mol_key")).to_numpy(zero_copy_only=False))
+        keys = (self.scaffold_key[kept], self.mol_key_high[kept], self.mol_key_low[kept])
+        return _Rows(self.mapped, self.index[kept], *keys)
 
 
 def _scaffolds(rows: _Rows) -> pa.RecordBatch:
@@ -121,15 +185,21 @@ def _scaffolds(rows: _Rows) -> pa.RecordBatch:
     starts = np.flatnonzero(is_first(rows.scaffold_key))
     counts = np.diff(starts, append=len(rows.scaffold_key))
     cyclic = rows.scaffold_key[starts] != ACYCLIC_KEY
-    examples = rows.mapped.take(pa.array(rows.index[starts[cyclic]]))
-    columns = [examples.column(name) for name in ("scaffold_key", "scaffold_smiles", "generic_key")]
+    examples = pa.array(rows.index[starts[cyclic]])
+    columns = [rows.mapped.column(name).take(examples) for name in ("scaffold_key", "scaffold_smiles", "generic_key")]
     return pa.RecordBatch.from_arrays([*columns, pa.array(counts[cyclic])], schema=SCAFFOLD_SCHEMA)
 
 
-def _run_hashes(rows: _Rows) -> np.ndarray:
-    """The hash of each molecule's run: BLAKE2b-64 of the scaffold key and the first mol_key of the run. uint64 [n]."""
+def _run_hashes(rows: _Rows, bits: np.ndarray) -> np.ndarray:
+    """The hash of each molecule's run: BLAKE2b-64 of the scaffold key and the first mol_key of the run. uint64 [n].
+
+    `bits` [n]: runs do not cross from one cell of a scaffold into the next.
+    """
     count = len(rows.index)
-    starts = np.flatnonzero(is_first(rows.scaffold_key))
+    # A shift by all 64 bits is undefined, and a single cell needs none.
+    shift = np.where(bits > 0, _WORD_BITS - bits, 0).astype(np.uint64)
+    cell = np.where(bits > 0, rows.mol_key_high >> shift, np.uint64(0))
+    starts = np.flatnonzero(is_first(rows.scaffold_key, cell))
     place = np.arange(count) - np.repeat(starts, np.diff(starts, append=count))
     run_starts = np.flatnonzero((place % RUN_LENGTH == 0) | (rows.scaffold_key == ACYCLIC_KEY))
     words = (
@@ -142,15 +212,6 @@ def _run_hashes(rows: _Rows) -> np.ndarray:
     return np.repeat(hashes, np.diff(run_starts, append=count))
 
 
-def _in_validation(scaffold_key: np.ndarray, fraction: float) -> np.ndarray:
-    """True where the molecule is for validation: the topmost `fraction` of the range of scaffold keys. bool [n].
-
-    A scaffold is never on both sides; acyclic molecules, whose key is 0, are for training.
-    """
-    last_training_key = (1 << 64) - 1 - int(fraction * (1 << 64))
-    return scaffold_key > np.uint64(last_training_key)
-
-
 def _ordered_by_run(rows: _Rows, run_hash: np.ndarray, chosen: np.ndarray) -> pa.RecordBatch:
     """The chosen molecules by ascending (run_hash, scaffold_key, mol_key)."""
     index = np.flatnonzero(chosen)
@@ -159,7 +220,7 @@ def _ordered_by_run(rows: _Rows, run_hash: np.ndarray, chosen: np.ndarray) -> pa
     return pa.RecordBatch.from_arrays([*taken.columns, pa.array(run_hash[index])], schema=REDUCED_SCHEMA)
 
 
-def _write_file(path: str, schema: pa.Schema, batches: list[pa.RecordBatch]) -> None:
-    with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
+def _buckets(rows: pa.RecordBatch, buckets: int) -> list[pa.RecordBatch]:
+    """Rows ascending by run_hash, cut into `buckets` equal ranges of it."""
+    ends = np.cumsum(np.bincount(range_of(rows.column("run_hash").to_numpy(), buckets), minlength=buckets)).tolist()
+    return [rows.slice(start, end - start) for start, end in zip([0, *ends[:-1]], ends, strict=True)]

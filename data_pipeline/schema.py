@@ -13,7 +13,7 @@ Columns are never null.
 import pyarrow as pa
 
 FORMAT_NAME = "hmoe-molecules"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 SPLITS = ("train", "validation")
 

@@ -29,6 +29,7 @@ class Source:
 
     name: str
     path: str
+    format: str
     bytes: int
     blake2b: str
     licence: str | None = None
@@ -46,13 +47,12 @@ class SourceChunk:
     A header is not counted. A row without an id gets its row number. A text that is not UTF-8 holds lone surrogates.
     """
 
-    source_index: int
     first_row: int
     texts: list[str]
     ids: list[str]
 
 
-def resolve_sources(names: Sequence[str]) -> list[Source]:
+def resolve_sources(names: Sequence[str], format: str | None = None) -> list[Source]:
     """The files behind paths, globs and the name `nci5k`, in the order given; a glob's in alphabetical order.
 
     Raises:
@@ -66,7 +66,6 @@ def resolve_sources(names: Sequence[str]) -> list[Source]:
 
 def read_chunks(
     source: Source,
-    source_index: int = 0,
     smiles_column: str | None = None,
     id_column: str | None = None,
     chunk_rows: int = DEFAULT_CHUNK_ROWS,
@@ -86,11 +85,11 @@ def read_chunks(
             texts.append(text)
             characters += len(text) + len(ids[-1])
             if len(texts) == chunk_rows or characters >= _CHUNK_CHARACTERS:
-                yield SourceChunk(source_index, first_row, texts, ids)
+                yield SourceChunk(first_row, texts, ids)
                 first_row += len(texts)
                 texts, ids, characters = [], [], 0
         if texts:
-            yield SourceChunk(source_index, first_row, texts, ids)
+            yield SourceChunk(first_row, texts, ids)
 
 
 def check_columns(source: Source, smiles_column: str | None, id_column: str | None) -> None:
@@ -113,6 +112,6 @@ def _source(name: str, path: str, licence: str | None = None) -> Source:
     if not os.path.isfile(path):
         raise UsageError(f"{path}: not a file; name the files in it, as in {os.path.join(path, '*.smi')}")
     try:
-        return Source(name, path, os.path.getsize(path), file_checksum(path), licence)
+        return Source(name, path, "smi", os.path.getsize(path), file_checksum(path), licence)
     except OSError as error:
         raise UsageError(f"{path}: cannot read the file: {error.strerror}") from error

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -44,8 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
-    from data_pipeline.build import PrepareOptions, prepare
+    from data_pipeline.build import prepare
     from data_pipeline.describe import describe, describe_counts
+    from data_pipeline.executor import Resources
+    from data_pipeline.options import PrepareOptions
 
     settings = PrepareOptions(
         smiles_column=options.smiles_column,
@@ -54,6 +57,8 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
         shard_rows=options.shard_rows,
         max_atoms=options.max_atoms,
         standardize=options.standardize,
+        molecule_seconds=options.molecule_seconds,
+        format=options.format,
     )
     started = time.perf_counter()
     with _Progress() as progress:
@@ -61,10 +66,11 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
             options.sources,
             options.out,
             settings,
-            options.workers,
+            Resources(options.workers, options.scheduler, options.memory),
             progress.report,
-            options.overwrite,
-            options.append,
+            overwrite=options.overwrite,
+            append=options.append,
+            exclude=options.exclude,
         )
     seconds = time.perf_counter() - started
     print(describe(result.manifest))
@@ -75,9 +81,17 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
     if options.append:
         print(f"appended    {describe_counts(result.counts)}")
         description["appended"] = dataclasses.asdict(result.counts)
+    if result.resumed:
+        print(f"taken over from an interrupted run: {result.resumed} of {result.tasks} pieces of the work")
     rate = result.counts.read / seconds
-    print(f"prepared in {seconds:.1f} s, {rate:,.0f} rows/s, {options.workers} workers")
-    return {**description, "seconds": seconds, "rows_per_second": rate}
+    print(f"prepared in {seconds:.1f} s, {rate:,.0f} rows/s, {options.scheduler or f'{options.workers} workers'}")
+    return {
+        **description,
+        "seconds": seconds,
+        "rows_per_second": rate,
+        "tasks": result.tasks,
+        "resumed": result.resumed,
+    }
 
 
 def _inspect(options: argparse.Namespace, rest: list[str]) -> Result:
@@ -193,10 +207,23 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
     prepare.add_argument("--out", required=True, help="dataset directory to write")
     prepare.add_argument("--smiles-column", help="column with SMILES, in files with a header")
     prepare.add_argument("--id-column", help="column with identifiers, in files with a header")
+    prepare.add_argument("--format", help="of all sources (default: found by itself)")
+    prepare.add_argument(
+        "--exclude",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="leave out the molecules of these files, such as test sets",
+    )
     prepare.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: one per core)")
+    prepare.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="use the workers of this Dask cluster instead")
+    prepare.add_argument("--memory", type=_bytes, default="2GiB", help="of each worker (default: 2GiB)")
     prepare.add_argument("--validation-fraction", type=float, default=0.05, help="share of scaffolds held out")
     prepare.add_argument("--shard-rows", type=_positive, default=65536, help="molecules per shard, about")
     prepare.add_argument("--max-atoms", type=_positive, default=512, help="larger molecules are rejected")
+    prepare.add_argument(
+        "--molecule-seconds", type=float, default=10.0, help="CPU time after which a molecule is rejected (default: 10)"
+    )
     no_standardize(prepare)
     existing = prepare.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace the dataset that is in --out")
@@ -233,6 +260,14 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
         options, rest = parser.parse_known_args(argv)
         return parser, options, rest
     return parser, parser.parse_args(argv), []
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 2GiB or 800MiB")
+    number, unit = match.groups()
+    return int(float(number) * 1024 ** " KMGT".index(unit.upper() or " "))
 
 
 def _positive(text: str) -> int:

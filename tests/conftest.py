@@ -32,5 +32,5 @@ def prepare_nci(folder: Path, first: int, last: int) -> Path:
     lines = (Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi").read_text().splitlines()[first:last]
     (folder / "molecules.smi").write_text("\n".join(lines) + "\n")
     options = PrepareOptions(validation_fraction=0.15, shard_rows=300)
-    prepare([str(folder / "molecules.smi")], folder / "prepared", options, workers=1)
+    prepare([str(folder / "molecules.smi")], folder / "prepared", options)
     return folder / "prepared"

@@ -38,7 +38,7 @@ LAYOUTS += [(case, "4 ranks ep 2", "zero 3 spread") for case in ("ranks without 
 
 def make_dataset(folder: Path, smiles: list[str]) -> Path:
     (folder / "molecules.smi").write_text("\n".join(smiles) + "\n")
-    prepare([str(folder / "molecules.smi")], folder / "prepared", PrepareOptions(validation_fraction=0), workers=1)
+    prepare([str(folder / "molecules.smi")], folder / "prepared", PrepareOptions(validation_fraction=0))
     return folder / "prepared"
 
 

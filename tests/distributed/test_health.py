@@ -10,7 +10,7 @@ from tests.distributed.harness import read_metrics, run_module
 
 def test_gate_is_healthy_after_200_steps(tmp_path):
     source = Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi"
-    prepare([str(source)], tmp_path / "data", PrepareOptions(validation_fraction=0.1), workers=2)
+    prepare([str(source)], tmp_path / "data", PrepareOptions(validation_fraction=0.1))
     settings = {
         "config": "tiny_cpu",
         "data.path": tmp_path / "data",

@@ -12,18 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 from rdkit import Chem
 
-from data_pipeline import build, map_stage, reduce_stage
+from data_pipeline import stages
 from data_pipeline.build import PrepareOptions, prepare
 from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.executor import Resources
 from data_pipeline.manifest import Manifest, verify
 from data_pipeline.reduce_stage import RUN_LENGTH
 from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_SCHEMA, SCAFFOLD_SCHEMA, SPLITS
+from data_pipeline.sources import resolve_sources
 
 OPTIONS = PrepareOptions(validation_fraction=0.2, shard_rows=500)
 AS_WRITTEN = dataclasses.replace(OPTIONS, standardize=False)
 
 # 40 benzenes, so that one scaffold has several runs; duplicates in two spellings; and rejects.
 BENZENES = [f"{'C' * n}{atom}c1ccccc1" for n in range(20) for atom in "ON"]
+BENZENE_KEY = int.from_bytes(hashlib.blake2b(b"c1ccccc1", digest_size=8).digest(), "little")
 BAD_ROWS = ["C C", "C1CC", "", "CN(C)(C)(C)C", "c1cccc1", "C" * 600]
 
 
@@ -31,7 +34,7 @@ BAD_ROWS = ["C C", "C1CC", "", "CN(C)(C)(C)C", "c1cccc1", "C" * 600]
 def sources(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The NCI molecules' first 1,800 rows; and a CSV with duplicates of them, benzenes and rejects."""
     folder = tmp_path_factory.mktemp("sources")
-    nci = Path(build.resolve_sources(["nci5k"])[0].path).read_text().splitlines()[:1800]
+    nci = Path(resolve_sources(["nci5k"])[0].path).read_text().splitlines()[:1800]
     (folder / "nci.smi").write_text("\n".join(nci) + "\n")
     respelled = [Chem.MolToSmiles(Chem.MolFromSmiles(line.split()[0])) for line in nci[:200]]
     rows = [*BENZENES, *BAD_ROWS, *respelled, *BENZENES[:7]]
@@ -72,11 +75,45 @@ def write_smi(path: Path, *lines: str) -> str:
 def test_workers_partitions_and_chunks_leave_no_trace(
     workers: int, sources: list[str], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "PARTITION_BYTES", 1000)
-    read_chunks = build.read_chunks
-    monkeypatch.setattr(build, "read_chunks", lambda *arguments: read_chunks(*arguments, chunk_rows=300))
-    prepare(sources, tmp_path / "out", OPTIONS, workers=workers)
+    monkeypatch.setattr(stages, "PARTITION_ROWS", 500)
+    monkeypatch.setattr(stages, "CHUNK_ROWS", (300, 300))
+    prepare(sources, tmp_path / "out", OPTIONS, Resources(workers))
     assert contents(tmp_path / "out") == contents(dataset)
+
+
+def test_memory_leaves_no_trace(sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A partition too large for memory is cut into ranges, in the midst of the large scaffolds too."""
+    monkeypatch.setattr(stages, "CELL_ROWS", 20)
+    prepare(sources, tmp_path / "one", OPTIONS)
+    monkeypatch.setattr(stages, "PARTITION_ROWS", 1000)
+    monkeypatch.setattr(stages, "CHUNK_ROWS", (300, 300))
+    monkeypatch.setattr(Resources, "budget", 10_000)
+    reports = Counter[str]()
+    prepare(sources, tmp_path / "many", OPTIONS, report=lambda stage, done, total: reports.update([stage]))
+    assert reports["reduce"] > 50
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+
+
+def test_runs_stay_in_a_cell_of_a_large_scaffold(
+    sources: list[str], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "CELL_ROWS", 40)
+    prepare(sources, tmp_path / "out", OPTIONS)
+    cells = [{key[0] >> 6 for key in run} for run in benzene_runs(tmp_path / "out")]
+    assert len(cells) > 10
+    assert all(len(cell) == 1 for cell in cells)
+    assert any(len({key[0] >> 6 for key in run}) == 2 for run in benzene_runs(dataset))
+
+
+def benzene_runs(folder: Path) -> list[list[bytes]]:
+    """The mol_keys of each run of molecules whose scaffold is benzene, which has many."""
+    runs: list[list[bytes]] = [[]]
+    for row in (row for split in SPLITS for row in molecules(folder, split)):
+        if row["scaffold_key"] != BENZENE_KEY or (runs[-1] and row["mol_key"] < runs[-1][-1]):
+            runs.append([])
+        if row["scaffold_key"] == BENZENE_KEY:
+            runs[-1].append(row["mol_key"])
+    return [run for run in runs if run]
 
 
 def test_files_and_schemas(dataset: Path) -> None:
@@ -205,12 +242,12 @@ def test_empty_validation_split_has_an_empty_shard(tmp_path: Path) -> None:
 
 
 def test_progress_is_reported(sources: list[str], tmp_path: Path) -> None:
-    reports: list[tuple[str, int, int | None]] = []
+    reports: list[tuple[str, int, int]] = []
     prepare(sources, tmp_path / "out", OPTIONS, report=lambda *report: reports.append(report))
-    assert list(dict.fromkeys(stage for stage, _, _ in reports)) == ["map", "reduce", "write"]
+    assert list(dict.fromkeys(stage for stage, _, _ in reports)) == ["read", "map", "reduce", "write"]
     last = {stage: (done, total) for stage, done, total in reports}
-    assert last["map"] == (2053, None)
-    assert all(done == total for stage, (done, total) in last.items() if stage != "map")
+    assert last["map"] == (2053, 2053)
+    assert all(done == total for done, total in last.values())
 
 
 @pytest.mark.parametrize(
@@ -252,7 +289,7 @@ def test_same_request_again_is_already_done(tmp_path: Path) -> None:
     source = write_smi(tmp_path / "a.smi", "CC")
     first = prepare([source], tmp_path / "out")
     before = contents(tmp_path / "out")
-    again = prepare([source], tmp_path / "out", workers=2)
+    again = prepare([source], tmp_path / "out", resources=Resources(workers=2))
     assert (first.reused, again.reused) == (False, True)
     assert again.manifest == first.manifest
     assert contents(tmp_path / "out") == before
@@ -312,37 +349,7 @@ def test_interrupted_run_starts_again(
     assert contents(out) == contents(dataset)
 
 
-def die(task: map_stage.MapTask) -> map_stage.MapResult:
-    os._exit(9)
-
-
-def test_dead_worker_is_a_clear_error(sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "run_map", die)
-    with pytest.raises(PipelineError, match=r"a worker process died near rows 0-1799 of source 1.*fewer --workers"):
-        prepare(sources, tmp_path / "out", OPTIONS, workers=2)
-    assert not (tmp_path / "out").exists()
-
-
 def test_unwritable_output_is_a_clear_error(tmp_path: Path) -> None:
     source = write_smi(tmp_path / "a.smi", "CC")
     with pytest.raises(PipelineError, match="cannot write the dataset"):
         prepare([source], Path(source) / "out")
-
-
-def test_two_scaffolds_under_one_key_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_map = build.run_map
-
-    def clash(task: map_stage.MapTask) -> map_stage.MapResult:
-        result = run_map(task)
-        with pa.OSFile(task.path) as source:
-            batch = pa.ipc.open_file(source).get_batch(0)
-        other = batch.set_column(
-            batch.schema.get_field_index("scaffold_smiles"), "scaffold_smiles", pa.array(["C1CC1", "C1CCC1"])
-        )
-        reduce_stage._write_file(task.path, other.schema, [other])
-        return result
-
-    monkeypatch.setattr(build, "run_map", clash)
-    source = write_smi(tmp_path / "a.smi", "CC1CC1", "CCC1CC1")
-    with pytest.raises(PipelineError, match="same 64-bit key"):
-        prepare([source], tmp_path / "out")

@@ -48,7 +48,7 @@ def test_missing_and_shortened_files_are_found(prepared: Path) -> None:
 def test_manifest_tells_of_no_time_and_no_workers(prepared: Path) -> None:
     content = json.loads((prepared / "manifest.json").read_text())
     assert sorted(content) == sorted(
-        ["format", "format_version", "versions", "options", "sources", "counts", "splits", "files"]
+        ["format", "format_version", "versions", "options", "sources", "exclusions", "counts", "splits", "files"]
     )
 
 
@@ -59,8 +59,8 @@ def test_manifest_tells_of_no_time_and_no_workers(prepared: Path) -> None:
         ("{", PipelineError, "damaged"),
         ("[]", PipelineError, "damaged"),
         ('{"name": "web app"}', UsageError, "not the manifest"),
-        ('{"format": "hmoe-molecules", "format_version": 99}', UsageError, "version 99, expected 2"),
-        ('{"format": "hmoe-molecules", "format_version": 2}', PipelineError, "damaged"),
+        ('{"format": "hmoe-molecules", "format_version": 99}', UsageError, "version 99, expected 3"),
+        ('{"format": "hmoe-molecules", "format_version": 3}', PipelineError, "damaged"),
     ],
 )
 def test_not_a_manifest(tmp_path: Path, text: str | None, error: type[Exception], message: str) -> None:

@@ -1,0 +1,66 @@
+"""What a dataset is built from, resolved and checked before the work starts."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.append import Existing
+from data_pipeline.errors import UsageError
+from data_pipeline.manifest import Manifest
+from data_pipeline.options import PrepareOptions
+from data_pipeline.sources import Source, check_columns, resolve_sources
+from data_pipeline.task import digest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a dataset is built from; `existing`: what is appended to."""
+
+    sources: list[Source]
+    exclude: list[Source]
+    options: PrepareOptions
+    existing: Existing | None
+
+    @property
+    def key(self) -> str:
+        """Names the dataset: 128 bits, hexadecimal."""
+        content = [(s.name, s.format, s.blake2b) for s in self.sources], [s.blake2b for s in self.exclude]
+        return digest(*content, self.options, self.existing.manifest if self.existing else None)
+
+    @classmethod
+    def make(
+        cls, sources: Sequence[str], exclude: Sequence[str], out: Path, options: PrepareOptions, append: bool
+    ) -> "Plan":
+        """Resolve sources, and files of molecules to exclude, and read their headers.
+
+        Raises:
+            UsageError: a source or a column that is not there; an append that does not fit the dataset in `out`.
+            PipelineError: a source that cannot be read.
+        """
+        existing = Existing.load(out, dataclasses.asdict(options)) if append else None
+        resolved = resolve_sources(sources, options.format)
+        for source in resolved:
+            check_columns(source, options.smiles_column, options.id_column)
+        excluded = resolve_sources(exclude)
+        for source in excluded:
+            check_columns(source, None, None)
+        if existing is not None:
+            existing.check_exclusions(excluded)
+            resolved = existing.new_sources(resolved, options.smiles_column, options.id_column)
+        return cls(resolved, excluded, options, existing)
+
+    def matching_manifest(self, out: Path) -> Manifest:
+        """The manifest of the dataset in `out`, if it comes from the same sources and options; UsageError otherwise."""
+        manifest = Manifest.load(out)
+        same_sources = len(self.sources) == len(manifest.sources) and all(
+            record.is_of(source) for source, record in zip(self.sources, manifest.sources, strict=True)
+        )
+        same_exclusions = [s.blake2b for s in self.exclude] == [record.blake2b for record in manifest.exclusions]
+        if same_sources and same_exclusions and dataclasses.asdict(self.options) == manifest.options:
+            return manifest
+        different = "sources" if not same_sources else "options" if same_exclusions else "--exclude files"
+        raise UsageError(
+            f"{out}: holds a dataset prepared from other {different}; choose another --out, or replace it: --overwrite"
+            + (", or add to it: --append" if different == "sources" else "")
+        )

@@ -1,0 +1,74 @@
+"""Read: a source -> chunks of its rows in files, so that every later task can begin anywhere in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from data_pipeline.sources import Source, SourceChunk, read_chunks
+from data_pipeline.task import Task, atomically, work_file
+from data_pipeline.watch import Watch
+
+# Bytes, not strings: what is not UTF-8 in a source is kept as it is, to be rejected with the row's other faults.
+_TEXT_SCHEMA = pa.schema([("text", pa.large_binary()), ("id", pa.large_binary())])
+_COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
+
+
+@dataclass(frozen=True)
+class ReadTask(Task[list[int]]):
+    """Cut a source into chunks of `chunk_rows` rows. The result: the rows of each chunk."""
+
+    work: str
+    source: Source
+    smiles_column: str | None
+    id_column: str | None
+    chunk_rows: int
+
+    def __str__(self) -> str:
+        return f"reading {self.source.name}"
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.source.blake2b, self.source.format, self.smiles_column, self.id_column, self.chunk_rows)
+
+    def outputs(self, result: list[int]) -> list[str]:
+        return [chunk_file(self.work, self.key, number) for number in range(len(result))]
+
+    def run(self, watch: Watch) -> list[int]:
+        """Read the source.
+
+        Raises:
+            UsageError, PipelineError: as `sources.read_chunks`.
+        """
+        rows = []
+        for number, chunk in enumerate(read_chunks(self.source, self.smiles_column, self.id_column, self.chunk_rows)):
+            _write_chunk(chunk_file(self.work, self.key, number), chunk)
+            rows.append(len(chunk.texts))
+        return rows
+
+
+def chunk_file(work: str, read_key: str, number: int) -> str:
+    """The file of a chunk."""
+    return work_file(work, "text", f"{read_key}-{number:06d}")
+
+
+def read_chunk(path: str, first_row: int) -> SourceChunk:
+    """The chunk in a file, which begins at row `first_row` of its source."""
+    with pa.OSFile(path) as source:
+        batch = pa.ipc.open_file(source).get_batch(0)
+    texts, ids = ([value.decode("utf-8", "surrogateescape") for value in column.to_pylist()] for column in batch)
+    return SourceChunk(first_row, texts, ids)
+
+
+def _write_chunk(path: str, chunk: SourceChunk) -> None:
+    columns = [_binary(chunk.texts), _binary(chunk.ids)]
+    with (
+        atomically(path) as temporary,
+        pa.OSFile(temporary, "wb") as sink,
+        pa.ipc.new_file(sink, _TEXT_SCHEMA, options=_COMPRESSED) as writer,
+    ):
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_TEXT_SCHEMA))
+
+
+def _binary(texts: Sequence[str]) -> pa.Array:
+    return pa.array([text.encode("utf-8", "surrogateescape") for text in texts], pa.large_binary())

@@ -1,0 +1,124 @@
+"""Tasks done in a child process, so that neither a molecule that hangs RDKit nor a crash ends the run.
+
+Each thread that calls `supervised` has a child of its own for that time. Children are kept for the next task, and end
+when this process does.
+"""
+
+import logging
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from multiprocessing.connection import Pipe
+from typing import Any, TypeVar
+
+from data_pipeline.errors import PipelineError
+from data_pipeline.task import Task
+from data_pipeline.watch import NO_ROW, TIME_IS_UP
+
+Result = TypeVar("Result")
+
+_logger = logging.getLogger(__name__)
+
+# A row that ended the process so often is rejected. Once may be a kill from outside.
+_CRASHES_OF_A_ROW = 2
+# So often may the process be killed while it works on no row in particular.
+_DEATHS_OF_A_TASK = 3
+
+_idle: list["_Child"] = []
+
+
+def supervised(task: Task[Result]) -> Result:
+    """`task.perform` in a child process, again and again while the process dies of a row or is killed.
+
+    A row that uses up its time is rejected as `timeout`, one that ends the process twice as `crash`.
+
+    Raises:
+        PipelineError: the child dies without a row being to blame. An error of the task comes through as it is.
+    """
+    rejected: dict[int, str] = {}
+    deaths: Counter[int] = Counter()
+    while True:
+        child = _take_child()
+        try:
+            done, value = child.ask(task, rejected)
+        except (EOFError, ConnectionError):
+            row, exit_code = child.post_mortem()
+            deaths[row] += 1
+            if row != NO_ROW and exit_code == -TIME_IS_UP:
+                rejected[row] = "timeout"
+            elif row != NO_ROW and deaths[row] == _CRASHES_OF_A_ROW:
+                rejected[row] = "crash"
+            elif row == NO_ROW and deaths[row] == _DEATHS_OF_A_TASK:
+                raise PipelineError(
+                    f"{task}: the worker process ended {_DEATHS_OF_A_TASK} times ({_cause(exit_code)}); run again with "
+                    "fewer --workers or a smaller --memory; what is done is kept"
+                ) from None
+            _logger.warning("%s: a worker process ended at row %d (%s); again", task, row, _cause(exit_code))
+            continue
+        except BaseException:
+            # Interrupted: what is being worked on is of no use any more.
+            child.kill()
+            raise
+        _idle.append(child)
+        if done:
+            return value
+        raise value
+
+
+def _take_child() -> "_Child":
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _Child()
+
+
+def _cause(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    hint = ": killed from outside, or for memory" if exit_code == -signal.SIGKILL else ""
+    return signal.Signals(-exit_code).name + hint
+
+
+class _Child:
+    """A process that performs tasks (`data_pipeline.child`)."""
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryFile() as file:
+            file.truncate(mmap.PAGESIZE)
+            self._cell = mmap.mmap(file.fileno(), mmap.PAGESIZE)
+            self._connection, theirs = Pipe()
+            # Nothing is ever sent. Only this process holds the sending end: it closes when the process dies.
+            parent_gone, self._alive = os.pipe()
+            fds = (theirs.fileno(), parent_gone, file.fileno())
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "data_pipeline.child", *map(str, fds)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=fds,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            )
+        theirs.close()
+        os.close(parent_gone)
+
+    def ask(self, task: Task[Any], rejected: dict[int, str]) -> tuple[bool, Any]:
+        """(True, the result) or (False, the error). EOFError or ConnectionError: the process is dead."""
+        self._row[0] = NO_ROW
+        self._connection.send((task, rejected))
+        return self._connection.recv()
+
+    def post_mortem(self) -> tuple[int, int]:
+        """Of a dead process: the row it was at, and its exit code."""
+        self._connection.close()
+        os.close(self._alive)
+        return self._row[0], self._process.wait()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self.post_mortem()
+
+    @property
+    def _row(self) -> memoryview:
+        return memoryview(self._cell).cast("q")

@@ -1,0 +1,102 @@
+"""A piece of the work, named by what it is made from, and the record that it is done.
+
+A task writes its files under a temporary name and renames them, and its record comes last. So a task that is done
+twice, by two machines at once or again after a kill, leaves the same bytes; and what has a record need not be done
+again, by whatever run, as the record's name holds everything that decides the result: the input's checksum, the
+options, the code and the versions of the libraries.
+"""
+
+import os
+import pickle
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import rdkit
+
+from data_pipeline.keys import digest128
+from data_pipeline.watch import Watch
+
+Result = TypeVar("Result")
+
+
+class Task(ABC, Generic[Result]):
+    """A frozen dataclass that can be sent to another process or machine: it holds paths, never molecules."""
+
+    # The folder that tasks share.
+    work: str
+
+    @property
+    @abstractmethod
+    def identity(self) -> tuple[object, ...]:
+        """What decides the result and the bytes of the files: plain values, the same on every machine."""
+
+    @abstractmethod
+    def run(self, watch: Watch) -> Result:
+        """Do the task. `watch` is told of each row before RDKit works on it."""
+
+    @abstractmethod
+    def outputs(self, result: Result) -> list[str]:
+        """The files that the task has written, when it gave `result`."""
+
+    @property
+    def key(self) -> str:
+        """128 bits, hexadecimal: the name of the task, its files and its record."""
+        return digest(type(self).__name__, code_version(), *self.identity)
+
+
+def digest(*values: object) -> str:
+    """128-bit BLAKE2b, hexadecimal, of plain values."""
+    return digest128(repr(values).encode("utf-8", "surrogateescape")).hex()
+
+
+@cache
+def code_version() -> str:
+    """A checksum of this package's code and the versions of the libraries that decide what it writes."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    code = digest(*(path.read_bytes() for path in files))
+    return digest(code, rdkit.__version__, pa.__version__, np.__version__)
+
+
+def perform(task: Task[Result], watch: Watch) -> Result:
+    """Do a task and write its record."""
+    result = task.run(watch)
+    with atomically(_record_file(task)) as path:
+        Path(path).write_bytes(pickle.dumps(result))
+    return result
+
+
+def recorded_result(task: Task[Result]) -> Result | None:
+    """The result of a task that is done and whose files are there; None when there is something to do."""
+    try:
+        result = pickle.loads(Path(_record_file(task)).read_bytes())
+    except FileNotFoundError:
+        return None
+    return result if all(map(os.path.exists, task.outputs(result))) else None
+
+
+def _record_file(task: Task[Result]) -> str:
+    return work_file(task.work, "record", task.key)
+
+
+def work_file(work: str, kind: str, key: str) -> str:
+    """A file of a task in the work folder."""
+    return os.path.join(work, f"{kind}-{key}")
+
+
+@contextmanager
+def atomically(path: str) -> Iterator[str]:
+    """Gives a temporary path beside `path`. What was written there gets the name `path` if all went well."""
+    temporary = f"{path}.{socket.gethostname()}.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

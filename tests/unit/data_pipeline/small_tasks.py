@@ -1,0 +1,116 @@
+"""Tasks for the tests of who does them. In a module of their own, as a child process imports it."""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.chemistry import MoleculeReject
+from data_pipeline.task import Task, atomically
+from data_pipeline.watch import Watch
+
+
+@dataclass(frozen=True)
+class Square(Task[int]):
+    work: str
+    number: int
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.number,)
+
+    @property
+    def file(self) -> str:
+        return f"{self.work}/square-{self.number}"
+
+    def outputs(self, result: int) -> list[str]:
+        return [self.file]
+
+    def run(self, watch: Watch) -> int:
+        if self.number < 0:
+            raise ValueError(f"{self.number} is negative")
+        with open(f"{self.work}/log", "a") as log:
+            log.write(f"{self.number}\n")
+        with atomically(self.file) as temporary:
+            Path(temporary).write_text(str(self.number**2))
+        return self.number**2
+
+
+@dataclass(frozen=True)
+class Rows(Task[list[str]]):
+    """Works on one row after the other; what it does with each stands in `rows`."""
+
+    work: str
+    rows: tuple[str, ...]
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return self.rows
+
+    def outputs(self, result: list[str]) -> list[str]:
+        return []
+
+    def run(self, watch: Watch) -> list[str]:
+        watch.begin(0.3)
+        done = []
+        for index, row in enumerate(self.rows):
+            try:
+                watch.at(index)
+            except MoleculeReject as reject:
+                done.append(reject.reason)
+                continue
+            done.append(self._row(row))
+        watch.rest()
+        return done
+
+    def _row(self, row: str) -> str:
+        if row == "spin":
+            while True:
+                pass
+        if row == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if row == "killed once" and not os.path.exists(f"{self.work}/killed"):
+            Path(self.work, "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return row
+
+
+@dataclass(frozen=True)
+class Die(Task[int]):
+    """Dies while it works on no row, the first `times` times."""
+
+    work: str
+    times: int
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.times,)
+
+    def outputs(self, result: int) -> list[str]:
+        return []
+
+    def run(self, watch: Watch) -> int:
+        before = len(list(Path(self.work).glob("death-*")))
+        if before < self.times:
+            Path(self.work, f"death-{before}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return before
+
+
+@dataclass(frozen=True)
+class Spin(Task[int]):
+    """Never ends; leaves the id of its process."""
+
+    work: str
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return ()
+
+    def outputs(self, result: int) -> list[str]:
+        return []
+
+    def run(self, watch: Watch) -> int:
+        Path(self.work, "pid").write_text(str(os.getpid()))
+        while True:
+            pass

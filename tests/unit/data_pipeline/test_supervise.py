@@ -1,0 +1,65 @@
+"""A child process does the tasks: what hangs or crashes it is a row's fault, and the others are done."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_pipeline.errors import PipelineError
+from data_pipeline.map_stage import MapTask
+from data_pipeline.partitions import read_batch
+from data_pipeline.read_stage import ReadTask
+from data_pipeline.sources import resolve_sources
+from data_pipeline.supervise import supervised
+from tests.unit.data_pipeline.small_tasks import Die, Rows, Spin, Square
+
+
+def test_a_row_that_hangs_or_crashes_is_rejected_and_the_others_are_done(tmp_path: Path) -> None:
+    task = Rows(str(tmp_path), ("a", "spin", "b", "segfault", "killed once", "spin", "c"))
+    assert supervised(task) == ["a", "timeout", "b", "crash", "killed once", "timeout", "c"]
+
+
+def test_a_kill_from_outside_costs_nothing_but_time(tmp_path: Path) -> None:
+    assert supervised(Die(str(tmp_path), times=2)) == 2
+
+
+def test_a_process_that_dies_without_a_row_to_blame_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"ended 3 times \(SIGKILL: killed from outside, or for memory\).*fewer"):
+        supervised(Die(str(tmp_path), times=100))
+    # The next task is not affected.
+    assert supervised(Square(str(tmp_path), 3)) == 9
+
+
+@pytest.mark.timeout(60)
+def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
+    """Though it is in the midst of a task that never ends."""
+    imports = f"from data_pipeline.supervise import supervised; from {Spin.__module__} import Spin"
+    program = f"{imports}; supervised(Spin({str(tmp_path)!r}))"
+    parent = subprocess.Popen([sys.executable, "-c", program])
+    pid_file = tmp_path / "pid"
+    while not (pid_file.exists() and pid_file.read_text()):
+        time.sleep(0.05)
+    child = int(pid_file.read_text())
+    assert psutil.pid_exists(child)
+    parent.kill()
+    parent.wait()
+    while psutil.pid_exists(child):
+        time.sleep(0.05)
+
+
+def test_a_molecule_that_takes_too_long_is_a_reject(tmp_path: Path) -> None:
+    """Sanitising, ranking and decomposing thousands of atoms takes seconds; the molecules around it are kept."""
+    slow = "C1" + "C" * 4000 + "C1"
+    (tmp_path / "a.smi").write_text(f"CCO one\n{slow} two\nCCN three\n")
+    (source,) = resolve_sources([str(tmp_path / "a.smi")])
+    read = ReadTask(str(tmp_path), source, None, None, 100)
+    assert supervised(read) == [3]
+    task = MapTask(str(tmp_path), read.key, "a.smi", 0, 0, 1, max_atoms=10_000, standardize=False, molecule_seconds=2)
+    result = supervised(task)
+    assert (result.rows, dict(result.rejected)) == (3, {"timeout": 1})
+    assert read_batch(task.mapped_file, 0).column("source_id").to_pylist() == ["one", "three"]
+    (reject,) = read_batch(task.rejects_file, 0).to_pylist()
+    assert (reject["row"], reject["reason"]) == (1, "timeout")
