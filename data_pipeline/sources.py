@@ -1,18 +1,25 @@
 """What the user names as SOURCE -> files with a checksum -> chunks of rows."""
 
 import dataclasses
-import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from rdkit import RDConfig
 
+from data_pipeline.columnar import open_arrow, open_parquet
+from data_pipeline.columns import Record
 from data_pipeline.errors import UsageError
-from data_pipeline.keys import file_checksum
+from data_pipeline.formats import HEAD_BYTES, SYNTH, check_format, detect_format
+from data_pipeline.keys import digest128
+from data_pipeline.locate import Location, locate
 from data_pipeline.schema import storable
-from data_pipeline.tables import open_records
+from data_pipeline.sdf import open_sdf
+from data_pipeline.streams import file_name, read_head, size_and_checksum
+from data_pipeline.synth import is_synth, parse_synth, synthesize
+from data_pipeline.tables import open_delimited, open_smiles
 
 NCI5K = "nci5k"
 _NCI5K_PATH = os.path.join(RDConfig.RDDataDir, "NCI", "first_5K.smi")
@@ -25,7 +32,12 @@ _CHUNK_CHARACTERS = 16 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """One input file. `blake2b`: 128 bits, hexadecimal."""
+    """One input: a file, or a synthetic library.
+
+    path: where it lies, on this machine or as a URL, or the name of the library; format: one of `formats.FORMATS`, or
+    "synth"; bytes: as stored, 0 for a library; blake2b: of these bytes, or of what the library follows from, 128 bits,
+    hexadecimal.
+    """
 
     name: str
     path: str
@@ -44,7 +56,8 @@ class Source:
 class SourceChunk:
     """Consecutive rows of one source: `texts[i]` and `ids[i]` are of data row `first_row + i`.
 
-    A header is not counted. A row without an id gets its row number. A text that is not UTF-8 holds lone surrogates.
+    A text is a SMILES, an InChI, or a mol block, which alone has line breaks; '' where the row has none. A text that is
+    not UTF-8 holds lone surrogates. A row without an id gets its row number. A header is not counted.
     """
 
     first_row: int
@@ -53,12 +66,18 @@ class SourceChunk:
 
 
 def resolve_sources(names: Sequence[str], format: str | None = None) -> list[Source]:
-    """The files behind paths, globs and the name `nci5k`, in the order given; a glob's in alphabetical order.
+    """What is behind paths, URLs, patterns, folders of `datasets` and the names `nci5k` and `synth:N`, in this order.
+
+    The files of a pattern are in alphabetical order, those of a folder in the order of its rows. `format` is the format
+    of all files; without it, each tells its own (`formats.detect_format`).
 
     Raises:
-        UsageError: nothing there.
+        UsageError: nothing there, a folder that `datasets` did not write, a format that is not known or not told.
+        PipelineError: the storage cannot be read; a file is not compressed as its name says.
     """
-    sources = [source for name in names for source in _resolve(name)]
+    if format is not None:
+        check_format(format)
+    sources = [source for name in names for source in _resolve(name, format)]
     uses = Counter(source.name for source in sources)
     # Rejects name their source: where two files have the same name, it takes their paths to tell them apart.
     return [dataclasses.replace(s, name=s.path) if uses[s.name] > 1 else s for s in sources]
@@ -72,10 +91,14 @@ def read_chunks(
 ) -> Iterator[SourceChunk]:
     """All rows of a source, in order, at most `chunk_rows` at a time.
 
+    `smiles_column`, `id_column`: names in the header of a table, found by themselves when None (`columns`); in an SDF,
+    the id's property.
+
     Raises:
-        UsageError, PipelineError: as `tables.open_records`.
+        UsageError: a column that is not there, a file that is there no more.
+        PipelineError: a file that is truncated, damaged or out of reach.
     """
-    with open_records(source.path, smiles_column, id_column) as records:
+    with _open_records(source, smiles_column, id_column) as records:
         texts: list[str] = []
         ids: list[str] = []
         characters = 0
@@ -93,25 +116,54 @@ def read_chunks(
 
 
 def check_columns(source: Source, smiles_column: str | None, id_column: str | None) -> None:
-    """Read a source's header, so that a mistake shows before the work starts. Raises as `read_chunks`."""
-    with open_records(source.path, smiles_column, id_column):
+    """Read the head of a source, so that a mistake shows before the work starts. Raises as `read_chunks`."""
+    with _open_records(source, smiles_column, id_column):
         pass
 
 
-def _resolve(name: str) -> list[Source]:
+def _open_records(
+    source: Source, smiles_column: str | None, id_column: str | None
+) -> AbstractContextManager[Iterator[Record]]:
+    path, columns = source.path, (smiles_column, id_column)
+    match source.format:
+        case "smiles":
+            return open_smiles(path, *columns)
+        case "id-smiles":
+            return open_smiles(path, *columns, id_first=True)
+        case "csv":
+            return open_delimited(path, ",", *columns)
+        case "tsv":
+            return open_delimited(path, "\t", *columns)
+        case "sdf":
+            return open_sdf(path, *columns)
+        case "parquet":
+            return open_parquet(path, *columns)
+        case "arrow":
+            return open_arrow(path, *columns)
+        case _:
+            return _open_synth(path, *columns)
+
+
+def _open_synth(
+    name: str, smiles_column: str | None, id_column: str | None
+) -> AbstractContextManager[Iterator[Record]]:
+    for column in (smiles_column, id_column):
+        if column is not None:
+            raise UsageError(f"{name}: no column {column!r}: a synthetic library has no columns")
+    return nullcontext(synthesize(parse_synth(name)))
+
+
+def _resolve(name: str, form: str | None) -> list[Source]:
     if name == NCI5K:
-        return [_source(NCI5K, _NCI5K_PATH, _NCI5K_LICENCE)]
-    # A file whose name holds a bracket is a file first, and a pattern second.
-    paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
-    if not paths:
-        raise UsageError(f"{name}: no such file; expected a path, a glob pattern or {NCI5K!r}")
-    return [_source(os.path.basename(path), path) for path in paths]
+        return [_source(Location(NCI5K, _NCI5K_PATH), None, _NCI5K_LICENCE)]
+    if is_synth(name):
+        spec = parse_synth(name)
+        normal = f"synth:{spec.count}?seed={spec.seed}"
+        return [Source(normal, normal, SYNTH, 0, digest128(spec.identity.encode()).hex())]
+    return [_source(location, form) for location in locate(name, form)]
 
 
-def _source(name: str, path: str, licence: str | None = None) -> Source:
-    if not os.path.isfile(path):
-        raise UsageError(f"{path}: not a file; name the files in it, as in {os.path.join(path, '*.smi')}")
-    try:
-        return Source(name, path, "smi", os.path.getsize(path), file_checksum(path), licence)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read the file: {error.strerror}") from error
+def _source(location: Location, form: str | None, licence: str | None = None) -> Source:
+    path = location.path
+    form = form or detect_format(path, file_name(path), read_head(path, HEAD_BYTES))
+    return Source(location.name, path, form, *size_and_checksum(path), licence)

@@ -1,125 +1,109 @@
-"""The text formats: .smi, .csv and .tsv, plain or gzipped, as a stream of (SMILES text, id) records.
+"""Text tables, .smi, .csv and .tsv, as a stream of records.
 
 What cannot be understood is passed on as it is, so that every row of a file becomes a molecule or a reject:
 a row without SMILES as '', bytes that are not UTF-8 as lone surrogates, a NUL as a character no SMILES has.
 """
 
 import csv
-import gzip
-import io
-import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
+from data_pipeline.columns import (
+    ID_HEADERS,
+    SMILES_HEADERS,
+    STRUCTURE_HEADERS,
+    Record,
+    find,
+    id_index,
+    structure_index,
+    without_extension,
+)
 from data_pipeline.errors import PipelineError, UsageError
-
-SMILES_HEADERS = ("smiles", "canonical_smiles", "isomeric_smiles", "mol")
-ID_HEADERS = ("id", "source_id", "name", "zinc_id", "chembl_id", "cid", "idnumber", "mol_id", "molecule_id")
-
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_EXTENSIONS = (".smi", ".txt", *_DELIMITERS)
-
-# What follows in a longer line is dropped; a SMILES of that length would be rejected anyway.
-_MAX_LINE_LENGTH = 1 << 20
-# The csv module's own limit, 128 KiB, would refuse rows that carry a mol block beside the SMILES.
-_MAX_FIELD_LENGTH = _MAX_LINE_LENGTH
-
-# The byte order marks of UTF-16, as they come out of the UTF-8 decoder.
-_UTF16_MARKS = ("\udcff\udcfe", "\udcfe\udcff")
-
-Record = tuple[str, str | None]
+from data_pipeline.lines import MAX_LINE_LENGTH, read_lines
+from data_pipeline.streams import open_stream
 
 
 @contextmanager
-def open_records(path: str, smiles_column: str | None, id_column: str | None) -> Iterator[Iterator[Record]]:
-    """Open a file and read its header; gives an iterator over its (SMILES text, id or None) records.
+def open_smiles(
+    path: str, smiles_column: str | None, id_column: str | None, id_first: bool = False
+) -> Iterator[Iterator[Record]]:
+    """Records of `SMILES [id] ...` lines, or of `id SMILES ...` lines when `id_first`.
 
-    Columns are header names. Without `smiles_column` the first header in `SMILES_HEADERS` is taken, without
-    `id_column` the first in `ID_HEADERS` (.smi: the token beside the SMILES), in upper or lower case.
+    The first line is a header if it starts with a known name or holds the one given. Columns are separated by white
+    space, or by tabs where the header is. The extension of a CXSMILES (enhanced stereo, atom labels) is dropped.
 
     Raises:
-        UsageError: unknown extension, unknown column, no such file.
-        PipelineError: not readable as what its name says; while iterating, too.
+        UsageError: no such file, no such column.
+        PipelineError: the file is damaged or UTF-16; while iterating, too.
     """
-    extension = _extension(path)
-    with _open_text(path) as handle:
-        lines = _lines(path, handle)
+    with open_stream(path) as stream:
+        lines = read_lines(path, stream)
+        first = next(lines, None)
+        if first is None:
+            yield iter(())
+            return
+        separator = "\t" if "\t" in first else None
+        header = [name.strip() for name in first.split(separator)]
+        if _is_header(header, smiles_column):
+            structure = structure_index(path, header, smiles_column)
+            known = find(header, ID_HEADERS)
+            beside = 1 if structure == 0 else 0
+            record_id = id_index(path, header, id_column, default=beside if known is None else known)
+            yield _records(_split(lines, separator), structure, record_id)
+            return
+        for column in (smiles_column, id_column):
+            if column is not None:
+                raise UsageError(f"{path}: no column {column!r}: the file has no header line")
+        rows = _split(chain([first], lines), None)
+        yield _records(rows, 1, 0) if id_first else _records(rows, 0, 1)
+
+
+@contextmanager
+def open_delimited(
+    path: str, delimiter: str, smiles_column: str | None, id_column: str | None
+) -> Iterator[Iterator[Record]]:
+    """Records of a table with a header, whose cells may be quoted; with "," as `delimiter`, ";" is read as well.
+
+    Raises as `open_smiles`.
+    """
+    with open_stream(path) as stream:
+        lines = read_lines(path, stream)
         first = next(lines, "")
-        if first.startswith(_UTF16_MARKS):
-            raise PipelineError(f"{path}: the file is UTF-16, not UTF-8; convert it with `iconv -f UTF-16`")
-        lines = chain([first] if first else [], lines)
-        if extension in _DELIMITERS:
-            yield _delimited_records(path, lines, _DELIMITERS[extension], smiles_column, id_column)
-        else:
-            yield _whitespace_records(path, lines, smiles_column, id_column)
+        if delimiter == "," and first.count(";") > first.count(","):
+            delimiter = ";"
+        rows = _csv_rows((line + "\n" for line in chain([first], lines)), delimiter)
+        header = [name.strip() for name in next(rows)]
+        if not header:
+            raise PipelineError(f"{path}: the first line is empty; expected the names of the columns")
+        structure = structure_index(path, header, smiles_column)
+        yield _records(rows, structure, id_index(path, header, id_column, default=find(header, ID_HEADERS)))
 
 
-def _extension(path: str) -> str:
-    name = path.lower().removesuffix(".gz")
-    for extension in _EXTENSIONS:
-        if name.endswith(extension):
-            return extension
-    raise UsageError(f"{path}: unknown file type; expected {', '.join(_EXTENSIONS)} or one of them + .gz")
+def _is_header(header: list[str], smiles_column: str | None) -> bool:
+    """True for a line that starts with the name of a structure, or of an id before one, or holds the name given."""
+    if smiles_column in header:
+        return True
+    structures = (*SMILES_HEADERS, *STRUCTURE_HEADERS)
+    if find(header[:1], ID_HEADERS) is not None:
+        return find(header, structures) is not None
+    return find(header[:1], structures) is not None
 
 
-def _open_text(path: str) -> io.TextIOWrapper:
-    open_file = gzip.open if path.lower().endswith(".gz") else open
-    try:
-        raw = open_file(path, "rb")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot open the file: {error.strerror}") from error
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape")
+def _split(lines: Iterable[str], separator: str | None) -> Iterator[list[str]]:
+    for line in lines:
+        yield (without_extension(line) if "|" in line else line).split(separator)
 
 
-def _lines(path: str, handle: io.TextIOWrapper) -> Iterator[str]:
-    """The lines of a file, each at most `_MAX_LINE_LENGTH` long; an error of reading names the file."""
-    try:
-        while line := handle.readline(_MAX_LINE_LENGTH):
-            rest = line
-            while len(rest) == _MAX_LINE_LENGTH and not rest.endswith("\n"):
-                rest = handle.readline(_MAX_LINE_LENGTH)
-            # NUL: Python 3.10's csv module refuses it.
-            yield line.replace("\0", "\ufffd")
-    except EOFError as error:
-        raise PipelineError(f"{path}: the gzip file is truncated; fetch it again") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise PipelineError(f"{path}: not a readable gzip file ({error}); fetch it again") from error
-    except OSError as error:
-        raise PipelineError(f"{path}: cannot read the file: {error.strerror}") from error
-
-
-def _whitespace_records(
-    path: str, lines: Iterator[str], smiles_column: str | None, id_column: str | None
-) -> Iterator[Record]:
-    """`SMILES [id]` lines. The first is a header if it starts with a known name or holds the one given."""
-    first = next(lines, "")
-    header = first.split()
-    if header and (header[0].lower() in SMILES_HEADERS or smiles_column in header):
-        smiles = _smiles_index(path, header, smiles_column)
-        beside = 1 if smiles == 0 else 0
-        return _records(map(str.split, lines), smiles, _id_index(path, header, id_column, default=beside))
-    for column in (smiles_column, id_column):
-        if column is not None:
-            raise UsageError(f"{path}: no column {column!r}: the file has no header line")
-    return _records(map(str.split, chain([first] if first else [], lines)), 0, 1)
-
-
-def _delimited_records(
-    path: str, lines: Iterator[str], delimiter: str, smiles_column: str | None, id_column: str | None
-) -> Iterator[Record]:
-    rows = _csv_rows(lines, delimiter)
-    header = [name.strip() for name in next(rows, [])]
-    if not header:
-        raise PipelineError(f"{path}: the first line is empty; expected the names of the columns")
-    smiles = _smiles_index(path, header, smiles_column)
-    return _records(rows, smiles, _id_index(path, header, id_column, default=_find(header, ID_HEADERS)))
-
-
-def _records(rows: Iterator[list[str]], smiles: int, record_id: int | None) -> Iterator[Record]:
+def _records(rows: Iterator[list[str]], structure: int, record_id: int | None) -> Iterator[Record]:
     for row in rows:
-        text = row[smiles].strip() if smiles < len(row) else ""
+        cell = row[structure] if structure < len(row) else ""
+        text = cell.strip()
+        if "\n" in text:
+            text = cell  # a mol block, whose first line may be blank
+        elif " |" in text:
+            text = without_extension(text)
         yield text, row[record_id].strip() if record_id is not None and record_id < len(row) else None
 
 
@@ -130,8 +114,8 @@ def _csv_rows(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
     noticed; the first of the lines is then read leniently by itself, and parsing resumes with the second: no
     row is lost.
     """
-    # Global to the process, and only ever raised.
-    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD_LENGTH))
+    # Global to the process, and only ever raised: its 128 KiB would refuse rows with a mol block beside the SMILES.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_LENGTH))
     again: deque[str] = deque()
     taken: list[str] = []
 
@@ -155,31 +139,3 @@ def _csv_rows(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
             again.extendleft(reversed(rest))
             reader = csv.reader(feed(), delimiter=delimiter, strict=True)
             yield next(csv.reader([refused], delimiter=delimiter))
-
-
-def _smiles_index(path: str, header: Sequence[str], column: str | None) -> int:
-    if column is not None:
-        return _named_index(path, header, column)
-    index = _find(header, SMILES_HEADERS)
-    if index is None:
-        raise UsageError(f"{path}: no SMILES column among {_listed(header)}; name it with --smiles-column")
-    return index
-
-
-def _id_index(path: str, header: Sequence[str], column: str | None, default: int | None) -> int | None:
-    return default if column is None else _named_index(path, header, column)
-
-
-def _named_index(path: str, header: Sequence[str], column: str) -> int:
-    if column not in header:
-        raise UsageError(f"{path}: no column {column!r}; the file's columns are {_listed(header)}")
-    return header.index(column)
-
-
-def _find(header: Sequence[str], names: Sequence[str]) -> int | None:
-    """Index of the first column with one of the lower-case `names`."""
-    return next((index for index, name in enumerate(header) if name.lower() in names), None)
-
-
-def _listed(header: Sequence[str]) -> str:
-    return ", ".join(ascii(name[:40]) for name in header[:20])

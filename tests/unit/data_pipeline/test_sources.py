@@ -21,6 +21,11 @@ def read(path: Path, **columns: str) -> list[tuple[str, str]]:
     return [row for chunk in chunks for row in zip(chunk.texts, chunk.ids, strict=True)]
 
 
+def check(path: Path, smiles_column: str | None = None, id_column: str | None = None) -> None:
+    (source,) = resolve_sources([str(path)])
+    check_columns(source, smiles_column, id_column)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "rows"),
     [
@@ -66,14 +71,13 @@ def test_named_columns(tmp_path: Path) -> None:
         ("a.csv", "smiles,b\n1,2\n", {"id_column": "s"}, "no column 's'"),
         ("a.smi", "CC one\n", {"smiles_column": "s"}, "no column 's': the file has no header line"),
         ("a.smi", "smiles id\nCC one\n", {"smiles_column": "s"}, "no column 's'; the file's columns are"),
-        ("a.sdf", "", {}, "unknown file type"),
+        ("a.xyz", "", {}, "unknown file type"),
     ],
 )
 def test_wrong_request(tmp_path: Path, name: str, content: str, columns: dict[str, str], message: str) -> None:
     path = write(tmp_path / name, content)
-    (source,) = resolve_sources([str(path)])
     with pytest.raises(UsageError, match=r"^[^\n]*$") as caught:
-        check_columns(source, columns.get("smiles_column"), columns.get("id_column"))
+        check(path, **columns)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -134,12 +138,8 @@ def test_very_long_lines(tmp_path: Path) -> None:
 def test_chunks_are_consecutive(tmp_path: Path) -> None:
     path = write(tmp_path / "a.smi", "".join(f"{'C' * (i + 1)} {i}\n" for i in range(10)))
     (source,) = resolve_sources([str(path)])
-    chunks = list(read_chunks(source, source_index=3, chunk_rows=4))
-    assert [(chunk.source_index, chunk.first_row, len(chunk.texts)) for chunk in chunks] == [
-        (3, 0, 4),
-        (3, 4, 4),
-        (3, 8, 2),
-    ]
+    chunks = list(read_chunks(source, chunk_rows=4))
+    assert [(chunk.first_row, len(chunk.texts)) for chunk in chunks] == [(0, 4), (4, 4), (8, 2)]
 
 
 def test_resolving(tmp_path: Path) -> None:

@@ -1,0 +1,146 @@
+"""Parquet and Arrow IPC (file and stream) as a stream of records: two columns are read, a batch at a time."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.columns import ID_HEADERS, Record, find, id_index, structure_index, without_extension
+from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.remote import is_url, one_line
+from data_pipeline.streams import REQUEST_BYTES, open_random_access
+
+PARQUET_MAGIC = b"PAR1"
+ARROW_MAGIC = b"ARROW1"
+# A stream begins with the length of its schema message after this mark.
+ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
+
+_BATCH_ROWS = 1024
+
+
+@contextmanager
+def open_parquet(path: str, smiles_column: str | None, id_column: str | None) -> Iterator[Iterator[Record]]:
+    """Records of a Parquet file, of any size of row groups in the same memory. An id of any scalar type becomes text.
+
+    Raises:
+        UsageError: no such file, no such column, a column of another type.
+        PipelineError: the file is damaged; while iterating, too.
+    """
+    with open_random_access(path) as source:
+        with _naming(path, "Parquet"):
+            # With a buffer, column chunks are streamed; without, read as a whole.
+            file = pq.ParquetFile(source, buffer_size=REQUEST_BYTES)
+            schema = file.schema_arrow
+        names = [schema.names[index] for index in _columns(path, schema, smiles_column, id_column)]
+        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=names)
+        yield _records(path, "Parquet", batches, names)
+
+
+@contextmanager
+def open_arrow(path: str, smiles_column: str | None, id_column: str | None) -> Iterator[Iterator[Record]]:
+    """Records of an Arrow IPC file or stream. Raises as `open_parquet`."""
+    with open_random_access(path) as source:
+        with _naming(path, "Arrow"):
+            _check_end(path, source)
+            start = _stream_start(source)
+            source.seek(start)
+            schema = pa.ipc.open_stream(source).schema
+        columns = _columns(path, schema, smiles_column, id_column)
+        source.seek(start)
+        sequential = pa.BufferedInputStream(source, REQUEST_BYTES) if is_url(path) else source
+        with _naming(path, "Arrow"):
+            batches = pa.ipc.open_stream(sequential, options=pa.ipc.IpcReadOptions(included_fields=columns))
+        yield _records(path, "Arrow", iter(batches), [schema.names[index] for index in columns])
+
+
+def _stream_start(source: pa.NativeFile) -> int:
+    """An IPC file is a stream behind its magic bytes, padded to eight."""
+    source.seek(0)
+    return 8 if source.read(len(ARROW_MAGIC)) == ARROW_MAGIC else 0
+
+
+def _check_end(path: str, source: pa.NativeFile) -> None:
+    """A truncated file might end between two batches, which Arrow takes for its end."""
+    size = source.size()
+    source.seek(max(0, size - 8))
+    end = source.read(8)
+    # The magic bytes of a file; the end mark of a stream, whose first half older streams lack.
+    if not end.endswith((ARROW_MAGIC, bytes(4))):
+        raise PipelineError(f"{path}: the Arrow file is truncated: its end mark is missing; fetch it again")
+
+
+def _columns(path: str, schema: pa.Schema, smiles_column: str | None, id_column: str | None) -> list[int]:
+    """Indices of the structure's column and, where there is one, of the id's."""
+    structure = structure_index(path, schema.names, smiles_column)
+    record_id = id_index(path, schema.names, id_column, default=find(schema.names, ID_HEADERS))
+    if not _is_text(schema.field(structure).type):
+        name, dtype = schema.names[structure], schema.field(structure).type
+        raise UsageError(f"{path}: column {name!r} holds {dtype}, expected text; name another with --smiles-column")
+    if record_id is None:
+        return [structure]
+    if pa.types.is_nested(schema.field(record_id).type):
+        name, dtype = schema.names[record_id], schema.field(record_id).type
+        raise UsageError(f"{path}: column {name!r} holds {dtype}, expected one value; name another with --id-column")
+    return [structure, record_id]
+
+
+def _is_text(dtype: pa.DataType) -> bool:
+    if pa.types.is_dictionary(dtype):
+        return _is_text(dtype.value_type)
+    return pa.types.is_null(dtype) or _is_binary(dtype) or _is_string(dtype)
+
+
+def _is_string(dtype: pa.DataType) -> bool:
+    return pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype)
+
+
+def _is_binary(dtype: pa.DataType) -> bool:
+    return (
+        pa.types.is_binary(dtype)
+        or pa.types.is_large_binary(dtype)
+        or pa.types.is_fixed_size_binary(dtype)
+        or pa.types.is_binary_view(dtype)
+    )
+
+
+def _records(path: str, kind: str, batches: Iterator[pa.RecordBatch], names: Sequence[str]) -> Iterator[Record]:
+    with _naming(path, kind):
+        for batch in batches:
+            # A view of few rows at a time of a batch that may be the whole file.
+            for first in range(0, batch.num_rows, _BATCH_ROWS):
+                rows = batch.slice(first, _BATCH_ROWS)
+                columns = [_texts(rows.column(rows.schema.names.index(name))) for name in names]
+                ids = columns[1] if len(columns) > 1 else [None] * rows.num_rows
+                for text, record_id in zip(columns[0], ids, strict=True):
+                    yield _structure(text), record_id
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    """The values of a column as text, a null as None; bytes that are not UTF-8 as lone surrogates."""
+    column.validate(full=True)  # a damaged file must not crash the process
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if _is_string(column.type):
+        return column.to_pylist()
+    if _is_binary(column.type):
+        return [value if value is None else value.decode("utf-8", "surrogateescape") for value in column.to_pylist()]
+    return column.cast(pa.string()).to_pylist()
+
+
+def _structure(text: str | None) -> str:
+    if text is None:
+        return ""
+    stripped = text.strip()
+    if "\n" in stripped:
+        return text  # a mol block, whose first line may be blank
+    return without_extension(stripped) if " |" in stripped else stripped
+
+
+@contextmanager
+def _naming(path: str, kind: str) -> Iterator[None]:
+    """Arrow's errors as ours, which name the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise PipelineError(f"{path}: not a readable {kind} file ({one_line(error)}); fetch it again") from error

@@ -1,0 +1,70 @@
+"""Which column of a table holds the structure, and which the id."""
+
+import re
+from collections.abc import Sequence
+
+from data_pipeline.errors import UsageError
+
+# The text of a structure (SMILES, InChI or mol block; '' where there is none), and its id or None.
+Record = tuple[str, str | None]
+
+SMILES_HEADERS = ("smiles", "canonical_smiles", "isomeric_smiles", "cxsmiles", "mol")
+# Taken where there are no SMILES.
+STRUCTURE_HEADERS = ("inchi", "standard_inchi", "molblock")
+ID_HEADERS = (
+    "id",
+    "source_id",
+    "name",
+    "zinc_id",
+    "chembl_id",
+    "chembl id",
+    "cid",
+    "idnumber",
+    "mol_id",
+    "molecule_id",
+)
+
+
+_EXTENSION = re.compile(r"[ \t]+\|[^|\n]*\|(?=\s|$)")
+
+
+def structure_index(path: str, header: Sequence[str], column: str | None) -> int:
+    """Index of the column named `column`; without a name, of the first SMILES, else InChI or mol block column.
+
+    Raises:
+        UsageError: no such column.
+    """
+    if column is not None:
+        return _named_index(path, header, column)
+    index = find(header, SMILES_HEADERS)
+    if index is None:
+        index = find(header, STRUCTURE_HEADERS)
+    if index is None:
+        raise UsageError(f"{path}: no SMILES column among {listed(header)}; name it with --smiles-column")
+    return index
+
+
+def id_index(path: str, header: Sequence[str], column: str | None, default: int | None) -> int | None:
+    """Index of the column named `column`, `default` without a name. Raises UsageError if there is no such column."""
+    return default if column is None else _named_index(path, header, column)
+
+
+def without_extension(text: str) -> str:
+    """A CXSMILES (`C[C@H](N)O |&1:1|`) or a line with one, without the extension between bars."""
+    return _EXTENSION.sub("", text, count=1)
+
+
+def find(header: Sequence[str], names: Sequence[str]) -> int | None:
+    """Index of the first column with one of the lower-case `names`, in upper or lower case."""
+    return next((index for index, name in enumerate(header) if name.lower() in names), None)
+
+
+def listed(header: Sequence[str]) -> str:
+    """The names of columns, for a message."""
+    return ", ".join(ascii(name[:40]) for name in header[:20])
+
+
+def _named_index(path: str, header: Sequence[str], column: str) -> int:
+    if column not in header:
+        raise UsageError(f"{path}: no column {column!r}; the file's columns are {listed(header)}")
+    return header.index(column)

@@ -1,0 +1,106 @@
+"""The formats of sources, and how a file tells its own."""
+
+from rdkit import Chem, rdBase
+
+from data_pipeline.columnar import ARROW_MAGIC, ARROW_STREAM_MAGIC, PARQUET_MAGIC
+from data_pipeline.columns import SMILES_HEADERS, STRUCTURE_HEADERS, find
+from data_pipeline.errors import UsageError
+from data_pipeline.streams import COMPRESSION_EXTENSIONS, split_compression
+
+# What `--format` takes. `id-smiles`: lines of an id and a SMILES, such as PubChem's CID-SMILES.
+FORMATS = ("smiles", "id-smiles", "csv", "tsv", "sdf", "parquet", "arrow")
+# Of what is generated (`synth`), which no file has.
+SYNTH = "synth"
+
+HEAD_BYTES = 64 << 10
+
+_EXTENSIONS = {
+    ".smi": "smiles",
+    ".smiles": "smiles",
+    ".ism": "smiles",
+    ".cxsmiles": "smiles",
+    ".txt": "smiles",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".sdf": "sdf",
+    ".sd": "sdf",
+    ".mol": "sdf",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+_HEAD_LINES = 20
+
+
+def check_format(name: str) -> None:
+    """Raise UsageError if there is no such format."""
+    if name not in FORMATS:
+        raise UsageError(f"format {name!r}: unknown; expected one of {', '.join(FORMATS)}")
+
+
+def format_of_name(name: str) -> str | None:
+    """The format that the extension of a file name tells, or None."""
+    stem, _ = split_compression(name)
+    return next((form for extension, form in _EXTENSIONS.items() if stem.endswith(extension)), None)
+
+
+def detect_format(path: str, name: str, head: bytes) -> str:
+    """The format of the file `name` at `path`, whose decompressed content begins with `head`.
+
+    Parquet and Arrow are told by their first bytes; then the extension counts, except that lines of ids before SMILES
+    are told by what they hold; a file without a known extension is told by what it holds.
+
+    Raises:
+        UsageError: it does not tell.
+    """
+    if head.startswith(PARQUET_MAGIC):
+        return "parquet"
+    if head.startswith((ARROW_MAGIC, ARROW_STREAM_MAGIC)):
+        return "arrow"
+    lines = head.decode("utf-8-sig", "surrogateescape").splitlines()
+    if len(head) >= HEAD_BYTES:
+        lines = lines[:-1]  # which may be cut
+    form = format_of_name(name) or _format_of(lines)
+    if form is None:
+        raise UsageError(
+            f"{path}: unknown file type; name its format with --format ({', '.join(FORMATS)}), or give it a known "
+            f"extension: {', '.join(_EXTENSIONS)}, or one of them + {', '.join(COMPRESSION_EXTENSIONS)}"
+        )
+    return "id-smiles" if form == "smiles" and _has_ids_first(lines) else form
+
+
+def _format_of(lines: list[str]) -> str | None:
+    """The format that the first lines of a text tell, or None."""
+    if any(line.startswith(("$$$$", "M  END")) for line in lines):
+        return "sdf"
+    header = next(iter(lines), "")
+    for delimiter, form in ((",", "csv"), (";", "csv"), ("\t", "tsv")):
+        names = [name.strip(' "') for name in header.split(delimiter)]
+        if len(names) > 1 and find(names, (*SMILES_HEADERS, *STRUCTURE_HEADERS)) is not None:
+            return form
+    rows = _rows(lines)
+    if find(header.split()[:1], SMILES_HEADERS) is not None or _has_ids_first(lines):
+        return "smiles"
+    readable = sum(_is_structure(row[0]) for row in rows)
+    return "smiles" if 2 * readable > len(rows) else None
+
+
+def _has_ids_first(lines: list[str]) -> bool:
+    """True if no line begins with a structure, but most go on with one."""
+    rows = [row for row in _rows(lines) if len(row) > 1]
+    structures = sum(_is_structure(row[1]) for row in rows)
+    return 2 * structures > len(rows) and not any(_is_structure(row[0]) for row in rows)
+
+
+def _rows(lines: list[str]) -> list[list[str]]:
+    return [line.split() for line in lines if line.strip()][:_HEAD_LINES]
+
+
+def _is_structure(token: str) -> bool:
+    if token.startswith("InChI="):
+        return True
+    with rdBase.BlockLogs():
+        return len(token) < 1000 and token.isascii() and Chem.MolFromSmiles(token, sanitize=False) is not None
