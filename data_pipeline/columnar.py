@@ -15,6 +15,8 @@ PARQUET_MAGIC = b"PAR1"
 ARROW_MAGIC = b"ARROW1"
 # A stream begins with the length of its schema message after this mark.
 ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
+# A message of no length, which writers of streams end with since 2019.
+_ARROW_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
 _BATCH_ROWS = 1024
 
@@ -62,11 +64,8 @@ def _stream_start(source: pa.NativeFile) -> int:
 
 def _check_end(path: str, source: pa.NativeFile) -> None:
     """A truncated file might end between two batches, which Arrow takes for its end."""
-    size = source.size()
-    source.seek(max(0, size - 8))
-    end = source.read(8)
-    # The magic bytes of a file; the end mark of a stream, whose first half older streams lack.
-    if not end.endswith((ARROW_MAGIC, bytes(4))):
+    source.seek(max(0, source.size() - len(_ARROW_STREAM_END)))
+    if not source.read().endswith((ARROW_MAGIC, _ARROW_STREAM_END)):
         raise PipelineError(f"{path}: the Arrow file is truncated: its end mark is missing; fetch it again")
 
 

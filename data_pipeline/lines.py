@@ -1,6 +1,8 @@
 """A text file as lines: however it is broken, each line is bounded and none is lost."""
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 from typing import BinaryIO
 
 from data_pipeline.errors import PipelineError
@@ -19,18 +21,16 @@ def text_blocks(path: str, stream: BinaryIO) -> Iterator[bytes]:
     Raises:
         PipelineError: the file is UTF-16.
     """
-    block = stream.read(_BLOCK_BYTES)
-    if block.startswith(_UTF16_MARKS):
+    start = stream.read(len(_UTF8_MARK))
+    if start.startswith(_UTF16_MARKS):
         raise PipelineError(f"{path}: the file is UTF-16, not UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`")
-    block = block.removeprefix(_UTF8_MARK)
     held = b""  # the \r at the end of a block, which may belong to a \n
-    while block:
+    for block in chain([start.removeprefix(_UTF8_MARK)], iter(partial(stream.read, _BLOCK_BYTES), b"")):
         block = held + block
         held = b"\r" if block.endswith(b"\r") else b""
         if b"\r" in block:
             block = block.removesuffix(held).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         yield block
-        block = stream.read(_BLOCK_BYTES)
     if held:
         yield b"\n"
 

@@ -1,0 +1,147 @@
+"""Parquet and Arrow files against pyarrow's own reading of them."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipeline import columnar
+from data_pipeline.errors import PipelineError, UsageError
+from tests.unit.data_pipeline.reading import check, read
+
+KINDS = ("parquet", "arrow file", "arrow stream")
+
+
+def written(folder: Path, kind: str, table: pa.Table, batch_rows: int = 700) -> Path:
+    if kind == "parquet":
+        pq.write_table(table, folder / "a.parquet", row_group_size=batch_rows)
+        return folder / "a.parquet"
+    create = pa.ipc.new_file if kind == "arrow file" else pa.ipc.new_stream
+    with create(folder / "a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=batch_rows)
+    return folder / "a.arrow"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_those_of_the_file(tmp_path: Path, kind: str) -> None:
+    rows = 5000
+    table = pa.table(
+        {
+            "weight": [float(row) for row in range(rows)],
+            "ID": [f"row {row}" for row in range(rows)],
+            "SMILES": ["C" * (row % 30) + "O" for row in range(rows)],
+        }
+    )
+    path = written(tmp_path, kind, table)
+    assert read(path) == list(zip(table["SMILES"].to_pylist(), table["ID"].to_pylist(), strict=True))
+    by_weight = read(path, smiles_column="ID", id_column="weight")
+    assert by_weight[:2] == [("row 0", "0"), ("row 1", "1")]
+    assert len(by_weight) == rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (pa.array([7, None, 2**60]), ["7", "1", str(2**60)]),
+        (pa.array([2**64 - 1, 0, 1], pa.uint64()), [str(2**64 - 1), "0", "1"]),
+        (pa.array(["a", None, ""], pa.large_string()), ["a", "1", "2"]),
+        (pa.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
+        (pa.array([b"a", b"\xff", None]), ["a", "\\udcff", "2"]),
+        (pa.array([True, False, None]), ["true", "false", "2"]),
+        (pa.array([0, 1, 2], pa.date32()), ["1970-01-01", "1970-01-02", "1970-01-03"]),
+        (pa.nulls(3), ["0", "1", "2"]),
+    ],
+)
+def test_ids_of_any_scalar_type_become_text(tmp_path: Path, kind: str, ids: pa.Array, expected: list[str]) -> None:
+    table = pa.table({"smiles": ["C", None, " CC "], "id": ids})
+    assert read(written(tmp_path, kind, table)) == list(zip(["C", "", "CC"], expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pa.array(["CC", None, "C\u00e9"], pa.large_string()),
+        pa.array(["CC", None, "C\u00e9"], pa.string_view()),
+        pa.array(["CC", None, "C\u00e9"]).dictionary_encode(),
+        pa.array([b"CC", None, "C\u00e9".encode()]),
+    ],
+)
+def test_text_of_any_type(tmp_path: Path, kind: str, texts: pa.Array) -> None:
+    path = written(tmp_path, kind, pa.table({"smiles": texts}))
+    assert [text for text, _ in read(path)] == ["CC", "", "C\u00e9"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_that_are_not_utf8_are_passed_on(tmp_path: Path, kind: str) -> None:
+    assert read(written(tmp_path, kind, pa.table({"smiles": [b"C\xff", b"C"]}))) == [("C\udcff", "0"), ("C", "1")]
+
+
+def test_other_structures(tmp_path: Path) -> None:
+    block = "\n  RDKit\n\n  0  0  0\nM  END\n"
+    table = pa.table({"inchi": ["InChI=1S/CH4/h1H4"], "molblock": [block], "cx": ["C[C@H](N)O |&1:1|"]})
+    path = written(tmp_path, "parquet", table)
+    assert read(path) == [("InChI=1S/CH4/h1H4", "0")]
+    assert read(path, smiles_column="molblock") == [(block, "0")]
+    assert read(path, smiles_column="cx") == [("C[C@H](N)O", "0")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_columns(tmp_path: Path, kind: str) -> None:
+    path = written(tmp_path, kind, pa.table({"a": [1], "b": [[1]], "c": ["C"]}))
+    for columns, message in (
+        ({}, "no SMILES column among 'a', 'b', 'c'; name it with --smiles-column"),
+        ({"smiles_column": "s"}, "no column 's'; the file's columns are 'a', 'b', 'c'"),
+        ({"smiles_column": "a"}, "column 'a' holds int64, expected text"),
+        ({"smiles_column": "c", "id_column": "b"}, "column 'b' holds list<.*>, expected one value"),
+    ):
+        with pytest.raises(UsageError, match=rf"^{path}: {message}"):
+            check(path, **columns)
+    assert read(path, smiles_column="c", id_column="c") == [("C", "C")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_rows(tmp_path: Path, kind: str) -> None:
+    schema = pa.schema([("smiles", pa.string())])
+    assert read(written(tmp_path, kind, schema.empty_table())) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_truncated_file_never_looks_whole(tmp_path: Path, kind: str) -> None:
+    table = pa.table({"smiles": [f"{'C' * (row % 50)}O" for row in range(3000)]})
+    path = written(tmp_path, kind, table)
+    whole = path.read_bytes()
+    # Also where a batch ends, which nothing but the end mark tells.
+    for length in {0, 1, 4, 8, 100, len(whole) // 2, len(whole) - 1, len(whole) - 8, len(whole) - 16}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(PipelineError, match=rf"^{path}: .*; fetch it again$"):
+            read(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_is_an_error_or_other_rows(tmp_path: Path, kind: str) -> None:
+    table = pa.table({"smiles": [f"{'C' * (row % 50)}O" for row in range(3000)]})
+    path = written(tmp_path, kind, table)
+    whole = path.read_bytes()
+    for at in range(8, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:at] + bytes(255 - byte for byte in whole[at : at + 30]) + whole[at + 30 :])
+        with suppress(PipelineError):
+            assert len(read(path)) == 3000
+
+
+def test_row_groups_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columnar, "REQUEST_BYTES", 1 << 16)
+    texts = [f"{row:0200d}" for row in range(200_000)]
+    pq.write_table(pa.table({"smiles": texts, "other": texts}), tmp_path / "a.parquet", use_dictionary=False)
+    table_bytes = pa.array(texts).nbytes
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        assert len(read(tmp_path / "a.parquet")) == 200_000
+    finally:
+        pa.set_memory_pool(before)
+    assert 0 < pool.max_memory() < table_bytes / 4
