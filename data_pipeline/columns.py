@@ -25,7 +25,7 @@ ID_HEADERS = (
 )
 
 
-_EXTENSION = re.compile(r"[ \t]+\|[^|\n]*\|(?=\s|$)")
+_EXTENSION = re.compile(r"[ \t]\|[^|\n]*\|(?=\s|$)")
 
 
 def structure_index(path: str, header: Sequence[str], column: str | None) -> int:
@@ -51,7 +51,7 @@ def id_index(path: str, header: Sequence[str], column: str | None, default: int 
 
 def without_extension(text: str) -> str:
     """A CXSMILES (`C[C@H](N)O |&1:1|`) or a line with one, without the extension between bars."""
-    return _EXTENSION.sub("", text, count=1)
+    return _EXTENSION.sub("", text, count=1).rstrip()
 
 
 def find(header: Sequence[str], names: Sequence[str]) -> int | None:

@@ -8,7 +8,13 @@ import zstandard
 
 from data_pipeline.sources import check_columns, read_chunks, resolve_sources
 
-COMPRESSORS = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.compress}
+
+def _zstd(data: bytes) -> bytes:
+    """As the zstd command writes it, which the package does not by itself: with a checksum."""
+    return zstandard.ZstdCompressor(write_checksum=True).compress(data)
+
+
+COMPRESSORS = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": _zstd}
 
 
 def write(path: Path, content: str | bytes) -> Path:

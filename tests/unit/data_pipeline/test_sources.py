@@ -1,138 +1,14 @@
-"""Each file format, and each way a file can be broken."""
+"""What a name stands for, and the chunks of its rows."""
 
-import gzip
 from pathlib import Path
 
+import datasets
 import pytest
 
 from data_pipeline.errors import PipelineError, UsageError
-from data_pipeline.sources import check_columns, read_chunks, resolve_sources
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    data = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return path
-
-
-def read(path: Path, **columns: str) -> list[tuple[str, str]]:
-    (source,) = resolve_sources([str(path)])
-    chunks = read_chunks(source, **columns)
-    return [row for chunk in chunks for row in zip(chunk.texts, chunk.ids, strict=True)]
-
-
-def check(path: Path, smiles_column: str | None = None, id_column: str | None = None) -> None:
-    (source,) = resolve_sources([str(path)])
-    check_columns(source, smiles_column, id_column)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "rows"),
-    [
-        ("a.smi", "CC one\nCCC two\n", [("CC", "one"), ("CCC", "two")]),
-        ("a.smi", "CC\tone more\nCCC", [("CC", "one"), ("CCC", "1")]),
-        ("a.txt", "smiles zinc_row\nCC Z1\n", [("CC", "Z1")]),
-        ("a.smi", "SMILES\nCC\n", [("CC", "0")]),
-        ("a.smi.gz", "CC one\n", [("CC", "one")]),
-        ("a.smi", "CC one\r\nCCC two\r\n", [("CC", "one"), ("CCC", "two")]),
-        ("a.smi", "CC one\rCCC two\r", [("CC", "one"), ("CCC", "two")]),
-        ("a.smi", b"\xef\xbb\xbfsmiles id\nCC one\n", [("CC", "one")]),
-        ("a.smi", "CC one\n\nC\n", [("CC", "one"), ("", "1"), ("C", "2")]),
-        ("a.smi", "", []),
-        ("a.csv", "smiles\nCC\n", [("CC", "0")]),
-        ("a.csv", "ID,Smiles\nx,CC\n", [("CC", "x")]),
-        ("a.csv", "mol,Class\nCC,1\n", [("CC", "0")]),
-        ("a.csv", b"\xef\xbb\xbfsmiles,id\r\nCC,one\r\n", [("CC", "one")]),
-        ("a.csv", 'name,smiles\n"one, two\nthree",CC\nfour,C\n', [("CC", "one, two\nthree"), ("C", "four")]),
-        ("a.csv", "id,smiles\nonly\nx,\ny,C\n", [("", "only"), ("", "x"), ("C", "y")]),
-        ("a.csv", "id,smiles\n", []),
-        ("a.csv.gz", "smiles\nCC\n", [("CC", "0")]),
-        ("a.tsv", "chembl_row\tsmiles\nCR0\tCC\n", [("CC", "0")]),
-        ("a.TSV.GZ".lower(), "smiles\tid\nCC\tone\n", [("CC", "one")]),
-    ],
-)
-def test_formats(tmp_path: Path, name: str, content: str | bytes, rows: list[tuple[str, str]]) -> None:
-    assert read(write(tmp_path / name, content)) == rows
-
-
-def test_named_columns(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", "id,smiles,structure,code\nx,C,CC,c7\n")
-    assert read(path, smiles_column="structure", id_column="code") == [("CC", "c7")]
-    path = write(tmp_path / "a.smi", "code structure\nc7 CC\n")
-    assert read(path, smiles_column="structure") == [("CC", "c7")]
-    assert read(path, smiles_column="structure", id_column="code") == [("CC", "c7")]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "columns", "message"),
-    [
-        ("a.csv", "a,b\n1,2\n", {}, "no SMILES column among 'a', 'b'"),
-        ("a.csv", "smiles,b\n1,2\n", {"smiles_column": "s"}, "no column 's'; the file's columns are 'smiles', 'b'"),
-        ("a.csv", "smiles,b\n1,2\n", {"id_column": "s"}, "no column 's'"),
-        ("a.smi", "CC one\n", {"smiles_column": "s"}, "no column 's': the file has no header line"),
-        ("a.smi", "smiles id\nCC one\n", {"smiles_column": "s"}, "no column 's'; the file's columns are"),
-        ("a.xyz", "", {}, "unknown file type"),
-    ],
-)
-def test_wrong_request(tmp_path: Path, name: str, content: str, columns: dict[str, str], message: str) -> None:
-    path = write(tmp_path / name, content)
-    with pytest.raises(UsageError, match=r"^[^\n]*$") as caught:
-        check(path, **columns)
-    assert message in str(caught.value)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
-        ("a.smi", "CC one\n".encode("utf-16"), "UTF-16"),
-        ("a.csv", "smiles\nCC\n".encode("utf-16-be").join([b"\xfe\xff", b""]), "UTF-16"),
-        ("a.csv", b"", "first line is empty"),
-    ],
-)
-def test_unreadable_text(tmp_path: Path, name: str, data: bytes, message: str) -> None:
-    with pytest.raises(PipelineError, match=message):
-        read(write(tmp_path / name, data))
-
-
-def test_broken_gzip(tmp_path: Path) -> None:
-    whole = gzip.compress("".join(f"C{'C' * (i % 40)} {i}\n" for i in range(20_000)).encode())
-    path = tmp_path / "a.smi.gz"
-    for data, message in (
-        (whole[:-500], "truncated"),
-        (b"CC one\n", "not a readable gzip"),
-        (whole[:200] + b"junk" * 50, "gzip"),
-    ):
-        path.write_bytes(data)
-        with pytest.raises(PipelineError, match=message):
-            read(path)
-
-
-def test_bytes_that_are_not_utf8_are_passed_on(tmp_path: Path) -> None:
-    (text, _), good = read(write(tmp_path / "a.smi", b"C\xff one\nCC tw\xf6\n"))
-    assert text == "C\udcff"
-    assert good == ("CC", "tw\\udcf6")
-
-
-def test_binary_garbage_is_passed_on(tmp_path: Path) -> None:
-    for name in ("a.smi", "a.tsv"):
-        rows = read(write(tmp_path / name, b"smiles\n" + bytes(range(256)) * 40))
-        assert rows
-        assert all(isinstance(text, str) for text, _ in rows)
-
-
-def test_open_quote_loses_no_row(tmp_path: Path) -> None:
-    lines = ["C,plain", 'CC,"never closed', *(f"CCC,row{i}" for i in range(100)), 'N,"quoted"', 'O,5" pipe', 'CO,"']
-    rows = read(write(tmp_path / "a.csv", "smiles,name\n" + "\n".join(lines)))
-    assert [text for text, _ in rows] == ["C", "CC", *["CCC"] * 100, "N", "O", "CO"]
-
-
-def test_very_long_lines(tmp_path: Path) -> None:
-    huge = "C" * 10_000_000
-    rows = read(write(tmp_path / "a.smi", f"CC one\n{huge} big\nC three\n"))
-    assert [text[:3] for text, _ in rows] == ["CC", "CCC", "C"]
-    rows = read(write(tmp_path / "a.csv", f'smiles,note\nCC,"{huge}"\n{huge},x\nC,y\n'))
-    assert [text[:3] for text, _ in rows] == ["CC", "CCC", "C"]
+from data_pipeline.sources import read_chunks, resolve_sources
+from data_pipeline.synth import parse_synth, synthesize
+from tests.unit.data_pipeline.reading import check, read, write
 
 
 def test_chunks_are_consecutive(tmp_path: Path) -> None:
@@ -167,3 +43,64 @@ def test_nci5k_comes_with_rdkit() -> None:
     assert source.name == "nci5k"
     assert source.licence is not None
     assert sum(len(chunk.texts) for chunk in read_chunks(source)) == 4999
+
+
+def test_a_synthetic_library_is_a_source(tmp_path: Path) -> None:
+    (source,) = resolve_sources(["synth:20?seed=3"])
+    (same, other) = resolve_sources(["synth:20?seed=3", "synth:20?seed=4"])
+    assert (source.name, source.path, source.format, source.bytes) == (*["synth:20?seed=3"] * 2, "synth", 0)
+    assert source.blake2b == same.blake2b != other.blake2b
+    assert [source.name for source in resolve_sources(["synth:20"])] == ["synth:20?seed=0"]
+    assert read("synth:20?seed=3") == list(synthesize(parse_synth("synth:20?seed=3")))
+    with pytest.raises(UsageError, match="a synthetic library has no columns"):
+        check("synth:20?seed=3", smiles_column="smiles")
+
+
+def test_folders_of_datasets(tmp_path: Path) -> None:
+    one = datasets.Dataset.from_dict({"smiles": ["C" * n for n in range(1, 8)], "id": list(range(7))})
+    two = datasets.Dataset.from_dict({"smiles": ["O", "N"], "id": [10, 11]})
+    one.save_to_disk(tmp_path / "one", num_shards=2)
+    (tmp_path / "one" / "cache-1.arrow").write_bytes(b"left over")
+    sources = resolve_sources([str(tmp_path / "one")])
+    files = [f"one/data-0000{shard}-of-00002.arrow" for shard in (0, 1)]
+    assert [(source.name, source.path) for source in sources] == [(file, str(tmp_path / file)) for file in files]
+    assert read(tmp_path / "one") == [("C" * n, str(n - 1)) for n in range(1, 8)]
+    datasets.DatasetDict({"train": one, "a test": two}).save_to_disk(tmp_path / "both")
+    assert read(tmp_path / "both") == [*read(tmp_path / "one"), ("O", "10"), ("N", "11")]
+    assert read(str(tmp_path / "o*")) == read(f"{tmp_path}/one/") == read(f"file://{tmp_path}/one")
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"{}", b'{"_data_files": 3}', b'{"_data_files": ["a.arrow"]}', b"\xff"]
+)
+def test_a_damaged_folder_of_datasets(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "state.json").write_bytes(content)
+    with pytest.raises(PipelineError, match=rf"^{tmp_path}: state.json is damaged \(.*\); save the dataset again$"):
+        resolve_sources([str(tmp_path)])
+
+
+def test_a_folder_of_datasets_without_its_files(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(PipelineError, match=r"state.json is damaged"):
+        resolve_sources([str(tmp_path)])
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    with pytest.raises(UsageError, match=r"train/data\.arrow: cannot open the file: No such file"):
+        resolve_sources([str(tmp_path)])
+
+
+def test_a_prepared_dataset_is_a_source(dataset: Path) -> None:
+    splits = datasets.load_from_disk(dataset)
+    expected = [(row["smiles"], row["source_id"]) for split in ("train", "validation") for row in splits[split]]
+    assert read(dataset) == expected
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.smi", "C\n")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UsageError, match=rf"^{path}: cannot open the file: Permission denied$"):
+        resolve_sources([str(path)])

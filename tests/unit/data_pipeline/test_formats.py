@@ -1,0 +1,77 @@
+"""What the format of a file is told by."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipeline.errors import UsageError
+from data_pipeline.formats import FORMATS
+from data_pipeline.sources import resolve_sources
+from tests.unit.data_pipeline.reading import read, write
+
+MOL_BLOCK = "\n  RDKit          2D\n\n  0  0  0  0  0  0  0  0  0  0999 V2000\nM  END\n"
+
+
+def found(path: Path) -> str:
+    (source,) = resolve_sources([str(path)])
+    return source.format
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.smi", "", "smiles"),
+        ("a.SMI", "C one\n", "smiles"),
+        ("a.smiles.gz", "C one\n", "smiles"),
+        ("a.cxsmiles.bz2", "C one\n", "smiles"),
+        ("H20P300.txt", "smiles zinc_id\nC 1\n", "smiles"),
+        ("a.txt", "1 C\n2 CC\n", "id-smiles"),
+        ("a.txt", "1 C\nCC 2\n", "smiles"),
+        ("a.csv", "anything", "csv"),
+        ("a.tsv.zst", "anything", "tsv"),
+        ("a.sdf", "", "sdf"),
+        ("a.sd.gz", "", "sdf"),
+        ("CID-SMILES", "1\tC\n2\tCC\n", "id-smiles"),
+        ("CID-SMILES.gz", "1\tC\n2\tCC\n", "id-smiles"),
+        ("2024.03", "ZINC1 CC\nZINC2 not_this\nZINC3 C\n", "id-smiles"),
+        ("noname", "CC one\nC two\n", "smiles"),
+        ("noname", "smiles\tid\nCC\tone\n", "tsv"),
+        ("noname", "smiles id\nCC one\n", "smiles"),
+        ("noname", "id,smiles\none,CC\n", "csv"),
+        ("noname", '"id";"smiles"\none;CC\n', "csv"),
+        ("noname", "InChI=1S/CH4/h1H4\nInChI=1S/CH4/h1H4\n", "smiles"),
+        ("noname.gz", MOL_BLOCK, "sdf"),
+    ],
+)
+def test_format(tmp_path: Path, name: str, content: str, expected: str) -> None:
+    assert found(write(tmp_path / name, content)) == expected
+
+
+def test_columnar_files_are_told_by_their_first_bytes(tmp_path: Path) -> None:
+    table = pa.table({"smiles": ["C", "CC"]})
+    for name in ("a.parquet", "a.smi", "noname"):
+        pq.write_table(table, tmp_path / name)
+        assert found(tmp_path / name) == "parquet"
+    for name, create in (("b.arrow", pa.ipc.new_stream), ("b.feather", pa.ipc.new_file), ("noname", pa.ipc.new_file)):
+        with create(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+        assert found(tmp_path / name) == "arrow"
+        assert read(tmp_path / name) == [("C", "0"), ("CC", "1")]
+
+
+def test_a_name_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.bin.gz", "1 C\nCC 2\n")
+    assert read(path, format="smiles") == [("1", "C"), ("CC", "2")]
+    assert read(path, format="id-smiles") == [("C", "1"), ("2", "CC")]
+    assert read(write(tmp_path / "a.txt", "id,smiles\none,CC\n"), format="csv") == [("CC", "one")]
+    with pytest.raises(UsageError, match=f"^format 'smi': unknown; expected one of {', '.join(FORMATS)}$"):
+        resolve_sources([str(path)], format="smi")
+
+
+@pytest.mark.parametrize("content", ["", "Dear reader,\nthis is no molecule.\n", bytes(range(256)) * 300])
+def test_unknown_content(tmp_path: Path, content: str | bytes) -> None:
+    path = write(tmp_path / "a.xyz", content)
+    with pytest.raises(UsageError, match=rf"^{path}: unknown file type; name its format with --format \(smiles, id-"):
+        resolve_sources([str(path)])
