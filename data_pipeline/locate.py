@@ -10,8 +10,8 @@ import fsspec
 
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.folders import files_in
-from data_pipeline.remote import is_url, open_filesystem, permanent_error, unreachable
-from data_pipeline.streams import file_name, has_wildcard
+from data_pipeline.remote import is_url, open_filesystem
+from data_pipeline.streams import file_name, has_wildcard, storage_error
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,16 @@ def _local(name: str, form: str | None) -> list[Location]:
     filesystem = fsspec.filesystem("file")
     # A file whose name holds a bracket is a file first, and a pattern second.
     paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
-    return [
-        location
-        for path in paths
-        for location in (_in_folder(path, filesystem, path, form) if os.path.isdir(path) else [_file(path)])
-    ]
+    locations = []
+    for path in paths:
+        if os.path.isdir(path):
+            locations += _in_folder(path, filesystem, path, form)
+        elif os.path.isfile(path):
+            locations.append(_file(path))
+        else:
+            # A pipe, say: what has to be read twice, for its checksum and for its rows.
+            raise UsageError(f"{path}: not a file that can be read twice; write its content to a file and name that")
+    return locations
 
 
 def _remote(url: str, form: str | None) -> list[Location]:
@@ -59,10 +64,8 @@ def _remote(url: str, form: str | None) -> list[Location]:
         ]
     except PipelineError:
         raise
-    except FileNotFoundError:
-        return []
     except Exception as error:  # storage libraries share no base class
-        raise permanent_error(url, error) or unreachable(url, error) from error
+        raise storage_error(url, error) from error
 
 
 def _at(url: str, filesystem: Any, path: str, info: dict[str, Any], form: str | None) -> list[Location]:

@@ -51,10 +51,10 @@ def open_sdf(path: str, smiles_column: str | None, id_column: str | None) -> Ite
         )
     with open_stream(path) as stream:
         records = _records(path, stream)
-        if id_column is None:
-            yield _read(records, ID_PROPERTIES, title=True)
-            return
         head = list(islice(records, _HEAD_RECORDS))
+        if id_column is None:
+            yield _read(chain(head, records), ID_PROPERTIES, title=True)
+            return
         names = list(dict.fromkeys(decoded(name) for record in head for name in _PROPERTY.findall(record)))
         if head and id_column not in names:
             raise UsageError(f"{path}: no property {id_column!r}; the first records have {listed(names) or 'none'}")

@@ -17,7 +17,7 @@ from data_pipeline.keys import digest128
 from data_pipeline.locate import Location, locate
 from data_pipeline.schema import storable
 from data_pipeline.sdf import open_sdf
-from data_pipeline.streams import file_name, read_head, size_and_checksum
+from data_pipeline.streams import file_name, read_head, size_and_checksum, without_secrets
 from data_pipeline.synth import is_synth, parse_synth, synthesize
 from data_pipeline.tables import open_delimited, open_smiles
 
@@ -48,7 +48,8 @@ class Source:
 
     def renamed(self, taken: set[str]) -> "Source":
         """This source under its path, numbered if need be, when its name is among those `taken`."""
-        names = (self.name, self.path, *(f"{self.path}#{number}" for number in range(2, len(taken) + 3)))
+        path = without_secrets(self.path)
+        names = (self.name, path, *(f"{path}#{number}" for number in range(2, len(taken) + 3)))
         return dataclasses.replace(self, name=next(name for name in names if name not in taken))
 
 
@@ -80,7 +81,7 @@ def resolve_sources(names: Sequence[str], format: str | None = None) -> list[Sou
     sources = [source for name in names for source in _resolve(name, format)]
     uses = Counter(source.name for source in sources)
     # Rejects name their source: where two files have the same name, it takes their paths to tell them apart.
-    return [dataclasses.replace(s, name=s.path) if uses[s.name] > 1 else s for s in sources]
+    return [dataclasses.replace(s, name=without_secrets(s.path)) if uses[s.name] > 1 else s for s in sources]
 
 
 def read_chunks(

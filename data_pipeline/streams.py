@@ -26,6 +26,14 @@ def file_name(path: str) -> str:
     return os.path.basename(urlsplit(path).path if _is_http(path) else path)
 
 
+def without_secrets(path: str) -> str:
+    """A path or URL without what an http URL may be signed with: its query, a user and password."""
+    if not _is_http(path):
+        return path
+    parts = urlsplit(path)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def has_wildcard(path: str) -> bool:
     """True if a path or URL is a pattern. In an http URL a question mark begins the query."""
     return glob.has_magic(path.replace("?", "") if _is_http(path) else path)
@@ -91,10 +99,20 @@ def size_and_checksum(path: str) -> tuple[int, str]:
     """
     try:
         return read_checksum(path) if is_url(path) else (os.path.getsize(path), file_checksum(path))
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file") from error
     except OSError as error:
+        if is_url(path):
+            raise storage_error(path, error) from error
         raise UsageError(f"{path}: cannot read the file: {error.strerror}") from error
+
+
+def storage_error(url: str, error: Exception) -> PipelineError:
+    """The error to raise for one that a storage library raised: a UsageError if there is no such file."""
+    # fsspec calls every failure of a web server a missing file.
+    if _is_http(url) and isinstance(error.__cause__, Exception) and getattr(error.__cause__, "status", 0) != 404:
+        error = error.__cause__
+    if isinstance(error, FileNotFoundError):
+        return UsageError(f"{url}: no such file; check the URL")
+    return permanent_error(url, error) or unreachable(url, error)
 
 
 def _is_http(path: str) -> bool:
@@ -124,10 +142,8 @@ def _open(path: str, cache_type: str) -> Any:
     filesystem, inner = open_filesystem(path)
     try:
         return filesystem.open(inner, "rb", block_size=REQUEST_BYTES, cache_type=cache_type)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file") from error
     except Exception as error:  # storage libraries share no base class
-        raise permanent_error(path, error) or unreachable(path, error) from error
+        raise storage_error(path, error) from error
 
 
 class _Raw(io.RawIOBase):
@@ -153,9 +169,9 @@ class _Raw(io.RawIOBase):
         try:
             block = self._file.read(len(buffer))
         except Exception as error:  # storage libraries share no base class
-            if not is_url(self._path):
-                raise PipelineError(f"{self._path}: cannot read the file: {one_line(error)}") from error
-            raise permanent_error(self._path, error) or unreachable(self._path, error) from error
+            if is_url(self._path):
+                raise storage_error(self._path, error) from error
+            raise PipelineError(f"{self._path}: cannot read the file: {one_line(error)}") from error
         buffer[: len(block)] = block
         return len(block)
 

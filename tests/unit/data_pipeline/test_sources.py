@@ -1,5 +1,6 @@
 """What a name stands for, and the chunks of its rows."""
 
+import os
 from pathlib import Path
 
 import datasets
@@ -104,3 +105,9 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(UsageError, match=rf"^{path}: cannot open the file: Permission denied$"):
         resolve_sources([str(path)])
+
+
+def test_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.smi")
+    with pytest.raises(UsageError, match=rf"^{tmp_path}/a.smi: not a file that can be read twice; write its content"):
+        resolve_sources([str(tmp_path / "a.smi")])
