@@ -111,7 +111,7 @@ def storage_error(url: str, error: Exception) -> PipelineError:
     if _is_http(url) and isinstance(error.__cause__, Exception) and getattr(error.__cause__, "status", 0) != 404:
         error = error.__cause__
     if isinstance(error, FileNotFoundError):
-        return UsageError(f"{url}: no such file; check the URL")
+        return UsageError(f"{url}: no such file, or none that your credentials may see; check the URL")
     return permanent_error(url, error) or unreachable(url, error)
 
 

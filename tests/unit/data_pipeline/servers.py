@@ -40,6 +40,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, json.dumps({"id": REPOSITORY, "sha": _COMMIT}).encode(), with_body)
         if path.startswith(f"{api}/tree/main"):
             return self._tree(path.removeprefix(f"{api}/tree/main").strip("/"))
+        if path.startswith("/api/"):
+            return self._send(404, b"{}", with_body, {"X-Error-Code": "RepoNotFound"})
         file = self.folder / re.sub(rf"^/datasets/{REPOSITORY}/resolve/[^/]+/", "/", path).strip("/")
         if not file.is_file():
             return self._send(403 if path == f"/{FORBIDDEN}" else 404, b"", with_body)
@@ -65,15 +67,16 @@ class _Handler(BaseHTTPRequestHandler):
         first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
         if first >= len(content):
             return self._send(416, b"")
-        return self._send(206, content[first : last + 1], with_body, f"bytes {first}-{last}/{len(content)}")
+        part = {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
+        return self._send(206, content[first : last + 1], with_body, part)
 
-    def _send(self, status: int, body: bytes, with_body: bool = True, content_range: str | None = None) -> None:
+    def _send(self, status: int, body: bytes, with_body: bool = True, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("X-Repo-Commit", _COMMIT)
-        if content_range:
-            self.send_header("Content-Range", content_range)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.end_headers()
         if with_body:
             self.wfile.write(body)

@@ -1,5 +1,6 @@
 """Sources behind URLs give the rows and checksums of the files on disk; what fails there is told in one line."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,18 @@ def test_a_repository_stands_for_its_data_files(hub: str, folder: Path) -> None:
         resolve_sources([hub], format="tsv")
 
 
+def test_a_repository_that_is_not_there(hub: str) -> None:
+    for url in (f"{hub}-250k", f"{hub}-250k/*.parquet", f"{hub}-250k/a.smi"):
+        with pytest.raises(
+            UsageError, match=rf"^{re.escape(url)}: no such file, or none that your credentials may see"
+        ):
+            resolve_sources([url])
+
+
+def test_a_revision(hub: str, folder: Path) -> None:
+    assert read(f"{hub}@main/data/*.parquet") == read(f"{hub}@main/a.smi") == read(folder / "a.smi")
+
+
 def test_a_saved_dataset_behind_a_url(folder: Path, memory: str) -> None:
     storage = fsspec.filesystem("memory")
     storage.pipe_file("/store/data/state.json", b'{"_data_files": [{"filename": "f.arrow"}]}')
@@ -141,7 +154,9 @@ def test_a_saved_dataset_behind_a_url(folder: Path, memory: str) -> None:
 @pytest.mark.parametrize("storage", ["memory", "web", "bucket", "hub"])
 def test_a_url_that_is_not_there(request: pytest.FixtureRequest, storage: str) -> None:
     url = f"{request.getfixturevalue(storage)}/no-such.smi"
-    with pytest.raises(UsageError, match=rf"^{url}: no such file; check the URL$"):
+    with pytest.raises(
+        UsageError, match=rf"^{url}: no such file, or none that your credentials may see; check the URL$"
+    ):
         resolve_sources([url])
 
 
