@@ -31,8 +31,8 @@ def open_parquet(path: str, smiles_column: str | None, id_column: str | None) ->
     """
     with open_random_access(path) as source:
         with _naming(path, "Parquet"):
-            # With a buffer, column chunks are streamed; without, read as a whole.
-            file = pq.ParquetFile(source, buffer_size=REQUEST_BYTES)
+            # Column chunks, which may be as large as the file, are streamed; by default they are read as a whole.
+            file = pq.ParquetFile(source, buffer_size=REQUEST_BYTES, pre_buffer=False)
             schema = file.schema_arrow
         names = [schema.names[index] for index in _columns(path, schema, smiles_column, id_column)]
         batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=names)

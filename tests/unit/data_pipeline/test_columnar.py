@@ -1,5 +1,6 @@
 """Parquet and Arrow files against pyarrow's own reading of them."""
 
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from data_pipeline import columnar
 from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.sources import read_chunks, resolve_sources
 from tests.unit.data_pipeline.reading import check, read
 
 KINDS = ("parquet", "arrow file", "arrow stream")
@@ -134,14 +136,18 @@ def test_a_damaged_file_is_an_error_or_other_rows(tmp_path: Path, kind: str) -> 
 
 def test_row_groups_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columnar, "REQUEST_BYTES", 1 << 16)
-    texts = [f"{row:0200d}" for row in range(200_000)]
-    pq.write_table(pa.table({"smiles": texts, "other": texts}), tmp_path / "a.parquet", use_dictionary=False)
-    table_bytes = pa.array(texts).nbytes
-    pool = pa.proxy_memory_pool(pa.default_memory_pool())
-    before = pa.default_memory_pool()
+    texts = [f"{row:01000d}" for row in range(50_000)]
+    table = pa.table({"smiles": texts, "other": texts})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, compression="none")
+    # A path is mapped into memory, a URL is read into it.
+    (source,) = resolve_sources([f"file://{tmp_path}/a.parquet"])
+    pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
     pa.set_memory_pool(pool)
+    tracemalloc.start()
     try:
-        assert len(read(tmp_path / "a.parquet")) == 200_000
+        assert sum(len(chunk.texts) for chunk in read_chunks(source)) == 50_000
+        _, peak = tracemalloc.get_traced_memory()
     finally:
+        tracemalloc.stop()
         pa.set_memory_pool(before)
-    assert 0 < pool.max_memory() < table_bytes / 4
+    assert peak + pool.max_memory() < 25 << 20 < table["smiles"].nbytes
