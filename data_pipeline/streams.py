@@ -75,6 +75,23 @@ def read_head(path: str, size: int) -> bytes:
         return stream.read(size)
 
 
+def read_sample(path: str, size: int) -> tuple[bytes, bytes]:
+    """The first `size` bytes of a file as stored, and what can be decompressed of them. Raises as `open_stream`."""
+    with io.BufferedReader(_Raw(path, _open(path, "readahead"))) as raw:
+        stored = raw.read(size)
+    compression = _compression_of(stored)
+    if compression is None:
+        return stored, stored
+    content = bytearray()
+    with pa.CompressedInputStream(pa.BufferReader(stored), compression) as stream:
+        try:
+            while block := stream.read(1 << 16):
+                content += block
+        except OSError:
+            pass  # the sample ends inside of a block; that a file is damaged shows where all of it is read
+    return stored, bytes(content)
+
+
 @contextmanager
 def open_random_access(path: str) -> Iterator[pa.NativeFile]:
     """Open a file as it is stored, for Arrow: a local one mapped into memory. Raises as `open_stream`."""
