@@ -1,10 +1,14 @@
 """Sources -> a dataset folder: checks, the build, and the move into place."""
 
-from collections.abc import Sequence
+import dataclasses
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 
+from data_pipeline.append import Existing
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.executor import Resources, open_executor
 from data_pipeline.manifest import MANIFEST_FILE
@@ -13,6 +17,10 @@ from data_pipeline.output import WORK_FOLDER, Publication, check_writable, remov
 from data_pipeline.plan import Plan
 from data_pipeline.remote import is_url, one_line
 from data_pipeline.stages import Build, PrepareResult, Report
+from data_pipeline.task import digest
+from data_pipeline.upload import holds_dataset, upload
+
+DEFAULT_STAGING = Path.home() / ".cache" / "hmoe_ds" / "prepare"
 
 
 def prepare(
@@ -24,12 +32,13 @@ def prepare(
     overwrite: bool = False,
     append: bool = False,
     exclude: Sequence[str] = (),
+    staging: str | Path | None = None,
 ) -> PrepareResult:
-    """Prepare a dataset folder `out` from `sources`: what `sources.resolve_sources` understands.
+    """Prepare a dataset in `out`, a folder or an fsspec URL, from `sources` (`sources.resolve_sources`).
 
     `overwrite`: in place of a dataset in `out`. `append`: add to the dataset in `out` what it does not hold; sources
-    that were read into it before are left out. `exclude`: sources whose molecules are left out. What an interrupted run
-    has left done in `out` is taken over.
+    that were read into it before are left out. `exclude`: sources whose molecules are left out. `staging`: the folder
+    to build in what goes to a URL. What an interrupted run has left done in `out` or `staging` is taken over.
 
     Raises:
         UsageError: a source or a column that is not there; `out` holds something else, or a dataset of other
@@ -40,28 +49,60 @@ def prepare(
     options, resources = options or PrepareOptions(), resources or Resources()
     if overwrite and append:
         raise UsageError("overwrite and append are both True; expected one of them at most")
+    report = report or _no_report
     if is_url(out):
-        raise UsageError(f"--out {out} is a URL: prepare into a folder, then upload it (docs/object_storage.md)")
+        if append:
+            raise UsageError(f"--append: {out} is a URL; append to a copy on this machine and upload that")
+        plan = Plan.make(sources, exclude, options)
+        return _prepare_at_url(plan, out, Path(staging or DEFAULT_STAGING), resources, report, overwrite)
+    if staging is not None:
+        raise UsageError(f"--staging is {staging}, but --out is a folder, in which a dataset is built; leave it out")
     out = Path(out)
-    try:
+    with _named_errors(out, append):
         check_writable(out)
-        plan = Plan.make(sources, exclude, out, options, append)
-        if plan.existing is not None and not plan.sources:
-            remove_leftovers(out)
-            return PrepareResult(plan.existing.manifest, None)
-        if not overwrite and not append and (out / MANIFEST_FILE).exists():
-            manifest = plan.matching_manifest(out)
-            remove_leftovers(out)
-            return PrepareResult(manifest, None)
-        with work_folder(out) as work:
-            publication = Publication.load(work.path, plan.key)
-            if publication is None:
-                with open_executor(resources, str(work.path)) as executor:
-                    publication = Build(plan, out, work, executor, resources.budget, report or _no_report).run()
-                publication.save(work.path)
-            work.keep = True
-            publication.publish(work.path, out)
-        return publication.result
+        existing = Existing.load(out, dataclasses.asdict(options)) if append else None
+        plan = Plan.make(sources, exclude, options, existing)
+        return _prepare_in_folder(plan, out, resources, report, overwrite)
+
+
+def _prepare_in_folder(plan: Plan, out: Path, resources: Resources, report: Report, overwrite: bool) -> PrepareResult:
+    if plan.existing is not None and not plan.sources:
+        remove_leftovers(out)
+        return PrepareResult(plan.existing.manifest, None)
+    if not overwrite and plan.existing is None and (out / MANIFEST_FILE).exists():
+        manifest = plan.matching_manifest(out)
+        remove_leftovers(out)
+        return PrepareResult(manifest, None)
+    with work_folder(out) as work:
+        publication = Publication.load(work.path, plan.key)
+        if publication is None:
+            with open_executor(resources, str(work.path)) as executor:
+                publication = Build(plan, out, work, executor, resources.budget, report).run()
+            publication.save(work.path)
+        work.keep = True
+        publication.publish(work.path, out)
+    return publication.result
+
+
+def _prepare_at_url(
+    plan: Plan, url: str, staging: Path, resources: Resources, report: Report, overwrite: bool
+) -> PrepareResult:
+    if not overwrite and holds_dataset(url):
+        return PrepareResult(plan.matching_manifest(url), None)
+    # A folder for each dataset, so that what lies in it, all or part of this one, is taken over.
+    folder = staging / digest(url, plan.key)
+    with _named_errors(folder, append=False):
+        result = _prepare_in_folder(plan, folder, resources, report, overwrite=False)
+    upload(folder, url)
+    shutil.rmtree(folder)
+    return dataclasses.replace(result, counts=result.manifest.counts)
+
+
+@contextmanager
+def _named_errors(out: Path, append: bool) -> Iterator[None]:
+    """Errors of files as PipelineError, with what to do about them."""
+    try:
+        yield
     except OSError as error:
         raise PipelineError(
             f"{out}: cannot write the dataset: {error}; mend it and run again: what is done is kept"

@@ -137,7 +137,7 @@ def _dask_client(resources: Resources, work: str) -> Iterator[Any]:
 
     # What goes wrong is raised here; Dask would tell of it a second time, at length.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    settings = {"distributed.comm.timeouts.connect": "10s", "distributed.admin.tick.limit": "1h"}
+    settings = {"distributed.comm.timeouts.connect": "5s", "distributed.admin.tick.limit": "1h"}
     with dask.config.set(settings):
         if resources.scheduler is not None:
             try:

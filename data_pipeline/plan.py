@@ -30,15 +30,18 @@ class Plan:
 
     @classmethod
     def make(
-        cls, sources: Sequence[str], exclude: Sequence[str], out: Path, options: PrepareOptions, append: bool
+        cls,
+        sources: Sequence[str],
+        exclude: Sequence[str],
+        options: PrepareOptions,
+        existing: Existing | None = None,
     ) -> "Plan":
         """Resolve sources, and files of molecules to exclude, and read their headers.
 
         Raises:
-            UsageError: a source or a column that is not there; an append that does not fit the dataset in `out`.
+            UsageError: a source or a column that is not there; other exclusions than those of `existing`.
             PipelineError: a source that cannot be read.
         """
-        existing = Existing.load(out, dataclasses.asdict(options)) if append else None
         resolved = resolve_sources(sources, options.format)
         for source in resolved:
             check_columns(source, options.smiles_column, options.id_column)
@@ -50,7 +53,7 @@ class Plan:
             resolved = existing.new_sources(resolved, options.smiles_column, options.id_column)
         return cls(resolved, excluded, options, existing)
 
-    def matching_manifest(self, out: Path) -> Manifest:
+    def matching_manifest(self, out: Path | str) -> Manifest:
         """The manifest of the dataset in `out`, if it comes from the same sources and options; UsageError otherwise."""
         manifest = Manifest.load(out)
         same_sources = len(self.sources) == len(manifest.sources) and all(

@@ -70,6 +70,17 @@ def read_blocks(filesystem: Any, path: str) -> Iterator[bytes]:
             yield block
 
 
+def read_size(url: str) -> int:
+    """Bytes of an object. Raises as `read_bytes`."""
+    filesystem, path = open_filesystem(url)
+    try:
+        return filesystem.size(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # storage libraries share no base class
+        raise permanent_error(url, error) or unreachable(url, error) from error
+
+
 def _read(url: str, filesystem: Any, path: str) -> Iterator[bytes]:
     try:
         yield from read_blocks(filesystem, path)

@@ -15,15 +15,15 @@ from data_pipeline.errors import UsageError
 from data_pipeline.formats import HEAD_BYTES, SYNTH, check_format, detect_format
 from data_pipeline.keys import digest128
 from data_pipeline.locate import Location, locate
+from data_pipeline.provenance import licence_note
 from data_pipeline.schema import storable
 from data_pipeline.sdf import open_sdf
-from data_pipeline.streams import file_name, read_head, size_and_checksum, without_secrets
+from data_pipeline.streams import file_name, read_head, size_and_checksum, size_of, without_secrets
 from data_pipeline.synth import is_synth, parse_synth, synthesize
 from data_pipeline.tables import open_delimited, open_smiles
 
 NCI5K = "nci5k"
 _NCI5K_PATH = os.path.join(RDConfig.RDDataDir, "NCI", "first_5K.smi")
-_NCI5K_LICENCE = "5,000 NCI molecules shipped with RDKit (BSD-3-Clause)"
 
 DEFAULT_CHUNK_ROWS = 4096
 # A chunk of absurdly long lines is closed earlier, so that memory stays bounded.
@@ -36,7 +36,7 @@ class Source:
 
     path: where it lies, on this machine or as a URL, or the name of the library; format: one of `formats.FORMATS`, or
     "synth"; bytes: as stored, 0 for a library; blake2b: of these bytes, or of what the library follows from, 128 bits,
-    hexadecimal.
+    hexadecimal; licence: a note on its terms.
     """
 
     name: str
@@ -66,11 +66,12 @@ class SourceChunk:
     ids: list[str]
 
 
-def resolve_sources(names: Sequence[str], format: str | None = None) -> list[Source]:
+def resolve_sources(names: Sequence[str], format: str | None = None, checksums: bool = True) -> list[Source]:
     """What is behind paths, URLs, patterns, folders of `datasets` and the names `nci5k` and `synth:N`, in this order.
 
     The files of a pattern are in alphabetical order, those of a folder in the order of its rows. `format` is the format
-    of all files; without it, each tells its own (`formats.detect_format`).
+    of all files; without it, each tells its own (`formats.detect_format`). Without `checksums` only the heads of files
+    are read, and `blake2b` is ''.
 
     Raises:
         UsageError: nothing there, a folder that `datasets` did not write, a format that is not known or not told.
@@ -78,7 +79,7 @@ def resolve_sources(names: Sequence[str], format: str | None = None) -> list[Sou
     """
     if format is not None:
         check_format(format)
-    sources = [source for name in names for source in _resolve(name, format)]
+    sources = [source for name in names for source in _resolve(name, format, checksums)]
     uses = Counter(source.name for source in sources)
     # Rejects name their source: where two files have the same name, it takes their paths to tell them apart.
     return [dataclasses.replace(s, name=without_secrets(s.path)) if uses[s.name] > 1 else s for s in sources]
@@ -154,17 +155,19 @@ def _open_synth(
     return nullcontext(synthesize(parse_synth(name)))
 
 
-def _resolve(name: str, form: str | None) -> list[Source]:
+def _resolve(name: str, form: str | None, checksums: bool) -> list[Source]:
     if name == NCI5K:
-        return [_source(Location(NCI5K, _NCI5K_PATH), None, _NCI5K_LICENCE)]
+        return [_source(Location(NCI5K, _NCI5K_PATH), None, checksums)]
     if is_synth(name):
         spec = parse_synth(name)
         normal = f"synth:{spec.count}?seed={spec.seed}"
-        return [Source(normal, normal, SYNTH, 0, digest128(spec.identity.encode()).hex())]
-    return [_source(location, form) for location in locate(name, form)]
+        checksum = digest128(spec.identity.encode()).hex()
+        return [Source(normal, normal, SYNTH, 0, checksum, licence_note(normal, normal))]
+    return [_source(location, form, checksums) for location in locate(name, form)]
 
 
-def _source(location: Location, form: str | None, licence: str | None = None) -> Source:
-    path = location.path
+def _source(location: Location, form: str | None, checksums: bool) -> Source:
+    name, path = location.name, location.path
     form = form or detect_format(path, file_name(path), read_head(path, HEAD_BYTES))
-    return Source(location.name, path, form, *size_and_checksum(path), licence)
+    size, checksum = size_and_checksum(path) if checksums else (size_of(path), "")
+    return Source(name, path, form, size, checksum, licence_note(name, without_secrets(path)))

@@ -17,6 +17,7 @@ import rdkit
 
 from data_pipeline.errors import PipelineError
 from data_pipeline.executor import Executor
+from data_pipeline.formats import SYNTH
 from data_pipeline.huggingface import write_dataset_dict
 from data_pipeline.known import IndexTask
 from data_pipeline.manifest import (
@@ -48,6 +49,8 @@ from data_pipeline.scaffold_table import ScaffoldTable
 from data_pipeline.schema import REJECT_SCHEMA, SPLITS
 from data_pipeline.sources import Source
 from data_pipeline.statistics import SplitStatistics
+from data_pipeline.streams import file_name, split_compression
+from data_pipeline.synth import parse_synth
 from data_pipeline.write_stage import WriteTask, shard_file
 
 # Rows of a chunk, which is what is lost when a worker is killed: few for a small source, so that all workers have some
@@ -384,8 +387,11 @@ def _chunk_rows(sources: list[Source]) -> int:
 
 
 def _text_bytes(source: Source) -> int:
-    compressed = source.path.lower().endswith((".gz", ".zst", ".bz2"))
-    return source.bytes * (_COMPRESSION if compressed else 1)
+    """Characters of text in a source, about."""
+    if source.format == SYNTH:
+        return parse_synth(source.path).count * _TEXT_BYTES
+    _, compression = split_compression(file_name(source.path))
+    return source.bytes * (_COMPRESSION if compression else 1)
 
 
 def _power_of_two(number: int) -> int:

@@ -12,7 +12,15 @@ import pyarrow as pa
 
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.keys import file_checksum
-from data_pipeline.remote import is_url, one_line, open_filesystem, permanent_error, read_checksum, unreachable
+from data_pipeline.remote import (
+    is_url,
+    one_line,
+    open_filesystem,
+    permanent_error,
+    read_checksum,
+    read_size,
+    unreachable,
+)
 
 # By the name of the codec in Arrow, which notices a truncated file in all three; zstandard's own reader does not.
 COMPRESSION_EXTENSIONS = {".gz": "gzip", ".bgz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2"}
@@ -105,6 +113,16 @@ def open_random_access(path: str) -> Iterator[pa.NativeFile]:
     _open(path, "none").close()  # names what Arrow would only number
     with pa.memory_map(path) as file:
         yield file
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file as it is stored. Raises as `size_and_checksum`."""
+    if not is_url(path):
+        return os.path.getsize(path)
+    try:
+        return read_size(path)
+    except OSError as error:
+        raise storage_error(path, error) from error
 
 
 def size_and_checksum(path: str) -> tuple[int, str]:

@@ -70,10 +70,15 @@ def supervised(task: Task[Result]) -> Result:
 
 
 def _take_child() -> "_Child":
-    try:
-        return _idle.pop()
-    except IndexError:
-        return _Child()
+    while True:
+        try:
+            child = _idle.pop()
+        except IndexError:
+            return _Child()
+        if child.environment == os.environ:
+            return child
+        # Started with other credentials, say.
+        child.kill()
 
 
 def _cause(exit_code: int) -> str:
@@ -87,6 +92,7 @@ class _Child:
     """A process that performs tasks (`data_pipeline.child`)."""
 
     def __init__(self) -> None:
+        self.environment = dict(os.environ)
         with tempfile.TemporaryFile() as file:
             file.truncate(mmap.PAGESIZE)
             self._cell = mmap.mmap(file.fileno(), mmap.PAGESIZE)

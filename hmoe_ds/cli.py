@@ -60,6 +60,8 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
         molecule_seconds=options.molecule_seconds,
         format=options.format,
     )
+    if options.dry_run:
+        return _estimate(options)
     started = time.perf_counter()
     with _Progress() as progress:
         result = prepare(
@@ -71,6 +73,7 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
             overwrite=options.overwrite,
             append=options.append,
             exclude=options.exclude,
+            staging=options.staging,
         )
     seconds = time.perf_counter() - started
     print(describe(result.manifest))
@@ -94,14 +97,31 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
     }
 
 
+def _estimate(options: argparse.Namespace) -> Result:
+    from data_pipeline.estimate import describe_estimate, estimate
+    from data_pipeline.sources import resolve_sources
+
+    figures = estimate(
+        resolve_sources(options.sources, options.format, checksums=False),
+        options.smiles_column,
+        options.id_column,
+        options.max_atoms,
+        options.standardize,
+        options.workers,
+    )
+    print(describe_estimate(figures))
+    return dataclasses.asdict(figures)
+
+
 def _inspect(options: argparse.Namespace, rest: list[str]) -> Result:
     from data_pipeline.describe import describe
     from data_pipeline.manifest import Manifest, verify
 
     manifest = Manifest.load(options.path)
     print(describe(manifest))
-    problems = verify(options.path)
-    print("checksums: " + ("; ".join(problems) if problems else "all files are as they were written"))
+    problems = verify(options.path, read=options.verify)
+    found = "all files are as they were written" if options.verify else "all files have the size they were written with"
+    print("files       " + ("; ".join(problems) or found) + ("" if options.verify else "; --verify reads them"))
     return {**dataclasses.asdict(manifest), "problems": problems, "exit_code": 1 if problems else 0}
 
 
@@ -203,11 +223,15 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
         sub.add_argument("--no-standardize", dest="standardize", action="store_false", help=help)
 
     prepare = command("prepare", _prepare, "Molecule files to a dataset directory.")
-    prepare.add_argument("sources", nargs="+", metavar="SOURCE", help=".smi, .csv or .tsv (.gz), a glob, or nci5k")
-    prepare.add_argument("--out", required=True, help="dataset directory to write")
+    sources = "file, URL, pattern, folder, nci5k or synth:N (docs/sources.md)"
+    prepare.add_argument("sources", nargs="+", metavar="SOURCE", help=sources)
+    prepare.add_argument("--out", required=True, help="dataset directory to write, or a URL")
+    prepare.add_argument(
+        "--dry-run", action="store_true", help="read the heads of the sources and say what it would take"
+    )
     prepare.add_argument("--smiles-column", help="column with SMILES, in files with a header")
     prepare.add_argument("--id-column", help="column with identifiers, in files with a header")
-    prepare.add_argument("--format", help="of all sources (default: found by itself)")
+    prepare.add_argument("--format", help="of all sources, such as sdf (default: each tells its own)")
     prepare.add_argument(
         "--exclude",
         nargs="+",
@@ -217,6 +241,7 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
     )
     prepare.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: one per core)")
     prepare.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="use the workers of this Dask cluster instead")
+    prepare.add_argument("--staging", metavar="DIR", help="where to build what goes to a URL (default: in ~/.cache)")
     prepare.add_argument("--memory", type=_bytes, default="2GiB", help="of each worker (default: 2GiB)")
     prepare.add_argument("--validation-fraction", type=float, default=0.05, help="share of scaffolds held out")
     prepare.add_argument("--shard-rows", type=_positive, default=65536, help="molecules per shard, about")
@@ -230,7 +255,8 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
     existing.add_argument("--append", action="store_true", help="add what is new to the dataset that is in --out")
 
     inspect = command("inspect", _inspect, "What a dataset directory holds, and whether it is intact.")
-    inspect.add_argument("path", metavar="DIR")
+    inspect.add_argument("path", metavar="DIR", help="dataset directory, or its URL")
+    inspect.add_argument("--verify", action="store_true", help="read all files and compare their checksums")
 
     pretrain = command("pretrain", _pretrain, "Pretrain on this machine, through the deepspeed launcher.")
     pretrain.add_argument("--num_ranks", type=_positive, help="ranks (default: one per GPU, or parallel.ep_size)")
@@ -245,7 +271,7 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
 
     embed = command("embed", _embed, "Embeddings of molecules from an exported model.")
     embed.add_argument("model", metavar="MODEL", help="directory made by hmoe export")
-    embed.add_argument("source", metavar="SOURCE", help=".smi, .csv or .tsv (.gz), or nci5k")
+    embed.add_argument("source", metavar="SOURCE", help=sources)
     embed.add_argument("--out", required=True, help="Parquet file to write")
     embed.add_argument("--smiles-column", help="column with SMILES, in files with a header")
     embed.add_argument("--id-column", help="column with identifiers, in files with a header")

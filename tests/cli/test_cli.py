@@ -64,7 +64,7 @@ def test_prepare_makes_a_dataset_that_opens(tmp_path):
 
     (tmp_path / "new.smi").write_text("CCO old\nCCCCN new\n")
     result, out, _ = hmoe("prepare", tmp_path / "new.smi", "--out", tmp_path / "out", "--append", "--json")
-    assert "2 read = 1 written + 1 duplicates + 0 rejected" in out
+    assert "2 read = 1 written + 1 duplicates + 0 excluded + 0 rejected" in out
     assert (result["appended"]["read"], result["counts"]["read"]) == (2, 10)
     _, out, _ = hmoe("inspect", tmp_path / "out")
     assert "nonsense" not in out
@@ -72,8 +72,21 @@ def test_prepare_makes_a_dataset_that_opens(tmp_path):
     content = bytearray(shard.read_bytes())
     content[-20] ^= 1
     shard.write_bytes(bytes(content))
+    hmoe("inspect", tmp_path / "out")
+    _, out, _ = hmoe("inspect", "--verify", tmp_path / "out", expect=1)
+    assert f"{shard.parent.name}/{shard.name}: the content is not what was written" in out
+    shard.write_bytes(bytes(content[:-1]))
     _, out, _ = hmoe("inspect", tmp_path / "out", expect=1)
-    assert shard.name in out
+    assert f"{shard.name}: {len(content) - 1} bytes, expected {len(content)}" in out
+
+
+def test_prepare_dry_run_writes_nothing(tmp_path):
+    (tmp_path / "some.smi").write_text("\n".join(f"{s} id{i}" for i, s in enumerate(SMILES)) + "\nnonsense bad\n")
+    result, out, _ = hmoe("prepare", tmp_path / "some.smi", "--out", tmp_path / "out", "--dry-run", "--json")
+    assert (result["rows"], result["exact"]) == (6, True)
+    assert result["sources"][0]["rejected"] == {"syntax": 1}
+    assert "some.smi: smiles" in out
+    assert not (tmp_path / "out").exists()
 
 
 def test_embedding_nothing_readable_says_so_and_leaves_the_reasons(run, tmp_path):
@@ -94,9 +107,9 @@ def test_embedding_nothing_readable_says_so_and_leaves_the_reasons(run, tmp_path
         (["prepare", "{tmp}/table.csv", "--out", "{tmp}/out", "--append"], 2, "no dataset here"),
         (["prepare", "{tmp}/table.csv", "--out", "{tmp}/out", "--append", "--overwrite"], 2, "not allowed with"),
         (
-            ["prepare", "{tmp}/table.csv", "--out", "s3://bucket/data"],
+            ["prepare", "{tmp}/table.csv", "--out", "s3://bucket/data", "--append"],
             2,
-            "is a URL: prepare into a folder, then",
+            "is a URL; append to a copy",
         ),
         (["inspect", "{tmp}"], 2, "hmoe prepare"),
         (["export", "{tmp}", "{tmp}/model"], 2, "holds no checkpoint"),

@@ -50,8 +50,9 @@ def test_verify_reads_every_object(uploaded: Path, memory):
     path, intact = f"/store/zinc/{shard.file}", (uploaded / shard.file).read_bytes()
     memory.pipe_file(path, bytes([intact[0] ^ 1]) + intact[1:])
     assert verify(URL) == [f"{shard.file}: the content is not what was written (checksum differs)"]
+    assert verify(URL, read=False) == []
     memory.pipe_file(path, intact[:-1])
-    assert verify(URL) == [f"{shard.file}: {len(intact) - 1} bytes, expected {len(intact)}"]
+    assert verify(URL) == verify(URL, read=False) == [f"{shard.file}: {len(intact) - 1} bytes, expected {len(intact)}"]
     memory.rm_file(path)
     assert verify(URL) == [f"{shard.file}: missing"]
 
@@ -67,7 +68,7 @@ def test_no_dataset_there(memory):
         (b"{", PipelineError, r"^memory://store/zinc/manifest.json: .* damaged .*; upload the dataset again$"),
         (b"\xff", PipelineError, r"damaged .*; upload the dataset again$"),
         (b'{"name": "web app"}', UsageError, r"^memory://store/zinc/manifest.json: not the manifest"),
-        (b'{"format": "hmoe-molecules", "format_version": 99}', UsageError, "version 99, expected 2"),
+        (b'{"format": "hmoe-molecules", "format_version": 99}', UsageError, "version 99, expected 3"),
     ],
 )
 def test_not_a_manifest(memory, content: bytes, error: type[Exception], message: str):

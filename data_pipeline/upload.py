@@ -1,0 +1,83 @@
+"""A dataset folder -> object storage, the manifest last, so that a URL that has one holds a complete dataset."""
+
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.manifest import MANIFEST_FILE, FileRecord, Manifest
+from data_pipeline.remote import join_url, one_line, open_filesystem, permanent_error
+from data_pipeline.task import atomically
+
+# Files that were uploaded already, a line of "checksum name" each.
+_UPLOADED_FILE = ".hmoe_uploaded"
+
+
+def holds_dataset(url: str) -> bool:
+    """True if there is a manifest at the URL.
+
+    Raises:
+        UsageError: an unknown protocol.
+        PipelineError: the storage cannot be asked.
+    """
+    filesystem, path = open_filesystem(join_url(url, MANIFEST_FILE))
+    try:
+        return filesystem.exists(path)
+    except Exception as error:  # storage libraries share no base class
+        raise _failed(url, error) from error
+
+
+def upload(folder: Path, url: str) -> None:
+    """Copy the dataset in `folder` to `url`, in place of one that is there.
+
+    Interrupted, the same again goes on with the file it was at.
+
+    Raises:
+        PipelineError: the storage refuses a file.
+    """
+    manifest = Manifest.load(folder)
+    filesystem, path = open_filesystem(url)
+    try:
+        old = _all_files(Manifest.load(url)) if holds_dataset(url) else []
+    except UsageError:
+        # Of another format version, say: its files cannot be told, and those of the same names are replaced.
+        old = []
+    new = _all_files(manifest)
+    try:
+        if filesystem.exists(join_url(path, MANIFEST_FILE)):
+            filesystem.rm_file(join_url(path, MANIFEST_FILE))
+        _copy(folder, new, filesystem, path)
+        for file in {record.file for record in old} - {record.file for record in new}:
+            filesystem.rm_file(join_url(path, file))
+        _put(folder, MANIFEST_FILE, filesystem, path)
+    except Exception as error:  # storage libraries share no base class
+        raise _failed(url, error) from error
+
+
+def _all_files(manifest: Manifest) -> list[FileRecord]:
+    return [*(shard for split in manifest.splits.values() for shard in split.shards), *manifest.files]
+
+
+def _copy(folder: Path, records: list[FileRecord], filesystem: Any, path: str) -> None:
+    log = folder / _UPLOADED_FILE
+    uploaded = log.read_text().splitlines() if log.exists() else []
+    for record in records:
+        line = f"{record.blake2b} {record.file}"
+        if line in uploaded:
+            continue
+        _put(folder, record.file, filesystem, path)
+        uploaded.append(line)
+        with atomically(str(log)) as temporary:
+            Path(temporary).write_text("\n".join(uploaded))
+
+
+def _put(folder: Path, file: str, filesystem: Any, path: str) -> None:
+    target = join_url(path, file)
+    filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+    filesystem.put_file(str(folder / file), target)
+
+
+def _failed(url: str, error: Exception) -> PipelineError:
+    return permanent_error(url, error) or PipelineError(
+        f"{url}: cannot be written ({one_line(error)}); check the network, the endpoint and the permissions, then run "
+        "again: what is done is kept"
+    )
