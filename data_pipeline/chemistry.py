@@ -1,18 +1,27 @@
-"""One SMILES text -> a sanitised molecule, or a named reason why not."""
+"""One text (SMILES, InChI or mol block) -> a sanitised molecule and its canonical SMILES, or a named reason why not."""
+
+from typing import NamedTuple
 
 from rdkit import Chem
 
 DEFAULT_MAX_ATOMS = 512
 MAX_TEXT_LENGTH = 10_000
+MAX_MOLBLOCK_LENGTH = 1_000_000
+
+_INCHI_PREFIX = "InChI="
 
 # The closed set of reasons a row is rejected for.
 REJECT_REASONS = {
-    "empty": "no SMILES in the row",
+    "empty": "no structure in the row",
     "not_utf8": "the text is not UTF-8",
     "whitespace": "whitespace inside the SMILES; RDKit would silently read only what precedes it",
-    "too_large": f"more atoms than max_atoms, or more than {MAX_TEXT_LENGTH} characters",
+    "too_large": (
+        f"more atoms than max_atoms, or more than {MAX_TEXT_LENGTH} characters ({MAX_MOLBLOCK_LENGTH} in a mol block)"
+    ),
     "syntax": "not a SMILES",
-    "no_atoms": "a SMILES without atoms",
+    "inchi": "not an InChI",
+    "molblock": "not a mol block (V2000 or V3000)",
+    "no_atoms": "a structure without atoms",
     "valence": "an atom has an impossible valence",
     "kekulize": "an aromatic system has no Kekule form",
     "sanitize": "RDKit refuses to sanitise the molecule for another reason",
@@ -33,42 +42,52 @@ class MoleculeReject(ValueError):  # noqa: N818 - a verdict on a text, no error
         self.reason = reason
 
 
-def canonical_molecule(text: str, max_atoms: int) -> tuple[str, Chem.Mol]:
-    """Canonical isomeric SMILES of `text`, and the molecule parsed from that SMILES.
+class CanonicalMolecule(NamedTuple):
+    """A sanitised molecule and its canonical isomeric SMILES.
 
-    The molecule is the one `Chem.MolFromSmiles(smiles)` gives: sanitised, hydrogens removed, stereo assigned,
-    atoms in the order written. RDKit logs what it refuses; hold a `rdBase.BlockLogs` around many calls.
+    is_reread: `mol` was parsed from `smiles`; otherwise it is what `smiles` was just written from, the same molecule
+    with its atoms in another order.
+    """
+
+    smiles: str
+    mol: Chem.Mol
+    is_reread: bool
+
+
+def canonical_molecule(text: str, max_atoms: int) -> CanonicalMolecule:
+    """The molecule of a SMILES, an InChI, or a mol block (any text of several lines).
+
+    A SMILES gives the molecule that was parsed from it. The others give the one reread from the canonical SMILES, which
+    cannot say all that they can: bonds of unknown stereo, for example. RDKit logs what it refuses; hold a
+    `rdBase.BlockLogs` around many calls.
 
     Raises:
         MoleculeReject: with the reason.
     """
-    _check_text(text, max_atoms)
-    parsed = Chem.MolFromSmiles(text)
-    if parsed is None:
-        raise MoleculeReject(_parse_failure(text))
-    if parsed.GetNumAtoms() == 0:
-        raise MoleculeReject("no_atoms")
-    if parsed.GetNumAtoms() > max_atoms:
+    if not text:
+        raise MoleculeReject("empty")
+    if not _is_utf8(text):
+        raise MoleculeReject("not_utf8")
+    if "\n" in text or "\r" in text:
+        return reread(Chem.MolToSmiles(_from_molblock(text, max_atoms)))
+    if len(text) > MAX_TEXT_LENGTH:
         raise MoleculeReject("too_large")
-    smiles = Chem.MolToSmiles(parsed)
+    if text.startswith(_INCHI_PREFIX):
+        return reread(Chem.MolToSmiles(_from_inchi(text, max_atoms)))
+    mol = _from_smiles(text, max_atoms)
+    return CanonicalMolecule(Chem.MolToSmiles(mol), mol, is_reread=False)
+
+
+def reread(smiles: str) -> CanonicalMolecule:
+    """The molecule parsed from a canonical SMILES: its atoms stand in the order written.
+
+    Raises:
+        MoleculeReject: `unstable_smiles`.
+    """
     mol = Chem.MolFromSmiles(smiles)
     if mol is None:
         raise MoleculeReject("unstable_smiles")
-    return smiles, mol
-
-
-def _check_text(text: str, max_atoms: int) -> None:
-    """Reject what must not reach RDKit's sanitisation."""
-    if not text:
-        raise MoleculeReject("empty")
-    if len(text) > MAX_TEXT_LENGTH:
-        raise MoleculeReject("too_large")
-    if not _is_utf8(text):
-        raise MoleculeReject("not_utf8")
-    if len(text.split()) != 1 or text != text.strip():
-        raise MoleculeReject("whitespace")
-    if len(text) > max_atoms:
-        _check_size(text, max_atoms)
+    return CanonicalMolecule(smiles, mol, is_reread=True)
 
 
 def _is_utf8(text: str) -> bool:
@@ -82,20 +101,58 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _check_size(text: str, max_atoms: int) -> None:
+def _from_smiles(text: str, max_atoms: int) -> Chem.Mol:
+    if len(text.split()) != 1 or text != text.strip():
+        raise MoleculeReject("whitespace")
+    # A shorter text has no more atoms.
+    if len(text) > max_atoms:
+        _check_size(Chem.MolFromSmiles(text, sanitize=False), max_atoms)
+    mol = Chem.MolFromSmiles(text)
+    if mol is None:
+        raise MoleculeReject(_failure(Chem.MolFromSmiles(text, sanitize=False), "syntax"))
+    return _sized(mol, max_atoms)
+
+
+def _from_inchi(text: str, max_atoms: int) -> Chem.Mol:
+    raw = Chem.MolFromInchi(text, sanitize=False, removeHs=False)
+    _check_size(raw, max_atoms)
+    mol = Chem.MolFromInchi(text)
+    if mol is None:
+        raise MoleculeReject(_failure(raw, "inchi"))
+    return _sized(mol, max_atoms)
+
+
+def _from_molblock(text: str, max_atoms: int) -> Chem.Mol:
+    if len(text) > MAX_MOLBLOCK_LENGTH:
+        raise MoleculeReject("too_large")
+    raw = Chem.MolFromMolBlock(text, sanitize=False, removeHs=False)
+    _check_size(raw, max_atoms)
+    mol = Chem.MolFromMolBlock(text)
+    if mol is None:
+        raise MoleculeReject(_failure(raw, "molblock"))
+    return _sized(mol, max_atoms)
+
+
+def _check_size(raw: Chem.Mol | None, max_atoms: int) -> None:
     """Count heavy atoms before sanitisation, whose ring search can take minutes on a huge cage."""
-    mol = Chem.MolFromSmiles(text, sanitize=False)
-    if mol is not None and mol.GetNumHeavyAtoms() > max_atoms:
+    if raw is not None and raw.GetNumHeavyAtoms() > max_atoms:
         raise MoleculeReject("too_large")
 
 
-def _parse_failure(text: str) -> str:
-    """The reason why `Chem.MolFromSmiles(text)` is None."""
-    mol = Chem.MolFromSmiles(text, sanitize=False)
-    if mol is None:
-        return "syntax"
+def _sized(mol: Chem.Mol, max_atoms: int) -> Chem.Mol:
+    if mol.GetNumAtoms() == 0:
+        raise MoleculeReject("no_atoms")
+    if mol.GetNumAtoms() > max_atoms:
+        raise MoleculeReject("too_large")
+    return mol
+
+
+def _failure(raw: Chem.Mol | None, unreadable: str) -> str:
+    """The reason why a text gives no molecule: `unreadable`, or why RDKit cannot sanitise `raw`."""
+    if raw is None:
+        return unreadable
     try:
-        Chem.SanitizeMol(mol)
+        Chem.SanitizeMol(raw)
     except Chem.AtomValenceException:
         return "valence"
     except Chem.KekulizeException:

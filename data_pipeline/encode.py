@@ -1,19 +1,27 @@
-"""SMILES texts -> rows of a dataset, and the rejects."""
+"""Texts -> rows of a dataset, and the rejects."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import pyarrow as pa
-from rdkit import Chem, rdBase
+from rdkit import rdBase
 
+from data_pipeline import fast_path
 from data_pipeline.chemistry import DEFAULT_MAX_ATOMS, MoleculeReject, canonical_molecule
 from data_pipeline.complexity import complexity
-from data_pipeline.featurize import MoleculeArrays, featurize
+from data_pipeline.fast_path import FastChunk
+from data_pipeline.featurize_fast import WrittenMolecule, written
 from data_pipeline.keys import digest128
-from data_pipeline.scaffold import ScaffoldIdentity, murcko_scaffold, scaffold_identity
+from data_pipeline.reference import Description, describe
+from data_pipeline.scaffold import ACYCLIC_KEY, ScaffoldIdentity
+from data_pipeline.scaffold_fast import scaffold_of
 from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_SCHEMA, REJECT_TEXT_LIMIT, storable
 from data_pipeline.standardize import Standardizer, standardizer
+
+# What RDKit raises for a broken invariant; one molecule must not stop a run.
+_RDKIT_ERRORS = (RuntimeError, ValueError, LookupError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,8 @@ class EncodedRows:
 
     batch: the molecules, with `schema.MOLECULE_SCHEMA`; scaffold_smiles: of each molecule;
     kept: int64 [molecules], the index of each molecule's text, ascending;
-    rejects: the other texts, ascending by index; standardized: molecules that standardisation changed.
+    rejects: the other texts, ascending by index; standardized: molecules that standardisation changed;
+    new_scaffolds: how many scaffold SMILES this call had to work out, the others were in the memo of this process.
     """
 
     batch: pa.RecordBatch
@@ -39,17 +48,17 @@ class EncodedRows:
     kept: np.ndarray
     rejects: list[Reject]
     standardized: int
+    new_scaffolds: int
 
 
 @dataclass(frozen=True)
-class _Molecule:
-    smiles: str
+class _Found:
+    """The molecule of the text at `index`."""
+
+    index: int
+    molecule: WrittenMolecule
+    key: bytes
     standardized: bool
-    arrays: MoleculeArrays
-    scaffold_smiles: str
-    scaffold: ScaffoldIdentity
-    scaffold_mask: np.ndarray
-    complexity: int
 
 
 def encode_rows(
@@ -59,29 +68,36 @@ def encode_rows(
     standardize: bool = True,
     at: Callable[[int], None] | None = None,
 ) -> EncodedRows:
-    """Encode SMILES `texts` with their `ids`. A text that is no molecule becomes a reject, never an error.
+    """Encode `texts` (SMILES, InChIs, mol blocks) with their `ids`. A text that is no molecule becomes a reject.
 
     The result depends on each text alone, not on the texts around it. Duplicates are kept. `standardize`: encode the
-    standard form of each molecule (`standardize.Standardizer`); `max_atoms` counts the atoms before that.
+    standard form of each molecule (`standardize.Standardizer`); `max_atoms` counts the atoms before that. `at` is
+    called with the index of a text before RDKit works on it, more than once for a text.
+
+    Raises:
+        PipelineError: the fast decoder is wrong about a molecule (`fast_path.check`).
     """
-    standard = standardizer() if standardize else None
-    molecules: list[_Molecule] = []
-    kept: list[int] = []
-    rejects: list[Reject] = []
+    announce = at if at is not None else _ignore
+    known = scaffold_of.cache_info().misses
+    reasons: dict[int, str] = {}
     with rdBase.BlockLogs():
-        for index, text in enumerate(texts):
-            try:
-                if at is not None:
-                    at(index)
-                molecules.append(_encode(text, max_atoms, standard))
-            except MoleculeReject as reject:
-                rejects.append(Reject(index, storable(text[:REJECT_TEXT_LIMIT]), reject.reason))
-            else:
-                kept.append(index)
-    batch = _to_batch(molecules, [ids[index] for index in kept])
-    scaffold_smiles = [molecule.scaffold_smiles for molecule in molecules]
-    standardized = sum(molecule.standardized for molecule in molecules)
-    return EncodedRows(batch, scaffold_smiles, np.array(kept, dtype=np.int64), rejects, standardized)
+        found = _read(texts, max_atoms, standardizer() if standardize else None, announce, reasons)
+        chunk = fast_path.describe_chunk([each.molecule for each in found])
+        scaffolds, described = _describe(found, chunk, announce, reasons)
+    batch = _to_batch(found, [ids[each.index] for each in found], chunk, scaffolds, described)
+    is_kept = [scaffold is not None for scaffold in scaffolds]
+    kept = list(compress(found, is_kept))
+    return EncodedRows(
+        batch=batch if all(is_kept) else batch.filter(pa.array(is_kept)),
+        scaffold_smiles=[scaffold.smiles for scaffold in scaffolds if scaffold is not None],
+        kept=np.array([each.index for each in kept], dtype=np.int64),
+        rejects=[
+            Reject(index, storable(texts[index][:REJECT_TEXT_LIMIT]), reason)
+            for index, reason in sorted(reasons.items())
+        ],
+        standardized=sum(each.standardized for each in kept),
+        new_scaffolds=scaffold_of.cache_info().misses - known + len(described),
+    )
 
 
 def reject_batch(source: str, first_row: int, rejects: Sequence[Reject]) -> pa.RecordBatch:
@@ -96,62 +112,123 @@ def reject_batch(source: str, first_row: int, rejects: Sequence[Reject]) -> pa.R
     return pa.RecordBatch.from_arrays(arrays, schema=REJECT_SCHEMA)
 
 
-def _encode(text: str, max_atoms: int, standard: Standardizer | None) -> _Molecule:
-    """One molecule, or MoleculeReject with the reason."""
-    try:
-        smiles, mol = found = canonical_molecule(text, max_atoms)
-        if standard is not None:
-            smiles, mol = standard.standardize(*found)
-        return _describe(smiles, mol, standardized=smiles != found[0])
-    except MoleculeReject:
-        raise
-    except (RuntimeError, ValueError) as error:
-        # What RDKit raises for a broken invariant; one molecule must not stop a run.
-        raise MoleculeReject("rdkit_error") from error
+def _ignore(index: int) -> None:
+    pass
 
 
-def _describe(smiles: str, mol: Chem.Mol, standardized: bool) -> _Molecule:
-    arrays = featurize(mol)
-    scaffold_smiles, scaffold_mask = murcko_scaffold(mol)
-    return _Molecule(
-        smiles=smiles,
-        standardized=standardized,
-        arrays=arrays,
-        scaffold_smiles=scaffold_smiles,
-        scaffold=scaffold_identity(scaffold_smiles),
-        scaffold_mask=scaffold_mask,
-        complexity=complexity(arrays, num_fragments=smiles.count(".") + 1),
+def _read(
+    texts: Sequence[str],
+    max_atoms: int,
+    standard: Standardizer | None,
+    announce: Callable[[int], None],
+    reasons: dict[int, str],
+) -> list[_Found]:
+    """The molecules of `texts`, in order; the reasons why a text has none go to `reasons`."""
+    found = []
+    for index, text in enumerate(texts):
+        announce(index)
+        try:
+            first = molecule = canonical_molecule(text, max_atoms)
+            if standard is not None:
+                molecule = standard.standardize(first)
+            key = digest128(molecule.smiles.encode())
+            found.append(_Found(index, written(molecule), key, molecule.smiles != first.smiles))
+        except MoleculeReject as reject:
+            reasons[index] = reject.reason
+        except _RDKIT_ERRORS:
+            reasons[index] = "rdkit_error"
+    return found
+
+
+def _describe(
+    found: list[_Found], chunk: FastChunk, announce: Callable[[int], None], reasons: dict[int, str]
+) -> tuple[list[ScaffoldIdentity | None], dict[int, Description]]:
+    """The scaffold of each molecule; by place in `found` what the reference says of those that `chunk` leaves to it.
+
+    A molecule without a scaffold has to be rejected after all; the reason why goes to `reasons`.
+    """
+    scaffolds: list[ScaffoldIdentity | None] = []
+    described: dict[int, Description] = {}
+    is_exact = chunk.arrays.is_exact.tolist()
+    for place, each in enumerate(found):
+        announce(each.index)
+        scaffold = None
+        try:
+            if is_exact[place]:
+                scaffold = chunk.scaffold(place)
+                fast_path.check(each.molecule, each.key, chunk, place)
+            else:
+                described[place] = describe(each.molecule.smiles)
+                scaffold = described[place].scaffold
+        except MoleculeReject as reject:
+            reasons[each.index] = reject.reason
+        except _RDKIT_ERRORS:
+            reasons[each.index] = "rdkit_error"
+        scaffolds.append(scaffold)
+    return scaffolds, described
+
+
+def _to_batch(
+    found: list[_Found],
+    ids: list[str],
+    chunk: FastChunk,
+    scaffolds: list[ScaffoldIdentity | None],
+    described: dict[int, Description],
+) -> pa.RecordBatch:
+    """All rows of `found`; what stands in the row of a molecule without a scaffold means nothing."""
+    arrays = chunk.arrays
+
+    def atoms(
+        values: np.ndarray, described_values: Callable[[Description], np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return _replace(values, arrays.atom_offsets, {k: described_values(each) for k, each in described.items()})
+
+    def bonds(
+        values: np.ndarray, described_values: Callable[[Description], np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return _replace(values, arrays.bond_offsets, {k: described_values(each) for k, each in described.items()})
+
+    atom_features, atom_offsets = atoms(arrays.atom_features, lambda each: each.arrays.atom_features)
+    scaffold_mask, _ = atoms(chunk.scaffold_mask, lambda each: each.scaffold_mask)
+    bond_features, bond_offsets = bonds(arrays.bond_features, lambda each: each.arrays.bond_features)
+    bond_index, _ = bonds(arrays.bond_index, lambda each: each.arrays.bond_index)
+    smiles = [each.molecule.smiles for each in found]
+    num_fragments = np.array([text.count(".") + 1 for text in smiles], dtype=np.int64)
+    columns = {
+        "smiles": smiles,
+        "source_id": ids,
+        "mol_key": [each.key for each in found],
+        "atom_features": _list_array(atom_features, atom_offsets),
+        "bond_index": _list_array(bond_index, bond_offsets),
+        "bond_features": _list_array(bond_features, bond_offsets),
+        "scaffold_key": [scaffold.key if scaffold else ACYCLIC_KEY for scaffold in scaffolds],
+        "generic_key": [scaffold.generic_key if scaffold else ACYCLIC_KEY for scaffold in scaffolds],
+        "scaffold_mask": _list_array(scaffold_mask, atom_offsets),
+        "num_atoms": np.diff(atom_offsets).astype(np.uint16),
+        "num_bonds": np.diff(bond_offsets).astype(np.uint16),
+        "complexity": complexity(atom_features, atom_offsets, bond_features, bond_offsets, num_fragments),
+    }
+    return pa.RecordBatch.from_arrays(
+        [pa.array(columns[field.name], type=field.type) for field in MOLECULE_SCHEMA], schema=MOLECULE_SCHEMA
     )
 
 
-def _to_batch(molecules: list[_Molecule], ids: list[str]) -> pa.RecordBatch:
-    def column(value: Callable[[_Molecule], object]) -> list[object]:
-        return [value(molecule) for molecule in molecules]
-
-    def lists(value: Callable[[_Molecule], np.ndarray], dtype: type[np.generic]) -> pa.ListArray:
-        return _list_array([value(molecule).reshape(-1) for molecule in molecules], dtype)
-
-    columns = {
-        "smiles": column(lambda molecule: molecule.smiles),
-        "source_id": ids,
-        "mol_key": column(lambda molecule: digest128(molecule.smiles.encode())),
-        "atom_features": lists(lambda molecule: molecule.arrays.atom_features, np.uint8),
-        "bond_index": lists(lambda molecule: molecule.arrays.bond_index, np.uint16),
-        "bond_features": lists(lambda molecule: molecule.arrays.bond_features, np.uint8),
-        "scaffold_key": column(lambda molecule: molecule.scaffold.key),
-        "generic_key": column(lambda molecule: molecule.scaffold.generic_key),
-        "scaffold_mask": lists(lambda molecule: molecule.scaffold_mask, np.uint8),
-        "num_atoms": column(lambda molecule: len(molecule.arrays.atom_features)),
-        "num_bonds": column(lambda molecule: len(molecule.arrays.bond_features)),
-        "complexity": column(lambda molecule: float(molecule.complexity)),
-    }
-    arrays = [pa.array(columns[field.name], type=field.type) for field in MOLECULE_SCHEMA]
-    return pa.RecordBatch.from_arrays(arrays, schema=MOLECULE_SCHEMA)
+def _replace(
+    values: np.ndarray, offsets: np.ndarray, replacements: Mapping[int, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put a replacement in the place of some molecules' values: the new values and offsets."""
+    if not replacements:
+        return values, offsets
+    lengths = np.diff(offsets)
+    pieces, done = [], 0
+    for place, replacement in sorted(replacements.items()):
+        pieces += [values[done : offsets[place]], replacement]
+        done = offsets[place + 1]
+        lengths[place] = len(replacement)
+    return np.concatenate([*pieces, values[done:]]), np.concatenate([[0], np.cumsum(lengths)])
 
 
-def _list_array(rows: list[np.ndarray], dtype: type[np.generic]) -> pa.ListArray:
-    """An Arrow list column from one array per row."""
-    offsets = np.zeros(len(rows) + 1, dtype=np.int32)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    values = np.concatenate(rows) if rows else np.empty(0, dtype=dtype)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, type=pa.from_numpy_dtype(dtype)))
+def _list_array(values: np.ndarray, offsets: np.ndarray) -> pa.ListArray:
+    """A list column: row k has the values of rows offsets[k] to offsets[k + 1], one after the other."""
+    width = values.shape[1] if values.ndim == 2 else 1
+    return pa.ListArray.from_arrays(pa.array((width * offsets).astype(np.int32)), pa.array(values.reshape(-1)))

@@ -27,21 +27,21 @@ _CHIRALITY = {
     Chem.ChiralType.CHI_TETRAHEDRAL_CCW: 2,
     Chem.ChiralType.CHI_OTHER: 3,
 }
-_HYBRIDIZATION = {
+HYBRIDIZATION = {
     Chem.HybridizationType.SP: 0,
     Chem.HybridizationType.SP2: 1,
     Chem.HybridizationType.SP3: 2,
     Chem.HybridizationType.SP3D: 3,
     Chem.HybridizationType.SP3D2: 4,
 }
-_BOND_TYPE = {
+BOND_TYPE = {
     Chem.BondType.SINGLE: 0,
     Chem.BondType.DOUBLE: 1,
     Chem.BondType.TRIPLE: 2,
     Chem.BondType.AROMATIC: 3,
 }
 _STEREO_ANY = 5
-_BOND_STEREO = {
+BOND_STEREO = {
     Chem.BondStereo.STEREONONE: 0,
     Chem.BondStereo.STEREOZ: 1,
     Chem.BondStereo.STEREOE: 2,
@@ -93,7 +93,7 @@ def _atom_features(atom: Chem.Atom) -> tuple[int, ...]:
         charge + 5 if -5 <= charge <= 5 else _CHARGE_MISC,
         min(atom.GetTotalNumHs(), _HYDROGENS_MISC),
         min(atom.GetNumRadicalElectrons(), _RADICALS_MISC),
-        _HYBRIDIZATION.get(atom.GetHybridization(), _HYBRIDIZATION_MISC),
+        HYBRIDIZATION.get(atom.GetHybridization(), _HYBRIDIZATION_MISC),
         int(atom.GetIsAromatic()),
         int(atom.IsInRing()),
     )
@@ -101,8 +101,8 @@ def _atom_features(atom: Chem.Atom) -> tuple[int, ...]:
 
 def _bond_features(bond: Chem.Bond) -> tuple[int, ...]:
     return (
-        _BOND_TYPE.get(bond.GetBondType(), _BOND_TYPE_MISC),
+        BOND_TYPE.get(bond.GetBondType(), _BOND_TYPE_MISC),
         # OGB has no entry for the stereo of an atropisomer and raises; "any" says that there is one.
-        _BOND_STEREO.get(bond.GetStereo(), _STEREO_ANY),
+        BOND_STEREO.get(bond.GetStereo(), _STEREO_ANY),
         int(bond.GetIsConjugated()),
     )

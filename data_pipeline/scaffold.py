@@ -4,21 +4,27 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numba import njit
 from rdkit import Chem
 
+from data_pipeline.code_smiles import atom_label, code_smiles
+from data_pipeline.graph_code import EDGE_BYTES, VERTEX_BYTES, write_code
 from data_pipeline.keys import digest64
+from data_pipeline.smiles_layout import smiles_bonds
 
 ACYCLIC_KEY = 0
+# Scaffolds that each memo holds.
+MEMO_SIZE = 1 << 16
 
 _ATOM_INDEX = "_scaffold_atom_index"
-_CARBON = Chem.Atom(6)
-_MEMO_SIZE = 1 << 17  # scaffolds; about 50 MB in each process
+_CARBON = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ScaffoldIdentity:
     """What follows from the SMILES of a scaffold alone. `key` and `generic_key` are 64-bit; 0 = acyclic."""
 
+    smiles: str
     key: int
     generic_smiles: str
     generic_key: int
@@ -39,11 +45,11 @@ def murcko_scaffold(mol: Chem.Mol) -> tuple[str, np.ndarray]:
     return Chem.MolToSmiles(scaffold, isomericSmiles=False), mask
 
 
-@lru_cache(maxsize=_MEMO_SIZE)
+@lru_cache(maxsize=MEMO_SIZE)
 def scaffold_identity(scaffold_smiles: str) -> ScaffoldIdentity:
     """The keys of a scaffold, from its SMILES and nothing else, so that no order of work can change them."""
-    generic_smiles = _generic_smiles(scaffold_smiles)
-    return ScaffoldIdentity(_smiles_key(scaffold_smiles), generic_smiles, _smiles_key(generic_smiles))
+    generic_smiles = skeleton_smiles(_skeleton_code(*_bonds(scaffold_smiles)).tobytes())
+    return ScaffoldIdentity(scaffold_smiles, _smiles_key(scaffold_smiles), generic_smiles, _smiles_key(generic_smiles))
 
 
 def _smiles_key(smiles: str) -> int:
@@ -53,21 +59,44 @@ def _smiles_key(smiles: str) -> int:
     return digest64(smiles.encode()) or 1
 
 
-def _generic_smiles(scaffold_smiles: str) -> str:
-    """Canonical SMILES of the scaffold's skeleton: every atom a carbon, every bond single.
+@lru_cache(maxsize=MEMO_SIZE)
+def skeleton_smiles(code: bytes) -> str:
+    """Canonical SMILES of a scaffold's skeleton: every atom a carbon, every bond single.
 
     The classes are those of RDKit's `MakeScaffoldGeneric`. The skeleton is built anew because that function
-    fails on a hypervalent atom, and leaves bond stereo and radicals behind that split a class by spelling.
+    fails on a hypervalent atom, and leaves bond stereo and radicals behind that split a class by spelling. Nor is it
+    sanitised: a carbon with the six neighbours of a metal is a fine skeleton, but not a fine molecule.
     """
+    return code_smiles(code)
+
+
+def _bonds(scaffold_smiles: str) -> tuple[int, np.ndarray]:
+    """How many atoms a SMILES has, and its bonds: int32 [m, 2]."""
+    found = smiles_bonds(scaffold_smiles)
+    if found is not None:
+        return found
     scaffold = Chem.MolFromSmiles(scaffold_smiles, sanitize=False)
     if scaffold is None:
         raise ValueError(f"RDKit cannot read the scaffold SMILES it wrote: {scaffold_smiles}")
-    skeleton = Chem.RWMol()
-    for _ in range(scaffold.GetNumAtoms()):
-        skeleton.AddAtom(_CARBON)
-    for bond in scaffold.GetBonds():
-        skeleton.AddBond(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), Chem.BondType.SINGLE)
-    # Not sanitised: a carbon with the six neighbours of a metal is a fine skeleton, but not a fine molecule.
-    skeleton.UpdatePropertyCache(strict=False)
-    Chem.FastFindRings(skeleton)
-    return Chem.MolToSmiles(skeleton)
+    ends = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in scaffold.GetBonds()]
+    return scaffold.GetNumAtoms(), np.array(ends, dtype=np.int32).reshape(-1, 2)
+
+
+@njit(cache=True)
+def _skeleton_code(num_atoms: int, bonds: np.ndarray) -> np.ndarray:
+    """The code of a graph of carbons and single bonds: uint8."""
+    degree = np.zeros(num_atoms, dtype=np.int32)
+    for atom in bonds.flat:
+        degree[atom] += 1
+    neighbors = np.empty((num_atoms, np.max(degree) if num_atoms else 0), dtype=np.int32)
+    degree[:] = 0
+    for bond in range(len(bonds)):
+        for side in range(2):
+            atom = bonds[bond, side]
+            neighbors[atom, degree[atom]] = bonds[bond, 1 - side]
+            degree[atom] += 1
+    labels = np.full(num_atoms, atom_label(_CARBON, 0, 0, False, True), dtype=np.uint32)
+    kinds = np.zeros(neighbors.shape, dtype=np.uint8)
+    code = np.empty(VERTEX_BYTES * num_atoms + EDGE_BYTES * len(bonds), dtype=np.uint8)
+    write_code(labels, degree, neighbors, kinds, code, 0)
+    return code

@@ -9,7 +9,7 @@ from functools import cache
 from rdkit import Chem
 from rdkit.Chem.MolStandardize import rdMolStandardize
 
-from data_pipeline.chemistry import MoleculeReject
+from data_pipeline.chemistry import CanonicalMolecule, MoleculeReject, reread
 from data_pipeline.normalizations import NORMALIZATIONS
 
 # Every normalisation and the Uncharger need an atom that is charged, or has more bonds than usual: N, P, As, Sb that
@@ -29,20 +29,20 @@ class Standardizer:
         self._normalizer = rdMolStandardize.NormalizerFromData(rules, rdMolStandardize.CleanupParameters())
         self._uncharger = rdMolStandardize.Uncharger(canonicalOrder=True)
 
-    def standardize(self, smiles: str, mol: Chem.Mol) -> tuple[str, Chem.Mol]:
-        """The standard form of `mol`, which was parsed from its canonical SMILES `smiles`: the same pair for it.
-
-        `smiles` and `mol` themselves when there is nothing to do.
+    def standardize(self, molecule: CanonicalMolecule) -> CanonicalMolecule:
+        """The standard form of `molecule`: itself when there is nothing to do.
 
         Raises:
-            MoleculeReject: `standardize`, `unsettled`.
+            MoleculeReject: `standardize`, `unsettled`, `unstable_smiles`.
         """
-        if _FRAGMENT_SEPARATOR not in smiles and not mol.HasSubstructMatch(_MAY_CHANGE):
-            return smiles, mol
+        if _FRAGMENT_SEPARATOR not in molecule.smiles and not molecule.mol.HasSubstructMatch(_MAY_CHANGE):
+            return molecule
+        # What the steps do can depend on the order of the atoms.
+        smiles, mol, _ = molecule if molecule.is_reread else reread(molecule.smiles)
         for _ in range(_MAX_ROUNDS):
             standard = self._round(smiles, mol)
             if standard == smiles:
-                return smiles, mol
+                return CanonicalMolecule(smiles, mol, is_reread=True)
             smiles, mol = standard, Chem.MolFromSmiles(standard)
             if mol is None or mol.GetNumAtoms() == 0:
                 raise MoleculeReject("standardize")

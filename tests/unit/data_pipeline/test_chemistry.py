@@ -1,11 +1,18 @@
 """A text is a molecule, or is rejected for a reason that is right."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rdkit import Chem, rdBase
+from rdkit.Chem import rdDepictor, rdDistGeom
 
-from data_pipeline.chemistry import REJECT_REASONS, MoleculeReject, canonical_molecule
+from data_pipeline.chemistry import (
+    MAX_MOLBLOCK_LENGTH,
+    REJECT_REASONS,
+    MoleculeReject,
+    canonical_molecule,
+    reread,
+)
 from data_pipeline.encode import encode_rows
 
 
@@ -23,7 +30,11 @@ from data_pipeline.encode import encode_rows
         ("[Na+]." * 600 + "[Cl-]", "too_large"),
         ("C1CC", "syntax"),
         ("é", "syntax"),
-        ("InChI=1S/CH4/h1H4", "syntax"),
+        ("InChI=1S/nonsense", "inchi"),
+        ("InChI=", "inchi"),
+        (Chem.MolToInchi(Chem.MolFromSmiles("C" * 520)), "too_large"),
+        ("C\n", "molblock"),
+        ("a\nb\nc\n  1  0  0\n", "molblock"),
         ("C\x00C", "syntax"),
         ("CN(C)(C)(C)C", "valence"),
         ("[CH5]", "valence"),
@@ -39,22 +50,86 @@ def test_reason(text: str, reason: str) -> None:
 
 @pytest.mark.parametrize("text", ["C", "*", "[H][H]", "[2H]O", "[CH3]", "[Na+].[Cl-]", "C->[Pt]", "C" * 512, "*CC*"])
 def test_accepted(text: str) -> None:
-    smiles, mol = canonical_molecule(text, max_atoms=512)
+    smiles, mol, is_reread = canonical_molecule(text, max_atoms=512)
     assert Chem.MolToSmiles(mol) == smiles == Chem.CanonSmiles(text)
+    assert not is_reread
 
 
 def test_long_text_of_a_small_molecule_is_accepted() -> None:
     text = "[12CH3+0:1]" + "[CH2]" * 198 + "[CH3]"
     assert len(text) > 512
-    assert canonical_molecule(text, max_atoms=512)[1].GetNumAtoms() == 200
+    assert canonical_molecule(text, max_atoms=512).mol.GetNumAtoms() == 200
+
+
+THALIDOMIDE = "O=C1CC[C@@H](N2C(=O)c3ccccc3C2=O)C(=O)N1"
+CAFFEINE_INCHI = "InChI=1S/C8H10N4O2/c1-10-4-9-6-5(10)7(13)12(3)8(14)11(6)2/h4H,1-3H3"
+
+
+def molblock(smiles: str, embed: bool = False, v3000: bool = False) -> str:
+    """A mol block with 2D coordinates, or with 3D coordinates and explicit hydrogens."""
+    mol = Chem.MolFromSmiles(smiles)
+    if embed:
+        mol = Chem.AddHs(mol)
+        assert rdDistGeom.EmbedMolecule(mol, randomSeed=1) == 0
+    else:
+        rdDepictor.Compute2DCoords(mol)
+    return Chem.MolToMolBlock(mol, forceV3000=v3000)
+
+
+@pytest.mark.parametrize(
+    ("text", "smiles"),
+    [
+        (CAFFEINE_INCHI, "Cn1c(=O)c2c(ncn2C)n(C)c1=O"),
+        ("InChI=1S/C3H7NO2/c1-2(4)3(5)6/h2H,4H2,1H3,(H,5,6)/t2-/m0/s1", "C[C@H](N)C(=O)O"),
+        (molblock(THALIDOMIDE), THALIDOMIDE),
+        (molblock(THALIDOMIDE, v3000=True), THALIDOMIDE),
+        (molblock("C/C=C\\Cl").replace("\n", "\r\n"), "C/C=C\\Cl"),
+    ],
+)
+def test_inchi_and_mol_block(text: str, smiles: str) -> None:
+    found = canonical_molecule(text, max_atoms=512)
+    assert found.smiles == Chem.CanonSmiles(smiles)
+    assert found.is_reread
+
+
+def test_mol_block_in_three_dimensions_has_the_stereo_of_its_coordinates() -> None:
+    block = molblock(THALIDOMIDE, embed=True)
+    flat = "\n".join(line[:39] + "  0  0  0" + line[48:] if len(line) > 60 else line for line in block.splitlines())
+    assert canonical_molecule(flat, max_atoms=512).smiles == THALIDOMIDE
+    mirrored = "\n".join(mirror(line) for line in flat.splitlines())
+    assert canonical_molecule(mirrored, max_atoms=512).smiles == Chem.CanonSmiles(THALIDOMIDE.replace("@@", "@"))
+
+
+def mirror(line: str) -> str:
+    """An atom's line with x turned to -x; other lines as they are."""
+    return f"{-float(line[:10]):10.4f}{line[10:]}" if len(line) > 60 else line
+
+
+def test_size_of_a_mol_block_is_that_of_its_heavy_atoms() -> None:
+    block = molblock("C" * 20, embed=True)
+    assert canonical_molecule(block, max_atoms=20).mol.GetNumAtoms() == 20
+    with pytest.raises(MoleculeReject, match="too_large"):
+        canonical_molecule(block, max_atoms=19)
+    with pytest.raises(MoleculeReject, match="too_large"):
+        canonical_molecule(block + "\n" * MAX_MOLBLOCK_LENGTH, max_atoms=20)
+
+
+def test_mol_block_of_an_impossible_molecule_is_named() -> None:
+    mol = Chem.MolFromSmiles("CN(C)(C)(C)C", sanitize=False)
+    with rdBase.BlockLogs(), pytest.raises(MoleculeReject, match="valence"):
+        canonical_molecule(Chem.MolToMolBlock(mol, kekulize=False), max_atoms=20)
+    with pytest.raises(MoleculeReject, match="no_atoms"):
+        canonical_molecule(Chem.MolToMolBlock(Chem.Mol()), max_atoms=20)
 
 
 def test_spellings_of_a_molecule_give_the_same_result() -> None:
-    (first, one), (second, two) = (canonical_molecule(text, 512) for text in ("OC(=O)c1ccccc1", "c1ccc(cc1)C(O)=O"))
-    assert first == second
-    assert one.ToBinary() == two.ToBinary()
+    texts = ["OC(=O)c1ccccc1", "c1ccc(cc1)C(O)=O", Chem.MolToMolBlock(Chem.MolFromSmiles("c1ccccc1C(=O)O"))]
+    first, *others = [canonical_molecule(text, 512).smiles for text in texts]
+    assert others == [first, first]
+    assert reread(first).mol.ToBinary() == Chem.MolFromSmiles(first).ToBinary()
 
 
+@settings(deadline=None)  # the first call compiles
 @given(st.text(alphabet="CNOPScno[]()=#@+-/\\.%1234567890H*~:$ \x00é\udcff", max_size=30))
 def test_any_text_is_a_molecule_or_a_reject(text: str) -> None:
     encoded = encode_rows([text], ["id"])

@@ -8,6 +8,9 @@ from rdkit import Chem
 
 from data_pipeline import encode
 from data_pipeline.encode import EncodedRows, encode_rows
+from data_pipeline.fast_path import FastChunk
+from data_pipeline.scaffold import scaffold_identity
+from data_pipeline.scaffold_fast import clear_scaffold_memos
 from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_TEXT_LIMIT
 
 
@@ -92,8 +95,38 @@ def test_reject_text_is_bounded_and_storable() -> None:
 
 
 def test_unexpected_rdkit_error_is_a_reject(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(mol: Chem.Mol) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("Invariant Violation")
 
-    monkeypatch.setattr(encode, "murcko_scaffold", fail)
-    assert [reject.reason for reject in encode_rows(["C"], ["a"]).rejects] == ["rdkit_error"]
+    with monkeypatch.context() as patched:
+        patched.setattr(encode, "canonical_molecule", fail)
+        assert [reject.reason for reject in encode_rows(["C"], ["a"]).rejects] == ["rdkit_error"]
+    # One that shows only when the scaffolds are worked out, in the midst of others.
+    monkeypatch.setattr(FastChunk, "scaffold", lambda chunk, place: fail() if place == 1 else scaffold_identity(""))
+    encoded = encode_rows(["CC", "CCO", "CCN"], ["a", "b", "c"])
+    assert [(reject.index, reject.reason) for reject in encoded.rejects] == [(1, "rdkit_error")]
+    assert encoded.kept.tolist() == [0, 2]
+    assert encoded.batch.column("source_id").to_pylist() == ["a", "c"]
+    assert encoded.batch.column("num_atoms").to_pylist() == [2, 3]
+
+
+def test_all_kinds_of_text_give_the_same_row() -> None:
+    smiles = "C[C@H](N)C(=O)Oc1ccccc1"
+    texts = [smiles, Chem.MolToInchi(Chem.MolFromSmiles(smiles)), Chem.MolToMolBlock(Chem.MolFromSmiles(smiles))]
+    row, *others = encode_rows(texts, ["id"] * 3).batch.to_pylist()
+    assert others == [row, row]
+
+
+def test_the_caller_hears_of_each_text_before_rdkit_works_on_it() -> None:
+    heard: list[int] = []
+    texts = ["CCO", "nonsense", "*c1ccccc1", "C1CC1C"]
+    encoded = encode_rows(texts, texts, at=heard.append)
+    assert [reject.index for reject in encoded.rejects] == [1]
+    assert heard == [0, 1, 2, 3, 0, 2, 3]
+
+
+def test_scaffolds_of_this_call_are_counted() -> None:
+    clear_scaffold_memos()
+    first = encode_rows(["c1ccccc1C", "CCO", "c1ccccc1", "C1CCC1"], list("abcd"))
+    again = encode_rows(["c1ccccc1CC", "C1CC1"], list("ab"))
+    assert (first.new_scaffolds, again.new_scaffolds) == (2, 1)
