@@ -10,7 +10,7 @@ from rdkit import Chem
 from data_pipeline.code_smiles import atom_label, code_smiles
 from data_pipeline.graph_code import EDGE_BYTES, VERTEX_BYTES, write_code
 from data_pipeline.keys import digest64
-from data_pipeline.smiles_layout import smiles_bonds
+from data_pipeline.smiles_layout import read_bonds
 
 ACYCLIC_KEY = 0
 # Scaffolds that each memo holds.
@@ -48,7 +48,7 @@ def murcko_scaffold(mol: Chem.Mol) -> tuple[str, np.ndarray]:
 @lru_cache(maxsize=MEMO_SIZE)
 def scaffold_identity(scaffold_smiles: str) -> ScaffoldIdentity:
     """The keys of a scaffold, from its SMILES and nothing else, so that no order of work can change them."""
-    generic_smiles = skeleton_smiles(_skeleton_code(*_bonds(scaffold_smiles)).tobytes())
+    generic_smiles = skeleton_smiles(_skeleton(scaffold_smiles))
     return ScaffoldIdentity(scaffold_smiles, _smiles_key(scaffold_smiles), generic_smiles, _smiles_key(generic_smiles))
 
 
@@ -70,20 +70,27 @@ def skeleton_smiles(code: bytes) -> str:
     return code_smiles(code)
 
 
-def _bonds(scaffold_smiles: str) -> tuple[int, np.ndarray]:
-    """How many atoms a SMILES has, and its bonds: int32 [m, 2]."""
-    found = smiles_bonds(scaffold_smiles)
-    if found is not None:
-        return found
+def _skeleton(scaffold_smiles: str) -> bytes:
+    """The graph code of a scaffold's skeleton."""
+    code = _skeleton_of_text(np.frombuffer(scaffold_smiles.encode(), dtype=np.uint8))
+    if len(code) or not scaffold_smiles:
+        return code.tobytes()
     scaffold = Chem.MolFromSmiles(scaffold_smiles, sanitize=False)
     if scaffold is None:
         raise ValueError(f"RDKit cannot read the scaffold SMILES it wrote: {scaffold_smiles}")
     ends = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in scaffold.GetBonds()]
-    return scaffold.GetNumAtoms(), np.array(ends, dtype=np.int32).reshape(-1, 2)
+    return _skeleton_of_bonds(scaffold.GetNumAtoms(), np.array(ends, dtype=np.int32).reshape(-1, 2)).tobytes()
 
 
 @njit(cache=True)
-def _skeleton_code(num_atoms: int, bonds: np.ndarray) -> np.ndarray:
+def _skeleton_of_text(smiles: np.ndarray) -> np.ndarray:
+    """The code of the skeleton of a SMILES (uint8): uint8, empty where `read_layout` cannot read it."""
+    num_atoms, bonds = read_bonds(smiles)
+    return _skeleton_of_bonds(max(num_atoms, 0), bonds)
+
+
+@njit(cache=True)
+def _skeleton_of_bonds(num_atoms: int, bonds: np.ndarray) -> np.ndarray:
     """The code of a graph of carbons and single bonds: uint8."""
     degree = np.zeros(num_atoms, dtype=np.int32)
     for atom in bonds.flat:

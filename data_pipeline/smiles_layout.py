@@ -21,23 +21,6 @@ _KIND[list(b"-=#:/\\")] = _BOND
 _KIND[list(b"$~<>{}*")] = _UNREADABLE
 
 
-def smiles_bonds(smiles: str) -> tuple[int, np.ndarray] | None:
-    """How many atoms a SMILES has, and its bonds (int32 [m, 2]); None where `read_layout` cannot tell."""
-    size = len(smiles)
-    bond_ends = np.empty((size, 2), dtype=np.int32)
-    atoms, bonds = read_layout(
-        np.frombuffer(smiles.encode(), dtype=np.uint8),
-        0,
-        size,
-        np.empty(size, dtype=np.int32),
-        np.empty(size, dtype=np.uint8),
-        np.empty(size, dtype=np.uint8),
-        bond_ends,
-        np.empty((size, 2), dtype=np.int32),
-    )
-    return None if atoms < 0 else (atoms, bond_ends[:bonds])
-
-
 @njit(cache=True)
 def read_layout(
     text: np.ndarray,
@@ -135,6 +118,24 @@ def read_layout(
             has_symbol = False
     _append_closures(bond_ends, written_at, bonds, closure_ends, closure_number, closures)
     return atoms, bonds + closures
+
+
+@njit(cache=True)
+def read_bonds(text: np.ndarray) -> tuple[int, np.ndarray]:
+    """How many atoms a SMILES (uint8) has, and its bonds: int32 [m, 2]; -1 atoms where `read_layout` cannot tell."""
+    size = len(text)
+    bond_ends = np.empty((size, 2), dtype=np.int32)
+    atoms, bonds = read_layout(
+        text,
+        0,
+        size,
+        np.empty(size, dtype=np.int32),
+        np.empty(size, dtype=np.uint8),
+        np.empty(size, dtype=np.uint8),
+        bond_ends,
+        np.empty((size, 2), dtype=np.int32),
+    )
+    return atoms, bond_ends[: max(bonds, 0)]
 
 
 @njit(cache=True)

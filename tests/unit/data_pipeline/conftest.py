@@ -12,9 +12,13 @@ from data_pipeline.encode import EncodedRows, encode_rows
 COLLECTIONS = Path(__file__).resolve().parents[4] / "shared" / "data" / "pretrain"
 
 
-def _smiles(file: str, delimiter: str) -> list[str]:
+DELIMITERS = {"zinc.smi.gz": " ", "chembl.tsv.gz": "\t", "enamine50k.csv.gz": ","}
+
+
+def collection_texts(file: str) -> list[str]:
+    """All SMILES of one of the collections."""
     with gzip.open(COLLECTIONS / file, "rt", encoding="utf-8") as handle:
-        rows = csv.DictReader(handle, delimiter=delimiter)
+        rows = csv.DictReader(handle, delimiter=DELIMITERS[file])
         return [row["smiles"] for row in rows]
 
 
@@ -24,8 +28,7 @@ def real_smiles() -> list[str]:
     if not COLLECTIONS.is_dir():
         pytest.skip(f"no molecule collections at {COLLECTIONS}")
     chosen = random.Random(0)
-    files = [("zinc.smi.gz", " "), ("chembl.tsv.gz", "\t"), ("enamine50k.csv.gz", ",")]
-    texts = [text for file, delimiter in files for text in chosen.sample(_smiles(file, delimiter), 6800)]
+    texts = [text for file in DELIMITERS for text in chosen.sample(collection_texts(file), 6800)]
     chosen.shuffle(texts)
     return texts
 
