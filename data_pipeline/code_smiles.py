@@ -45,8 +45,7 @@ def code_smiles(code: bytes) -> str:
         raise ValueError(f"RDKit cannot read the SMILES of a graph: {smiles}")
     for index in open_atoms.tolist():
         mol.GetAtomWithIdx(index).SetNoImplicit(False)
-    mol.UpdatePropertyCache(strict=False)
-    # Without the rings, MolToSmiles would look for them twice.
+    # Hydrogens are counted by MolToSmiles; it would do the same for the rings, but twice.
     Chem.GetSymmSSSR(mol)
     return Chem.MolToSmiles(mol, isomericSmiles=False)
 

@@ -12,7 +12,7 @@ from data_pipeline import fast_path
 from data_pipeline.chemistry import DEFAULT_MAX_ATOMS, MoleculeReject, canonical_molecule
 from data_pipeline.complexity import complexity
 from data_pipeline.fast_path import FastChunk
-from data_pipeline.featurize_fast import WrittenMolecule, written
+from data_pipeline.featurize_fast import WrittenMolecule
 from data_pipeline.keys import digest128
 from data_pipeline.reference import Description, describe
 from data_pipeline.scaffold import ACYCLIC_KEY, ScaffoldIdentity
@@ -132,7 +132,7 @@ def _read(
             if standard is not None:
                 molecule = standard.standardize(first)
             key = digest128(molecule.smiles.encode())
-            found.append(_Found(index, written(molecule), key, molecule.smiles != first.smiles))
+            found.append(_Found(index, fast_path.flatten(molecule), key, molecule.smiles != first.smiles))
         except MoleculeReject as reject:
             reasons[index] = reject.reason
         except _RDKIT_ERRORS:

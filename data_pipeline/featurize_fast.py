@@ -122,7 +122,7 @@ def featurize_chunk(molecules: Sequence[WrittenMolecule]) -> ChunkArrays:
     binaries, binary_offsets = _joined([molecule.binary for molecule in molecules])
     texts, text_offsets = _joined([molecule.smiles.encode() for molecule in molecules])
     orders, order_offsets = _joined([molecule.order.encode() for molecule in molecules])
-    atom_offsets, bond_offsets = _offsets(binaries, binary_offsets[:-1])
+    atom_offsets, bond_offsets = (_offsets(binaries, binary_offsets, at) for at in (_ATOMS_AT, _BONDS_AT))
     chunk = _empty_chunk(atom_offsets, bond_offsets)
     _decode_chunk(
         binaries,
@@ -175,13 +175,15 @@ def _joined(parts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(b"".join(parts) + _PADDING, dtype=np.uint8), offsets
 
 
-def _offsets(binaries: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets of the molecules' atoms and bonds, from the counts in their binaries."""
-    both = []
-    for at in (_ATOMS_AT, _BONDS_AT):
-        counts = np.ascontiguousarray(binaries[starts[:, None] + at + np.arange(4)]).view("<i4")[:, 0]
-        both.append(np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)]))
-    return both[0], both[1]
+def _offsets(binaries: np.ndarray, binary_offsets: np.ndarray, at: int) -> np.ndarray:
+    """Offsets of the molecules' atoms or bonds, from the counts `at` in their binaries: int64 [molecules + 1].
+
+    A count that cannot be, because the format is another one, becomes 0; `_decode_chunk` will find that out.
+    """
+    bytes_of_counts = binaries[binary_offsets[:-1, None] + at + np.arange(4)]
+    counts = np.ascontiguousarray(bytes_of_counts).view("<i4")[:, 0].astype(np.int64)
+    counts[(counts < 0) | (counts > np.diff(binary_offsets))] = 0
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
 
 
 @njit(cache=True)

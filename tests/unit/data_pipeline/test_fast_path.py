@@ -152,10 +152,10 @@ def misread(decode: Callable[..., None]) -> Callable[..., None]:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("_version", unknown_version), ("_decode_chunk", misread(featurize_fast._decode_chunk))],
+    [("_ATOMS_AT", 40), ("_version", unknown_version), ("_decode_chunk", misread(featurize_fast._decode_chunk))],
 )
 def test_another_format_is_noticed_and_costs_nothing_but_time(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, value: Callable
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, value: object
 ) -> None:
     texts = ["C[C@H](F)C#N", "c1ccccc1C", "*C"]
     rows = encode_rows(texts, texts).batch.to_pylist()
