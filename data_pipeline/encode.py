@@ -19,6 +19,7 @@ from data_pipeline.scaffold import ACYCLIC_KEY, ScaffoldIdentity
 from data_pipeline.scaffold_fast import scaffold_of
 from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_SCHEMA, REJECT_TEXT_LIMIT, storable
 from data_pipeline.standardize import Standardizer, standardizer
+from data_pipeline.watch import Watch
 
 # What RDKit raises for a broken invariant; one molecule must not stop a run.
 _RDKIT_ERRORS = (RuntimeError, ValueError, LookupError, OverflowError)
@@ -66,24 +67,26 @@ def encode_rows(
     ids: Sequence[str],
     max_atoms: int = DEFAULT_MAX_ATOMS,
     standardize: bool = True,
-    at: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> EncodedRows:
     """Encode `texts` (SMILES, InChIs, mol blocks) with their `ids`. A text that is no molecule becomes a reject.
 
     The result depends on each text alone, not on the texts around it. Duplicates are kept. `standardize`: encode the
-    standard form of each molecule (`standardize.Standardizer`); `max_atoms` counts the atoms before that. `at` is
-    called with the index of a text before RDKit works on it, more than once for a text.
+    standard form of each molecule (`standardize.Standardizer`); `max_atoms` counts the atoms before that. `watch`
+    is told of each text before RDKit works on it, more than once for a text.
 
     Raises:
         PipelineError: the fast decoder is wrong about a molecule (`fast_path.check`).
     """
-    announce = at if at is not None else _ignore
+    watch = watch or Watch()
+    # The first time in a process it compiles and tests the decoder, which is not a row's fault.
+    fast_path.is_usable()
     known = scaffold_of.cache_info().misses
     reasons: dict[int, str] = {}
     with rdBase.BlockLogs():
-        found = _read(texts, max_atoms, standardizer() if standardize else None, announce, reasons)
+        found = _read(texts, max_atoms, standardizer() if standardize else None, watch, reasons)
         chunk = fast_path.describe_chunk([each.molecule for each in found])
-        scaffolds, described = _describe(found, chunk, announce, reasons)
+        scaffolds, described = _describe(found, chunk, watch, reasons)
     batch = _to_batch(found, [ids[each.index] for each in found], chunk, scaffolds, described)
     is_kept = [scaffold is not None for scaffold in scaffolds]
     kept = list(compress(found, is_kept))
@@ -112,22 +115,18 @@ def reject_batch(source: str, first_row: int, rejects: Sequence[Reject]) -> pa.R
     return pa.RecordBatch.from_arrays(arrays, schema=REJECT_SCHEMA)
 
 
-def _ignore(index: int) -> None:
-    pass
-
-
 def _read(
     texts: Sequence[str],
     max_atoms: int,
     standard: Standardizer | None,
-    announce: Callable[[int], None],
+    watch: Watch,
     reasons: dict[int, str],
 ) -> list[_Found]:
     """The molecules of `texts`, in order; the reasons why a text has none go to `reasons`."""
     found = []
     for index, text in enumerate(texts):
-        announce(index)
         try:
+            watch.at(index)
             first = molecule = canonical_molecule(text, max_atoms)
             if standard is not None:
                 molecule = standard.standardize(first)
@@ -137,11 +136,12 @@ def _read(
             reasons[index] = reject.reason
         except _RDKIT_ERRORS:
             reasons[index] = "rdkit_error"
+    watch.rest()
     return found
 
 
 def _describe(
-    found: list[_Found], chunk: FastChunk, announce: Callable[[int], None], reasons: dict[int, str]
+    found: list[_Found], chunk: FastChunk, watch: Watch, reasons: dict[int, str]
 ) -> tuple[list[ScaffoldIdentity | None], dict[int, Description]]:
     """The scaffold of each molecule; by place in `found` what the reference says of those that `chunk` leaves to it.
 
@@ -151,9 +151,9 @@ def _describe(
     described: dict[int, Description] = {}
     is_exact = chunk.arrays.is_exact.tolist()
     for place, each in enumerate(found):
-        announce(each.index)
         scaffold = None
         try:
+            watch.at(each.index)
             if is_exact[place]:
                 scaffold = chunk.scaffold(place)
                 fast_path.check(each.molecule, each.key, chunk, place)
@@ -165,6 +165,7 @@ def _describe(
         except _RDKIT_ERRORS:
             reasons[each.index] = "rdkit_error"
         scaffolds.append(scaffold)
+    watch.rest()
     return scaffolds, described
 
 

@@ -70,8 +70,7 @@ class MapTask(Task[MapResult]):
         """Encode the chunk."""
         chunk = read_chunk(chunk_file(self.work, self.read_key, self.chunk), self.first_row)
         watch.begin(self.molecule_seconds)
-        encoded = encode_rows(chunk.texts, chunk.ids, self.max_atoms, self.standardize, watch.at)
-        watch.rest()
+        encoded = encode_rows(chunk.texts, chunk.ids, self.max_atoms, self.standardize, watch)
         rows = _distinct(encoded)
         partition = partition_of(rows, self.partitions)
         write_partitions(self.mapped_file, rows, partition, self.partitions)

@@ -7,11 +7,13 @@ import pytest
 from rdkit import Chem
 
 from data_pipeline import encode
+from data_pipeline.chemistry import MoleculeReject
 from data_pipeline.encode import EncodedRows, encode_rows
 from data_pipeline.fast_path import FastChunk
 from data_pipeline.scaffold import scaffold_identity
 from data_pipeline.scaffold_fast import clear_scaffold_memos
 from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_TEXT_LIMIT
+from data_pipeline.watch import Watch
 
 
 def test_kept_and_rejected_rows_are_all_rows() -> None:
@@ -117,12 +119,29 @@ def test_all_kinds_of_text_give_the_same_row() -> None:
     assert others == [row, row]
 
 
-def test_the_caller_hears_of_each_text_before_rdkit_works_on_it() -> None:
-    heard: list[int] = []
+class Recording(Watch):
+    """Remembers what it is told of, and rejects row 2 in the second round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[int | str] = []
+
+    def at(self, index: int) -> None:
+        if index == 2 and 2 in self.heard:
+            raise MoleculeReject("timeout")
+        self.heard.append(index)
+
+    def rest(self) -> None:
+        self.heard.append("rest")
+
+
+def test_the_watch_hears_of_each_text_before_rdkit_works_on_it() -> None:
     texts = ["CCO", "nonsense", "*c1ccccc1", "C1CC1C"]
-    encoded = encode_rows(texts, texts, at=heard.append)
-    assert [reject.index for reject in encoded.rejects] == [1]
-    assert heard == [0, 1, 2, 3, 0, 2, 3]
+    watch = Recording()
+    encoded = encode_rows(texts, texts, watch=watch)
+    assert watch.heard == [0, 1, 2, 3, "rest", 0, 3, "rest"]
+    assert [(reject.index, reject.reason) for reject in encoded.rejects] == [(1, "syntax"), (2, "timeout")]
+    assert encoded.batch.column("source_id").to_pylist() == ["CCO", "C1CC1C"]
 
 
 def test_scaffolds_of_this_call_are_counted() -> None:
