@@ -18,8 +18,8 @@ MINIMUM_MEMORY = 768 << 20
 DEFAULT_MEMORY = 2 << 30
 # What a worker takes before it holds a molecule: libraries, compiled code, the memo of scaffolds.
 _BASE_MEMORY = 448 << 20
-# Copies of a partition that a reduce task holds at its peak: as read, joined, and sorted.
-_COPIES = 4
+# Copies of a partition that a reduce task holds at its peak: as read, joined, sorted, written; and room to err.
+_COPIES = 5
 
 _IN_FLIGHT_PER_WORKER = 3
 

@@ -26,8 +26,10 @@ NCI5K = "nci5k"
 _NCI5K_PATH = os.path.join(RDConfig.RDDataDir, "NCI", "first_5K.smi")
 
 DEFAULT_CHUNK_ROWS = 4096
-# A chunk of absurdly long lines is closed earlier, so that memory stays bounded.
-_CHUNK_CHARACTERS = 16 << 20
+# A chunk of long texts is closed earlier, so that memory stays bounded: encoding takes some 75 bytes for each character
+# of a SMILES. An atom has many more characters in a mol block.
+_CHUNK_CHARACTERS = 4 << 20
+_MOLBLOCK_CHARACTERS = 8
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def read_chunks(
         for text, record_id in records:
             ids.append(storable(record_id) if record_id else str(first_row + len(texts)))
             texts.append(text)
-            characters += len(text) + len(ids[-1])
+            characters += (len(text) // _MOLBLOCK_CHARACTERS if "\n" in text else len(text)) + len(ids[-1])
             if len(texts) == chunk_rows or characters >= _CHUNK_CHARACTERS:
                 yield SourceChunk(first_row, texts, ids)
                 first_row += len(texts)

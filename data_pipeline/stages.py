@@ -55,7 +55,7 @@ from data_pipeline.write_stage import WriteTask, shard_file
 
 # Rows of a chunk, which is what is lost when a worker is killed: few for a small source, so that all workers have some
 # of it; many for a large one, as each chunk leaves a piece in each partition.
-CHUNK_ROWS = (4096, 131_072)
+CHUNK_ROWS = (4096, 65_536)
 _CHUNKS = 512
 # Molecules in a partition, about: what a reduce task of the default memory holds easily.
 PARTITION_ROWS = 1 << 18
