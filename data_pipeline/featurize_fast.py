@@ -204,8 +204,7 @@ def _decode_chunk(
     hydrogens: np.ndarray,
     is_exact: np.ndarray,
 ) -> None:
-    most_atoms = np.max(np.diff(atom_offsets)) if len(is_exact) else 0
-    most_bonds = np.max(np.diff(bond_offsets)) if len(is_exact) else 0
+    most_atoms, most_bonds = longest(atom_offsets), longest(bond_offsets)
     place = np.empty(most_atoms, dtype=np.int32)
     parents = np.empty(most_atoms, dtype=np.int32)
     marks = np.empty(most_atoms, dtype=np.uint8)
@@ -273,6 +272,15 @@ def _decode_chunk(
 
 
 @njit(cache=True)
+def longest(offsets: np.ndarray) -> int:
+    """The largest distance between an offset and the next."""
+    found = 0
+    for index in range(len(offsets) - 1):
+        found = max(found, offsets[index + 1] - offsets[index])
+    return found
+
+
+@njit(cache=True)
 def _int32(data: np.ndarray, at: int) -> int:
     low = np.int64(data[at]) | np.int64(data[at + 1]) << 8 | np.int64(data[at + 2]) << 16
     return low | np.int64(np.int8(data[at + 3])) << 24
@@ -282,7 +290,8 @@ def _int32(data: np.ndarray, at: int) -> int:
 def _read_order(orders: np.ndarray, start: int, stop: int, place: np.ndarray) -> bool:
     """Read "[2,0,1,]" into place: atom 2 is written first, so place[2] = 0. False unless it is a permutation."""
     if start == stop:
-        place[:] = np.arange(len(place))
+        for atom in range(len(place)):
+            place[atom] = atom
         return True
     place[:] = -1
     number, digits, count = 0, 0, 0
@@ -432,7 +441,8 @@ def _write_bonds(
         if own < 0:
             return False
         bond_index[bond, 0], bond_index[bond, 1] = begin, end
-        bond_features[bond] = own_features[own]
+        for feature in range(bond_features.shape[1]):
+            bond_features[bond, feature] = own_features[own, feature]
     return True
 
 

@@ -93,9 +93,13 @@ def _skeleton_of_text(smiles: np.ndarray) -> np.ndarray:
 def _skeleton_of_bonds(num_atoms: int, bonds: np.ndarray) -> np.ndarray:
     """The code of a graph of carbons and single bonds: uint8."""
     degree = np.zeros(num_atoms, dtype=np.int32)
-    for atom in bonds.flat:
-        degree[atom] += 1
-    neighbors = np.empty((num_atoms, np.max(degree) if num_atoms else 0), dtype=np.int32)
+    for bond in range(len(bonds)):
+        degree[bonds[bond, 0]] += 1
+        degree[bonds[bond, 1]] += 1
+    largest = 0
+    for atom in range(num_atoms):
+        largest = max(largest, degree[atom])
+    neighbors = np.empty((num_atoms, largest), dtype=np.int32)
     degree[:] = 0
     for bond in range(len(bonds)):
         for side in range(2):
@@ -105,5 +109,5 @@ def _skeleton_of_bonds(num_atoms: int, bonds: np.ndarray) -> np.ndarray:
     labels = np.full(num_atoms, atom_label(_CARBON, 0, 0, False, True), dtype=np.uint32)
     kinds = np.zeros(neighbors.shape, dtype=np.uint8)
     code = np.empty(VERTEX_BYTES * num_atoms + EDGE_BYTES * len(bonds), dtype=np.uint8)
-    write_code(labels, degree, neighbors, kinds, code, 0)
+    write_code(labels, degree, neighbors, kinds, code, np.int64(0))  # a literal would be compiled for
     return code

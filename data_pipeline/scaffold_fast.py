@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from data_pipeline.code_smiles import CHARGE_OFFSET, atom_label, code_smiles
-from data_pipeline.featurize_fast import MAX_DEGREE, ChunkArrays
+from data_pipeline.featurize_fast import MAX_DEGREE, ChunkArrays, longest
 from data_pipeline.graph_code import EDGE_BYTES, VERTEX_BYTES, write_code
 from data_pipeline.scaffold import MEMO_SIZE, ScaffoldIdentity, scaffold_identity, skeleton_smiles
 
@@ -74,7 +74,7 @@ def _write_codes(
     codes: np.ndarray,
     ends: np.ndarray,
 ) -> None:
-    most_atoms = np.max(np.diff(atom_offsets)) if len(is_exact) else 0
+    most_atoms = longest(atom_offsets)
     neighbors = np.empty((most_atoms, MAX_DEGREE), dtype=np.int32)
     kinds = np.empty((most_atoms, MAX_DEGREE), dtype=np.uint8)
     degree = np.empty(most_atoms, dtype=np.int32)

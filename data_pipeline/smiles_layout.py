@@ -111,7 +111,7 @@ def read_layout(
                     return -1, -1
                 bond_ends[bonds, 0] = previous
                 bond_ends[bonds, 1] = atoms
-                written_at[bonds] = position
+                written_at[bonds, 0] = written_at[bonds, 1] = position
                 bonds += 1
             previous = atoms
             atoms += 1
@@ -127,7 +127,7 @@ def read_bonds(text: np.ndarray) -> tuple[int, np.ndarray]:
     bond_ends = np.empty((size, 2), dtype=np.int32)
     atoms, bonds = read_layout(
         text,
-        0,
+        np.int64(0),  # a literal would be compiled for
         size,
         np.empty(size, dtype=np.int32),
         np.empty(size, dtype=np.uint8),
@@ -148,7 +148,18 @@ def _append_closures(
     closures: int,
 ) -> None:
     """Put the closures after the first `bonds` rows of bond_ends and written_at, ascending by number, else in order."""
-    order = np.argsort(closure_number[:closures], kind="mergesort")
     for index in range(closures):
-        bond_ends[bonds + index] = closure_ends[order[index], :2]
-        written_at[bonds + index] = closure_ends[order[index], 2:]
+        # An insertion sort, cell by cell: sorts and copies of NumPy's take numba seconds to compile.
+        place = index
+        while place > 0 and closure_number[place - 1] > closure_number[index]:
+            place -= 1
+        number = closure_number[index]
+        for row in range(index, place, -1):
+            closure_number[row] = closure_number[row - 1]
+            for side in range(2):
+                bond_ends[bonds + row, side] = bond_ends[bonds + row - 1, side]
+                written_at[bonds + row, side] = written_at[bonds + row - 1, side]
+        closure_number[place] = number
+        for side in range(2):
+            bond_ends[bonds + place, side] = closure_ends[index, side]
+            written_at[bonds + place, side] = closure_ends[index, 2 + side]
