@@ -1,5 +1,6 @@
 """One text (SMILES, InChI or mol block) -> a sanitised molecule and its canonical SMILES, or a named reason why not."""
 
+import re
 from typing import NamedTuple
 
 from rdkit import Chem
@@ -9,6 +10,8 @@ MAX_TEXT_LENGTH = 10_000
 MAX_MOLBLOCK_LENGTH = 1_000_000
 
 _INCHI_PREFIX = "InChI="
+_CENTRE = re.compile("@+")
+_UNUSUAL_CHARGE = re.compile(r"[+-]\d")
 
 # The closed set of reasons a row is rejected for.
 REJECT_REASONS = {
@@ -57,7 +60,8 @@ class CanonicalMolecule(NamedTuple):
 def canonical_molecule(text: str, max_atoms: int) -> CanonicalMolecule:
     """The molecule of a SMILES, an InChI, or a mol block (any text of several lines).
 
-    A SMILES gives the molecule that was parsed from it. The others give the one reread from the canonical SMILES, which
+    A SMILES gives the molecule that was parsed from it, if that is surely the one that its canonical SMILES gives. The
+    others give the one reread from the canonical SMILES, which
     cannot say all that they can: bonds of unknown stereo, for example. RDKit logs what it refuses; hold a
     `rdBase.BlockLogs` around many calls.
 
@@ -75,7 +79,21 @@ def canonical_molecule(text: str, max_atoms: int) -> CanonicalMolecule:
     if text.startswith(_INCHI_PREFIX):
         return reread(Chem.MolToSmiles(_from_inchi(text, max_atoms)))
     mol = _from_smiles(text, max_atoms)
-    return CanonicalMolecule(Chem.MolToSmiles(mol), mol, is_reread=False)
+    smiles = Chem.MolToSmiles(mol)
+    if _may_read_otherwise(text, smiles):
+        return reread(smiles)
+    return CanonicalMolecule(smiles, mol, is_reread=False)
+
+
+def _may_read_otherwise(text: str, smiles: str) -> bool:
+    """Whether the molecule of `smiles` may not be the one of `text`, which wrote it, or none at all.
+
+    A mark of stereo that turns out to mean nothing is dropped, but the hybridisation of its atom stays that of a centre.
+    RDKit may write, but not read, what has unusual charges.
+    """
+    return ("@" in text and len(_CENTRE.findall(text)) != len(_CENTRE.findall(smiles))) or (
+        _UNUSUAL_CHARGE.search(smiles) is not None
+    )
 
 
 def reread(smiles: str) -> CanonicalMolecule:

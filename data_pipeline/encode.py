@@ -1,5 +1,6 @@
 """Texts -> rows of a dataset, and the rejects."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -20,6 +21,8 @@ from data_pipeline.scaffold_fast import scaffold_of
 from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_SCHEMA, REJECT_TEXT_LIMIT, storable
 from data_pipeline.standardize import Standardizer, standardizer
 from data_pipeline.watch import Watch
+
+_log = logging.getLogger(__name__)
 
 # What RDKit raises for a broken invariant; one molecule must not stop a run.
 _RDKIT_ERRORS = (RuntimeError, ValueError, LookupError, OverflowError)
@@ -74,9 +77,6 @@ def encode_rows(
     The result depends on each text alone, not on the texts around it. Duplicates are kept. `standardize`: encode the
     standard form of each molecule (`standardize.Standardizer`); `max_atoms` counts the atoms before that. `watch`
     is told of each text before RDKit works on it, more than once for a text.
-
-    Raises:
-        PipelineError: the fast decoder is wrong about a molecule (`fast_path.check`).
     """
     watch = watch or Watch()
     # The first time in a process it compiles and tests the decoder, which is not a row's fault.
@@ -86,7 +86,13 @@ def encode_rows(
     with rdBase.BlockLogs():
         found = _read(texts, max_atoms, standardizer() if standardize else None, watch, reasons)
         chunk = fast_path.describe_chunk([each.molecule for each in found])
-        scaffolds, described = _describe(found, chunk, watch, reasons)
+        try:
+            scaffolds, described = _describe(found, chunk, watch, reasons)
+        except fast_path.WrongDecoder as wrong:
+            # Which others it is wrong about is not known, so all of these molecules go the slow way.
+            _log.warning("%s; it and the %d molecules around it are encoded the slow way", wrong, len(found))
+            chunk = fast_path.unknown(len(found))
+            scaffolds, described = _describe(found, chunk, watch, reasons)
     batch = _to_batch(found, [ids[each.index] for each in found], chunk, scaffolds, described)
     is_kept = [scaffold is not None for scaffold in scaffolds]
     kept = list(compress(found, is_kept))

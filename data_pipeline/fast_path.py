@@ -13,7 +13,6 @@ import numpy as np
 from rdkit import Chem, rdBase
 
 from data_pipeline.chemistry import CanonicalMolecule, MoleculeReject, reread
-from data_pipeline.errors import PipelineError
 from data_pipeline.featurize_fast import ChunkArrays, WrittenMolecule, featurize_chunk, unknown_chunk, written
 from data_pipeline.reference import Description, describe
 from data_pipeline.scaffold import ScaffoldIdentity, scaffold_identity
@@ -35,7 +34,7 @@ _SELF_TEST = (
         "CS(C)(=O)=O",
     ),
     *("F/C=C/F", "C/C=C\\C=C\\C", "O[C@H]1CC[C@@H](N)CC1", "C[C@]12CC[C@H](O)C[C@@H]1CC[C@@H]2O", "[Na+].[Cl-]"),
-    *("C[S@](=O)c1ccccc1", "FS(F)(F)(F)(F)c1ccccc1", "FP(F)(F)(F)F", "C[Si](C)(C)C#CBr", "OB(O)c1ccsc1I", "c1c[nH]cn1"),
+    *("FS(F)(F)(F)(F)c1ccccc1", "FP(F)(F)(F)F", "C[Si](C)(C)C#CBr", "OB(O)c1ccsc1I", "c1c[nH]cn1"),
     *("Cn1cnc2c1c(=O)n(C)c(=O)n2C", "C[n+]1ccccc1-c1cccc2ccccc12", "C[NH+]1CCN(Cc2ccccc2)CC1", "C1CC2CCC1C2"),
     *(
         "CN=C1CCCCC1=NO",
@@ -51,6 +50,10 @@ _SELF_TEST = (
 _SAMPLED = 0
 
 _log = logging.getLogger(__name__)
+
+
+class WrongDecoder(Exception):  # noqa: N818 - a finding, which is dealt with
+    """The fast decoder is wrong about a molecule."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ def describe_chunk(molecules: Sequence[WrittenMolecule]) -> FastChunk:
     return _decoded(featurize_chunk(molecules) if is_usable() else unknown_chunk(len(molecules)))
 
 
+def unknown(count: int) -> FastChunk:
+    """A chunk of `count` molecules that are all left to the reference."""
+    return _decoded(unknown_chunk(count))
+
+
 def _decoded(arrays: ChunkArrays) -> FastChunk:
     return FastChunk(arrays, *scaffold_codes(arrays))
 
@@ -85,7 +93,7 @@ def check(molecule: WrittenMolecule, key: bytes, chunk: FastChunk, index: int) -
     """Compare an exact molecule of a chunk with the reference, if its key says that it is in the sample.
 
     Raises:
-        PipelineError: they differ.
+        WrongDecoder: they differ.
     """
     if key[0] != _SAMPLED:
         return
@@ -94,9 +102,9 @@ def check(molecule: WrittenMolecule, key: bytes, chunk: FastChunk, index: int) -
     except MoleculeReject:
         agrees = False
     if not agrees:
-        raise PipelineError(
-            f"the fast decoder encodes {molecule.smiles} otherwise than RDKit {rdBase.rdkitVersion} does;"
-            f" set {FEATURIZE_VARIABLE}=reference for the slow but certain way, and report this SMILES"
+        raise WrongDecoder(
+            f"the fast decoder encodes {molecule.smiles} otherwise than RDKit {rdBase.rdkitVersion} does; "
+            "please report this SMILES"
         )
 
 

@@ -8,7 +8,7 @@ may write the stereo centres of a ring all inverted, where that is the same mole
 RDKit does not document its binary format. Whether this file still understands it is for `self_test` to say; what it
 does not understand in a single molecule is flagged, and `featurize` has to do that molecule:
 dummy atoms, hydrogen atoms, radicals, atom maps, query atoms, residue information; bonds other than single, double,
-triple, aromatic; stereo beyond tetrahedral centres and Z/E double bonds.
+triple, aromatic; stereo beyond centres of four neighbours and Z/E double bonds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,6 +60,7 @@ _UNKNOWN = 255
 _CLOCKWISE, _COUNTERCLOCKWISE = int(Chem.ChiralType.CHI_TETRAHEDRAL_CW), int(Chem.ChiralType.CHI_TETRAHEDRAL_CCW)
 _SP3, _SINGLE = int(Chem.HybridizationType.SP3), int(Chem.BondType.SINGLE)
 MAX_DEGREE = 16
+_CENTRE_NEIGHBORS = 4
 _CHARGE_LIMIT = 5
 _DEGREE_MISC, _HYDROGENS_MISC = ATOM_FEATURE_SIZES[2] - 1, ATOM_FEATURE_SIZES[4] - 1
 _ELEMENTS = ATOM_FEATURE_SIZES[0] - 1
@@ -477,6 +478,9 @@ def _write_chirality(
                     for before in range(count):
                         swaps += position[before] > position[count]
                     count += 1
+        if count + hydrogens[atom] != _CENTRE_NEIGHBORS:
+            # RDKit reads the marks of nitrogen, phosphorus, sulfur with a lone pair by rules of its own.
+            return False
         is_clockwise = (marks[atom] == 2) != (swaps % 2 == 1)
         features[atom, 1] = _CLOCKWISE if is_clockwise else _COUNTERCLOCKWISE
     return True
