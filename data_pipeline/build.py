@@ -54,10 +54,11 @@ def prepare(
         if append:
             raise UsageError(f"--append: {out} is a URL; append to a copy on this machine and upload that")
         plan = Plan.make(sources, exclude, options)
-        return _prepare_at_url(plan, out, Path(staging or DEFAULT_STAGING), resources, report, overwrite)
+        return _prepare_at_url(plan, out, Path(staging or DEFAULT_STAGING).absolute(), resources, report, overwrite)
     if staging is not None:
         raise UsageError(f"--staging is {staging}, but --out is a folder, in which a dataset is built; leave it out")
-    out = Path(out)
+    # Workers elsewhere may be in another folder.
+    out = Path(out).absolute()
     with _named_errors(out, append):
         check_writable(out)
         existing = Existing.load(out, dataclasses.asdict(options)) if append else None
@@ -94,6 +95,8 @@ def _prepare_at_url(
     with _named_errors(folder, append=False):
         result = _prepare_in_folder(plan, folder, resources, report, overwrite=False)
     upload(folder, url)
+    # First what makes it a dataset, should a kill come in between.
+    (folder / MANIFEST_FILE).unlink()
     shutil.rmtree(folder)
     return dataclasses.replace(result, counts=result.manifest.counts)
 

@@ -88,8 +88,8 @@ def canonical_molecule(text: str, max_atoms: int) -> CanonicalMolecule:
 def _may_read_otherwise(text: str, smiles: str) -> bool:
     """Whether the molecule of `smiles` may not be the one of `text`, which wrote it, or none at all.
 
-    A mark of stereo that turns out to mean nothing is dropped, but the hybridisation of its atom stays that of a centre.
-    RDKit may write, but not read, what has unusual charges.
+    A mark of stereo that turns out to mean nothing is dropped, but the hybridisation of its atom stays that of a
+    centre. RDKit may write, but not read, what has unusual charges.
     """
     return ("@" in text and len(_CENTRE.findall(text)) != len(_CENTRE.findall(smiles))) or (
         _UNUSUAL_CHARGE.search(smiles) is not None

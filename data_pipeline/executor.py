@@ -1,5 +1,6 @@
 """Who does the tasks: a child process, several in a Dask cluster on this machine, or a Dask cluster elsewhere."""
 
+import asyncio
 import logging
 import os
 from collections import deque
@@ -20,6 +21,8 @@ DEFAULT_MEMORY = 2 << 30
 _BASE_MEMORY = 448 << 20
 # Copies of a partition that a reduce task holds at its peak: as read, joined, sorted, written; and room to err.
 _COPIES = 5
+# Arrow's list columns count their values in 31 bits; most molecules have 9 values in one for each 22 bytes.
+_LARGEST_BUDGET = 2 << 30
 
 _IN_FLIGHT_PER_WORKER = 3
 
@@ -47,7 +50,7 @@ class Resources:
     @property
     def budget(self) -> int:
         """Bytes of molecules that one reduce task may be given."""
-        return (self.memory - _BASE_MEMORY) // _COPIES
+        return min((self.memory - _BASE_MEMORY) // _COPIES, _LARGEST_BUDGET)
 
 
 @dataclass
@@ -136,7 +139,8 @@ def _dask_client(resources: Resources, work: str) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
     # What goes wrong is raised here; Dask would tell of it a second time, at length.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     settings = {"distributed.comm.timeouts.connect": "5s", "distributed.admin.tick.limit": "1h"}
     with dask.config.set(settings):
         if resources.scheduler is not None:
@@ -167,7 +171,12 @@ def _dask_client(resources: Resources, work: str) -> Iterator[Any]:
 
 
 def _check_workers(client: Any, scheduler: str, work: str) -> None:
-    client.wait_for_workers(1, timeout=60)
+    try:
+        client.wait_for_workers(1, timeout=60)
+    except (TimeoutError, asyncio.TimeoutError) as error:
+        raise UsageError(
+            f"--scheduler {scheduler}: it has no workers; start some with `dask worker {scheduler} --nthreads 1`"
+        ) from error
     marker = os.path.join(work, "marker")
     open(marker, "w").close()
     for address, (version, sees) in client.run(_worker_state, marker).items():

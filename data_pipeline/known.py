@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 from data_pipeline.errors import PipelineError
 from data_pipeline.keys import is_first
 from data_pipeline.partitions import concatenate, partition_of, write_partitions
+from data_pipeline.ranges import KEY_COLUMNS
 from data_pipeline.scaffold import ACYCLIC_KEY
 from data_pipeline.schema import MOLECULE_SCHEMA, SCAFFOLD_SCHEMA
 from data_pipeline.statistics import SplitStatistics
 from data_pipeline.task import Task, work_file
 from data_pipeline.watch import Watch
 
-KNOWN_SCHEMA = pa.schema([MOLECULE_SCHEMA.field(name) for name in ("mol_key", "scaffold_key")])
+KNOWN_SCHEMA = pa.schema([MOLECULE_SCHEMA.field(name) for name in KEY_COLUMNS])
 
 
 @dataclass(frozen=True)

@@ -93,15 +93,20 @@ def work_folder(out: Path) -> Iterator[WorkFolder]:
 
 def remove_leftovers(out: Path) -> None:
     """Remove the work folder of a run that was killed after its dataset was in place."""
-    work = out / WORK_FOLDER
-    for file in work.glob("publication-*"):
-        if Publication.load(work, file.name.removeprefix("publication-")) is None:
-            _remove_work(out)
-            return
+    path = out / WORK_FOLDER
+    publications = [file.name.removeprefix("publication-") for file in path.glob("publication-*")]
+    if any(Publication.load(path, key) is None for key in publications):
+        with work_folder(out) as work:
+            work.keep = False
 
 
 def _remove_work(out: Path) -> None:
-    shutil.rmtree(out / WORK_FOLDER)
+    # What tells that it may be removed goes last, should a kill come in between.
+    path = out / WORK_FOLDER
+    for entry in path.iterdir():
+        if not entry.name.startswith("publication-"):
+            _remove(entry)
+    shutil.rmtree(path)
     if not any(out.iterdir()):
         out.rmdir()
 
@@ -121,6 +126,7 @@ class Publication(Generic[Result]):
 
     def save(self, work: Path) -> None:
         """From now on, a run that is killed is mended by `publish` alone."""
+        _removed_file(work, self.key).unlink(missing_ok=True)
         with atomically(_publication_file(work, self.key)) as temporary:
             Path(temporary).write_bytes(pickle.dumps(self))
 
@@ -136,7 +142,7 @@ class Publication(Generic[Result]):
 
     def publish(self, work: Path, out: Path) -> None:
         """Move the dataset into `out`. The same again finishes what a kill has interrupted."""
-        removed = Path(work_file(str(work), "removed", self.key))
+        removed = _removed_file(work, self.key)
         if not removed.exists():
             for name in self.remove:
                 _remove(out / name)
@@ -158,6 +164,10 @@ def stray_shards(out: Path, manifest: Manifest) -> list[str]:
     listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
     files = [f"{split}/{path.name}" for split in SPLITS for path in sorted((out / split).glob("data-*.arrow"))]
     return [file for file in files if file not in listed]
+
+
+def _removed_file(work: Path, key: str) -> Path:
+    return Path(work_file(str(work), "removed", key))
 
 
 def _publication_file(work: Path, key: str) -> str:

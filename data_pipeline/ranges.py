@@ -24,6 +24,7 @@ CELL_ROWS = 1 << 16
 _ROW_BYTES = 200
 _ATOM_BYTES = 22
 KNOWN_ROW_BYTES = 24
+KEY_COLUMNS = ("mol_key", "scaffold_key")
 
 _KEY_BITS = 64
 
@@ -97,7 +98,9 @@ class CutTask(Task[Cut]):
     def run(self, watch: Watch) -> Cut:
         """Cut the partition, by the keys and sizes of its rows."""
         mapped = _scaffolds(read_partition(read_listing(self.inputs.mapped), self.partition))
-        known = _scaffolds(read_partition(read_listing(self.inputs.known), self.partition))
+        # Of known and excluded molecules a reduce task holds the keys alone.
+        held = [*read_listing(self.inputs.known), *read_listing(self.inputs.excluded)]
+        known = _scaffolds(batch.select(KEY_COLUMNS) for batch in read_partition(held, self.partition))
         bits = cell_bits(mapped.rows, self.cell_rows)
         bits[mapped.keys == ACYCLIC_KEY] = 0
         several = bits > 0

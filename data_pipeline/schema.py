@@ -25,6 +25,8 @@ BOND_FEATURE_SIZES = (5, 6, 2)
 
 # Longest text kept in rejects.parquet, in characters.
 REJECT_TEXT_LIMIT = 1000
+# Longest source_id, in characters of the source; the rest is cut off.
+ID_LIMIT = 256
 
 
 def _field(name: str, dtype: pa.DataType, unit: str, meaning: str) -> pa.Field:

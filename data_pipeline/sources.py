@@ -16,7 +16,7 @@ from data_pipeline.formats import HEAD_BYTES, SYNTH, check_format, detect_format
 from data_pipeline.keys import digest128
 from data_pipeline.locate import Location, locate
 from data_pipeline.provenance import licence_note
-from data_pipeline.schema import storable
+from data_pipeline.schema import ID_LIMIT, storable
 from data_pipeline.sdf import open_sdf
 from data_pipeline.streams import file_name, read_head, size_and_checksum, size_of, without_secrets
 from data_pipeline.synth import is_synth, parse_synth, synthesize
@@ -108,7 +108,7 @@ def read_chunks(
         characters = 0
         first_row = 0
         for text, record_id in records:
-            ids.append(storable(record_id) if record_id else str(first_row + len(texts)))
+            ids.append(storable(record_id[:ID_LIMIT]) if record_id else str(first_row + len(texts)))
             texts.append(text)
             characters += (len(text) // _MOLBLOCK_CHARACTERS if "\n" in text else len(text)) + len(ids[-1])
             if len(texts) == chunk_rows or characters >= _CHUNK_CHARACTERS:

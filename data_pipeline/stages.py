@@ -164,7 +164,7 @@ class Build:
         """Build the dataset; of an append, all but the shards that are there already."""
         chunks = self._read(self._plan.sources)
         excluded_chunks = self._read(self._plan.exclude)
-        self._partitions = self._partition_count(chunks)
+        self._partitions = self._partition_count(chunks, excluded_chunks)
         mapped = self._map("map", chunks)
         excluded = self._map("exclude", excluded_chunks)
         known, statistics = self._index()
@@ -193,11 +193,11 @@ class Build:
             self._report("read", len(chunks), len(tasks))
         return chunks
 
-    def _partition_count(self, chunks: list[_Chunks]) -> int:
+    def _partition_count(self, chunks: list[_Chunks], excluded: list[_Chunks]) -> int:
         """So many that one fits in memory; a power of two, so that a source more seldom changes it."""
         rows = sum(sum(source.rows) for source in chunks) / PARTITION_ROWS
-        known = self._existing.rows / PARTITION_KNOWN_ROWS if self._existing else 0
-        return _power_of_two(math.ceil(max(rows, known, 1)))
+        keys = sum(sum(source.rows) for source in excluded) + (self._existing.rows if self._existing else 0)
+        return _power_of_two(math.ceil(max(rows, keys / PARTITION_KNOWN_ROWS, 1)))
 
     def _map(self, stage: str, chunks: list[_Chunks]) -> _Mapped:
         tasks = [(index, task) for index, source in enumerate(chunks) for task in self._map_tasks(source)]
@@ -233,7 +233,7 @@ class Build:
 
     def _reduce(self, mapped: _Mapped, excluded: _Mapped, known: list[str]) -> _Reduced:
         inputs = Inputs(*(write_listing(self._work, files) for files in (mapped.files, known, excluded.files)))
-        tasks = self._reduce_tasks(mapped, inputs)
+        tasks = self._reduce_tasks(mapped, excluded, inputs)
         reduced = _Reduced(tasks, 0, 0, {split: SplitStatistics() for split in SPLITS})
         for done, result in enumerate(self._executor.run(tasks), start=1):
             reduced.duplicates += result.duplicates
@@ -243,10 +243,11 @@ class Build:
             self._report("reduce", done, len(tasks))
         return reduced
 
-    def _reduce_tasks(self, mapped: _Mapped, inputs: Inputs) -> list[ReduceTask]:
+    def _reduce_tasks(self, mapped: _Mapped, excluded: _Mapped, inputs: Inputs) -> list[ReduceTask]:
         """A task for each partition, or several where it is too large."""
         known_rows = self._existing.rows / self._partitions if self._existing else 0
-        sizes = mapped_bytes(mapped.partition_rows, mapped.partition_atoms) + known_rows * KNOWN_ROW_BYTES
+        keys = excluded.partition_rows + known_rows
+        sizes = mapped_bytes(mapped.partition_rows, mapped.partition_atoms) + keys * KNOWN_ROW_BYTES
         too_large = np.flatnonzero(sizes > self._budget).tolist()
         cut_tasks = [
             CutTask(self._work, inputs, index, self._partitions, self._budget, CELL_ROWS) for index in too_large

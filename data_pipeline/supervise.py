@@ -13,18 +13,21 @@ import sys
 import tempfile
 from collections import Counter
 from multiprocessing.connection import Pipe
+from pathlib import Path
 from typing import Any, TypeVar
 
 from data_pipeline.errors import PipelineError
-from data_pipeline.task import Task
+from data_pipeline.task import Task, code_version
 from data_pipeline.watch import NO_ROW, TIME_IS_UP
 
 Result = TypeVar("Result")
 
 _logger = logging.getLogger(__name__)
 
-# A row that ended the process so often is rejected. Once may be a kill from outside.
+# A row that ended the process so often is rejected; the machine may have been at fault once, and a kill comes from
+# outside, unless it comes again and again, for memory.
 _CRASHES_OF_A_ROW = 2
+_KILLS_OF_A_ROW = 5
 # So often may the process be killed while it works on no row in particular.
 _DEATHS_OF_A_TASK = 3
 
@@ -34,29 +37,30 @@ _idle: list["_Child"] = []
 def supervised(task: Task[Result]) -> Result:
     """`task.perform` in a child process, again and again while the process dies of a row or is killed.
 
-    A row that uses up its time is rejected as `timeout`, one that ends the process twice as `crash`.
+    A row that uses up its time is rejected as `timeout`, one that ends the process again and again as `crash`.
 
     Raises:
         PipelineError: the child dies without a row being to blame. An error of the task comes through as it is.
     """
     rejected: dict[int, str] = {}
-    deaths: Counter[int] = Counter()
+    deaths: Counter[tuple[int, int]] = Counter()
     while True:
         child = _take_child()
         try:
             done, value = child.ask(task, rejected)
         except (EOFError, ConnectionError):
-            row, exit_code = child.post_mortem()
-            deaths[row] += 1
-            if row != NO_ROW and exit_code == -TIME_IS_UP:
+            row, exit_code = death = child.post_mortem()
+            deaths[death] += 1
+            if row == NO_ROW:
+                if deaths[death] == _DEATHS_OF_A_TASK:
+                    raise PipelineError(
+                        f"{task}: the worker process ended {_DEATHS_OF_A_TASK} times ({_cause(exit_code)}); run again "
+                        "with fewer --workers or a smaller --memory; what is done is kept"
+                    ) from None
+            elif exit_code == -TIME_IS_UP:
                 rejected[row] = "timeout"
-            elif row != NO_ROW and deaths[row] == _CRASHES_OF_A_ROW:
+            elif deaths[death] == (_KILLS_OF_A_ROW if exit_code == -signal.SIGKILL else _CRASHES_OF_A_ROW):
                 rejected[row] = "crash"
-            elif row == NO_ROW and deaths[row] == _DEATHS_OF_A_TASK:
-                raise PipelineError(
-                    f"{task}: the worker process ended {_DEATHS_OF_A_TASK} times ({_cause(exit_code)}); run again with "
-                    "fewer --workers or a smaller --memory; what is done is kept"
-                ) from None
             _logger.warning("%s: a worker process ended at row %d (%s); again", task, row, _cause(exit_code))
             continue
         except BaseException:
@@ -88,6 +92,11 @@ def _cause(exit_code: int) -> str:
     return signal.Signals(-exit_code).name + hint
 
 
+def _compiled_code() -> dict[str, str]:
+    """Where numba keeps what it compiles: it does not notice a change of a function in another file."""
+    return {"NUMBA_CACHE_DIR": str(Path.home() / ".cache" / "hmoe_ds" / "numba" / code_version())}
+
+
 class _Child:
     """A process that performs tasks (`data_pipeline.child`)."""
 
@@ -104,7 +113,11 @@ class _Child:
                 [sys.executable, "-m", "data_pipeline.child", *map(str, fds)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=fds,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+                env={
+                    **_compiled_code(),
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+                },
             )
         theirs.close()
         os.close(parent_gone)

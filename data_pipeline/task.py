@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numba
 import numpy as np
 import pyarrow as pa
 import rdkit
@@ -61,7 +62,7 @@ def code_version() -> str:
     """A checksum of this package's code and the versions of the libraries that decide what it writes."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     code = digest(*(path.read_bytes() for path in files))
-    return digest(code, rdkit.__version__, pa.__version__, np.__version__)
+    return digest(code, rdkit.__version__, pa.__version__, np.__version__, numba.__version__)
 
 
 def perform(task: Task[Result], watch: Watch) -> Result:
@@ -76,7 +77,8 @@ def recorded_result(task: Task[Result]) -> Result | None:
     """The result of a task that is done and whose files are there; None when there is something to do."""
     try:
         result = pickle.loads(Path(_record_file(task)).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, EOFError, pickle.UnpicklingError):
+        # Damaged by a crash of the machine, in the latter cases.
         return None
     return result if all(map(os.path.exists, task.outputs(result))) else None
 

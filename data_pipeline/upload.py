@@ -10,6 +10,8 @@ from data_pipeline.task import atomically
 
 # Files that were uploaded already, a line of "checksum name" each.
 _UPLOADED_FILE = ".hmoe_uploaded"
+# At the URL, while a dataset is uploaded: which one, by the name of the folder it comes from.
+_MARKER = ".hmoe_upload"
 
 
 def holds_dataset(url: str) -> bool:
@@ -43,11 +45,13 @@ def upload(folder: Path, url: str) -> None:
         old = []
     new = _all_files(manifest)
     try:
+        _mark(folder, filesystem, path)
         if filesystem.exists(join_url(path, MANIFEST_FILE)):
             filesystem.rm_file(join_url(path, MANIFEST_FILE))
         _copy(folder, new, filesystem, path)
         for file in {record.file for record in old} - {record.file for record in new}:
             filesystem.rm_file(join_url(path, file))
+        filesystem.rm_file(join_url(path, _MARKER))
         _put(folder, MANIFEST_FILE, filesystem, path)
     except Exception as error:  # storage libraries share no base class
         raise _failed(url, error) from error
@@ -55,6 +59,15 @@ def upload(folder: Path, url: str) -> None:
 
 def _all_files(manifest: Manifest) -> list[FileRecord]:
     return [*(shard for split in manifest.splits.values() for shard in split.shards), *manifest.files]
+
+
+def _mark(folder: Path, filesystem: Any, path: str) -> None:
+    """Claim the URL. What was uploaded before counts only if no other dataset has claimed it since."""
+    marker = join_url(path, _MARKER)
+    if not filesystem.exists(marker) or filesystem.cat_file(marker) != folder.name.encode():
+        (folder / _UPLOADED_FILE).unlink(missing_ok=True)
+        filesystem.makedirs(path, exist_ok=True)
+        filesystem.pipe_file(marker, folder.name.encode())
 
 
 def _copy(folder: Path, records: list[FileRecord], filesystem: Any, path: str) -> None:

@@ -102,6 +102,23 @@ def test_killed_again_and_again(sources: list[str], expected: dict[str, bytes], 
     assert contents(out) == expected
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("moment", ["publication-*", "removed-*", "manifest"])
+def test_killed_while_the_dataset_is_moved(
+    moment: str, sources: list[str], expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start(sources, out)
+    if moment == "manifest":
+        wait_until((out / "manifest.json").exists, process)
+    else:
+        wait_until(lambda: any((out / ".hmoe_prepare").glob(moment)), process)
+    process.kill()
+    process.communicate()
+    finish(start(sources, out))
+    assert contents(out) == expected
+
+
 @pytest.mark.timeout(120)
 def test_killed_worker_processes(sources: list[str], expected: dict[str, bytes], tmp_path: Path) -> None:
     """The run itself goes on."""

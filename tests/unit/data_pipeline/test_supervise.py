@@ -18,8 +18,8 @@ from tests.unit.data_pipeline.small_tasks import Die, Rows, Spin, Square
 
 
 def test_a_row_that_hangs_or_crashes_is_rejected_and_the_others_are_done(tmp_path: Path) -> None:
-    task = Rows(str(tmp_path), ("a", "spin", "b", "segfault", "killed once", "spin", "c"))
-    assert supervised(task) == ["a", "timeout", "b", "crash", "killed once", "timeout", "c"]
+    task = Rows(str(tmp_path), ("a", "spin", "b", "segfault", "killed 4 times", "killed 99 times", "spin", "c"))
+    assert supervised(task) == ["a", "timeout", "b", "crash", "killed 4 times", "crash", "timeout", "c"]
 
 
 def test_a_kill_from_outside_costs_nothing_but_time(tmp_path: Path) -> None:

@@ -117,6 +117,26 @@ def test_an_interrupted_upload_goes_on(
     assert objects(memory, "/store/zinc") == local
 
 
+def test_an_upload_that_another_dataset_came_between_begins_anew(
+    source: str, local: dict[str, bytes], memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_file = type(memory).put_file
+
+    def fail_at_the_end(self, path: str, target: str, **options: object) -> None:
+        if target.endswith("manifest.json"):
+            raise ConnectionError("gone")
+        put_file(self, path, target, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "put_file", fail_at_the_end)
+        with pytest.raises(PipelineError, match="gone"):
+            prepare([source], URL, OPTIONS, staging=tmp_path / "staging")
+    prepare([source], URL, PrepareOptions(validation_fraction=0.5, shard_rows=5), staging=tmp_path / "staging")
+    prepare([source], URL, OPTIONS, staging=tmp_path / "staging", overwrite=True)
+    assert objects(memory, "/store/zinc") == local
+    assert verify(URL) == []
+
+
 def test_from_s3_to_s3(source: str, local: dict[str, bytes], s3, tmp_path: Path) -> None:
     s3.put_file(source, "molecules/raw/a.smi")
     prepare(["s3://molecules/raw/*.smi"], "s3://molecules/zinc", OPTIONS, staging=tmp_path / "staging")
