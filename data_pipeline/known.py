@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import PipelineError
-from data_pipeline.keys import is_first
+from data_pipeline.keys import file_checksum, is_first
 from data_pipeline.partitions import concatenate, partition_of, write_partitions
 from data_pipeline.ranges import KEY_COLUMNS
 from data_pipeline.scaffold import ACYCLIC_KEY
@@ -48,7 +48,13 @@ class IndexTask(Task[SplitStatistics]):
         return [self.known_file]
 
     def run(self, watch: Watch) -> SplitStatistics:
-        """Index the shard."""
+        """Index the shard.
+
+        Raises:
+            PipelineError: its content is not what was written.
+        """
+        if file_checksum(self.path) != self.blake2b:
+            raise PipelineError(f"{self.path}: the content is not what was written (checksum differs); copy it again")
         with pa.memory_map(self.path) as source:
             batch = pa.ipc.open_stream(source).read_next_batch()
             partition = partition_of(batch, self.partitions)

@@ -19,6 +19,8 @@ from data_pipeline.task import atomically, digest, work_file
 # A molecule and its scaffold. The order of the rows, over all files, is the order of reading.
 MAPPED_SCHEMA = MOLECULE_SCHEMA.append(pa.field("scaffold_smiles", pa.string()))
 
+_BATCH_ROWS = 512
+
 _COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
@@ -30,18 +32,36 @@ def partition_of(rows: pa.RecordBatch, partitions: int) -> np.ndarray:
 
 
 def write_partitions(path: str, rows: pa.RecordBatch, partition: np.ndarray, partitions: int) -> None:
-    """Write `rows`, each of the partition `partition` [n] says, as an Arrow file of one record batch per partition."""
+    """Write `rows`, each of the partition `partition` [n] says, as an Arrow file of a few partitions a record batch."""
+    batches = batches_for(rows.num_rows, partitions)
     ordered = rows.take(pa.array(np.argsort(partition, kind="stable")))
-    ends = np.cumsum(np.bincount(partition, minlength=partitions)).tolist()
-    write_batches(
-        path, rows.schema, (ordered.slice(start, end - start) for start, end in zip([0, *ends[:-1]], ends, strict=True))
-    )
+    write_batches(path, rows.schema, cut(ordered, np.bincount(partition * batches // partitions, minlength=batches)))
 
 
-def read_partition(paths: Iterable[str], index: int) -> Iterator[pa.RecordBatch]:
-    """The rows of one partition, a batch of each file that `write_partitions` wrote."""
+def read_partition(paths: Iterable[str], index: int, partitions: int) -> Iterator[pa.RecordBatch]:
+    """The rows of one of `partitions` partitions, a batch of each file that `write_partitions` wrote."""
     for path in paths:
-        yield read_batch(path, index)
+        with pa.OSFile(path) as source:
+            file = pa.ipc.open_file(source)
+            batch = file.get_batch(index * file.num_record_batches // partitions)
+            has_others = file.num_record_batches < partitions
+        yield batch.take(pa.array(np.flatnonzero(partition_of(batch, partitions) == index))) if has_others else batch
+
+
+def batches_for(rows: int, ranges: int) -> int:
+    """In how many record batches, a power of two, rows of `ranges` ranges of keys, a power of two, are written.
+
+    A record batch takes some kilobytes beside its rows, and reading rows that are not wanted costs little: so a batch
+    has some hundred rows at least.
+    """
+    return min(ranges, 1 << max(rows // _BATCH_ROWS, 1).bit_length() - 1)
+
+
+def cut(rows: pa.RecordBatch, lengths: np.ndarray) -> Iterator[pa.RecordBatch]:
+    """Consecutive pieces of `rows`, of these lengths."""
+    ends = np.cumsum(lengths).tolist()
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        yield rows.slice(start, end - start)
 
 
 def write_batches(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:

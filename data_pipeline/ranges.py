@@ -97,10 +97,10 @@ class CutTask(Task[Cut]):
 
     def run(self, watch: Watch) -> Cut:
         """Cut the partition, by the keys and sizes of its rows."""
-        mapped = _scaffolds(read_partition(read_listing(self.inputs.mapped), self.partition))
+        mapped = _scaffolds(read_partition(read_listing(self.inputs.mapped), self.partition, self.partitions))
         # Of known and excluded molecules a reduce task holds the keys alone.
         held = [*read_listing(self.inputs.known), *read_listing(self.inputs.excluded)]
-        known = _scaffolds(batch.select(KEY_COLUMNS) for batch in read_partition(held, self.partition))
+        known = _scaffolds(batch.select(KEY_COLUMNS) for batch in read_partition(held, self.partition, self.partitions))
         bits = cell_bits(mapped.rows, self.cell_rows)
         bits[mapped.keys == ACYCLIC_KEY] = 0
         several = bits > 0

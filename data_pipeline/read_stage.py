@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from data_pipeline.errors import PipelineError
+from data_pipeline.formats import SYNTH
+from data_pipeline.keys import file_checksum
+from data_pipeline.remote import is_url
 from data_pipeline.sources import Source, SourceChunk, read_chunks
 from data_pipeline.task import Task, atomically, work_file
 from data_pipeline.watch import Watch
@@ -38,13 +42,23 @@ class ReadTask(Task[list[int]]):
         """Read the source.
 
         Raises:
-            UsageError, PipelineError: as `sources.read_chunks`.
+            UsageError, PipelineError: as `sources.read_chunks`; the source has changed since its checksum was taken.
         """
         rows = []
         for number, chunk in enumerate(read_chunks(self.source, self.smiles_column, self.id_column, self.chunk_rows)):
             _write_chunk(chunk_file(self.work, self.key, number), chunk)
             rows.append(len(chunk.texts))
+        self._check_unchanged()
         return rows
+
+    def _check_unchanged(self) -> None:
+        """The rows are those of the checksum, which names all that is made of them: read here, perhaps elsewhere."""
+        path, expected = self.source.path, self.source.blake2b
+        if self.source.format == SYNTH or is_url(path) or file_checksum(path) == expected:
+            return
+        raise PipelineError(
+            f"{path}: changed while it was read, or is another file on another machine; run again when it is complete"
+        )
 
 
 def chunk_file(work: str, read_key: str, number: int) -> str:

@@ -4,6 +4,7 @@ A run is up to `RUN_LENGTH` molecules of one scaffold, by ascending mol_key; an 
 Runs are ordered by a hash, so that a shard is a fair sample of the whole, while the molecules of a run stay together.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,9 @@ from data_pipeline.known import KNOWN_SCHEMA, check_one_smiles_per_key, known_sc
 from data_pipeline.partitions import (
     MAPPED_SCHEMA,
     Inputs,
+    batches_for,
     concatenate,
+    cut,
     mol_key_words,
     read_listing,
     read_partition,
@@ -34,6 +37,7 @@ RUN_LENGTH = 16
 REDUCED_SCHEMA = MOLECULE_SCHEMA.append(pa.field("run_hash", pa.uint64()))
 
 _WORD_BITS = 64
+_MOST_BATCHES = 1024
 
 
 @dataclass(frozen=True)
@@ -47,19 +51,19 @@ class ReduceResult:
 
 @dataclass(frozen=True)
 class ReduceTask(Task[ReduceResult]):
-    """Reduce what of partition `partition` lies in `keys`.
+    """Reduce what of partition `partition`, of `partitions`, lies in `keys`.
 
     known_scaffolds: scaffolds.parquet of the dataset that is appended to.
-    buckets: ranges of run hashes, a record batch each. cell_rows: as `ranges.CELL_ROWS`; cells: as `ranges.Cut`, None
+    cell_rows: as `ranges.CELL_ROWS`; cells: as `ranges.Cut`, None
     when `keys` is the whole partition.
     """
 
     work: str
     partition: int
+    partitions: int
     inputs: Inputs
     known_scaffolds: str | None
     validation_fraction: float
-    buckets: int
     cell_rows: int
     keys: KeyRange = EVERYTHING
     cells: tuple[tuple[int, int], ...] | None = None
@@ -69,12 +73,12 @@ class ReduceTask(Task[ReduceResult]):
 
     @property
     def identity(self) -> tuple[object, ...]:
-        keys = (self.partition, self.keys, self.cells, self.cell_rows)
-        return (self.inputs.identity, *keys, self.validation_fraction, self.buckets)
+        keys = (self.partition, self.partitions, self.keys, self.cells, self.cell_rows)
+        return (self.inputs.identity, *keys, self.validation_fraction)
 
     @property
     def reduced_file(self) -> str:
-        """The molecules: for each split one record batch per bucket, with `REDUCED_SCHEMA`, ascending by run_hash."""
+        """The molecules (`write_reduced`)."""
         return work_file(self.work, "reduced", self.key)
 
     @property
@@ -101,8 +105,7 @@ class ReduceTask(Task[ReduceResult]):
         run_hash = _run_hashes(rows, self._cell_bits(mapped, rows))
         in_validation = is_held_out(rows.scaffold_key, self.validation_fraction)
         splits = [_ordered_by_run(rows, run_hash, chosen) for chosen in (~in_validation, in_validation)]
-        batches = (bucket for split in splits for bucket in _buckets(split, self.buckets))
-        write_batches(self.reduced_file, REDUCED_SCHEMA, batches)
+        write_reduced(self.reduced_file, splits)
         return ReduceResult(
             duplicates=mapped.num_rows - len(distinct.index),
             excluded=len(distinct.index) - len(rows.index),
@@ -110,7 +113,7 @@ class ReduceTask(Task[ReduceResult]):
         )
 
     def _rows(self, listing: str, schema: pa.Schema) -> pa.RecordBatch:
-        batches = read_partition(read_listing(listing), self.partition)
+        batches = read_partition(read_listing(listing), self.partition, self.partitions)
         return concatenate([self.keys.filter(batch.select(schema.names)) for batch in batches], schema)
 
     def _cell_bits(self, mapped: pa.RecordBatch, rows: "_Rows") -> np.ndarray:
@@ -220,7 +223,33 @@ def _ordered_by_run(rows: _Rows, run_hash: np.ndarray, chosen: np.ndarray) -> pa
     return pa.RecordBatch.from_arrays([*taken.columns, pa.array(run_hash[index])], schema=REDUCED_SCHEMA)
 
 
-def _buckets(rows: pa.RecordBatch, buckets: int) -> list[pa.RecordBatch]:
-    """Rows ascending by run_hash, cut into `buckets` equal ranges of it."""
-    ends = np.cumsum(np.bincount(range_of(rows.column("run_hash").to_numpy(), buckets), minlength=buckets)).tolist()
-    return [rows.slice(start, end - start) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+def write_reduced(path: str, splits: Sequence[pa.RecordBatch]) -> None:
+    """Write molecules with `REDUCED_SCHEMA`, of each split ascending by run_hash: a record batch for each of some equal
+    ranges of it. How many, the metadata of the schema say."""
+    counts = [batches_for(rows.num_rows, _MOST_BATCHES) for rows in splits]
+    metadata = {split: str(count) for split, count in zip(SPLITS, counts, strict=True)}
+    batches = (
+        piece
+        for rows, count in zip(splits, counts, strict=True)
+        for piece in cut(rows, np.bincount(range_of(rows.column("run_hash").to_numpy(), count), minlength=count))
+    )
+    write_batches(path, REDUCED_SCHEMA.with_metadata(metadata), batches)
+
+
+def read_reduced(path: str, split: str, low: int, high: int) -> list[pa.RecordBatch]:
+    """Of what `write_reduced` wrote, the molecules of a split whose run_hash is at least `low` and below `high`."""
+    with pa.OSFile(path) as source:
+        file = pa.ipc.open_file(source)
+        counts = [int(file.schema.metadata[name.encode()]) for name in SPLITS]
+        first, count = sum(counts[: SPLITS.index(split)]), counts[SPLITS.index(split)]
+        begin, end = low * count >> _WORD_BITS, ((high - 1) * count >> _WORD_BITS) + 1
+        batches = [file.get_batch(first + index) for index in range(begin, end)]
+    return [between(batch, low, high) for batch in batches if batch.num_rows]
+
+
+def between(rows: pa.RecordBatch, low: int, high: int) -> pa.RecordBatch:
+    """Of rows ascending by run_hash those whose run_hash is at least `low` and below `high`."""
+    hashes = rows.column("run_hash").to_numpy()
+    begin = int(np.searchsorted(hashes, np.uint64(low)))
+    end = int(np.searchsorted(hashes, np.uint64(high - 1), side="right"))
+    return rows.slice(begin, end - begin)

@@ -63,6 +63,8 @@ PARTITION_ROWS = 1 << 18
 PARTITION_KNOWN_ROWS = 1 << 20
 # Shards of larger molecules than this, on the mean, have fewer of them.
 _SHARD_ATOMS = 64
+# Each write task opens all files of the reduce tasks, so with many shards it writes several.
+_WRITE_TASKS = 1024
 _TEXT_BYTES = 48
 _COMPRESSION = 4
 
@@ -172,7 +174,7 @@ class Build:
         self._check_not_empty(mapped, reduced)
         scaffolds = self._collect_scaffolds(reduced)
         self._collect_rejects(mapped)
-        shards = self._write(mapped, reduced)
+        shards = self._write(reduced)
         for split in SPLITS:
             statistics[split].add(reduced.statistics[split])
         counts = self._counts(mapped, reduced)
@@ -254,20 +256,16 @@ class Build:
         ]
         cuts = dict(zip(too_large, self._executor.run(cut_tasks), strict=True))
         scaffolds = str(self._existing.scaffolds_file) if self._existing else None
-        settings = (scaffolds, self._options.validation_fraction, self._buckets(mapped), CELL_ROWS)
+        settings = (scaffolds, self._options.validation_fraction, CELL_ROWS)
         tasks = []
         for index in range(self._partitions):
-            whole = ReduceTask(self._work, index, inputs, *settings)
+            whole = ReduceTask(self._work, index, self._partitions, inputs, *settings)
             if index in cuts:
                 cut = cuts[index]
                 tasks += [dataclasses.replace(whole, keys=keys, cells=cut.cells) for keys in cut.ranges]
             else:
                 tasks.append(whole)
         return tasks
-
-    def _buckets(self, mapped: _Mapped) -> int:
-        """About as many as shards, which are not known yet."""
-        return _power_of_two(math.ceil(max(mapped.partition_rows.sum() / self._options.shard_rows, 1)))
 
     def _check_not_empty(self, mapped: _Mapped, reduced: _Reduced) -> None:
         if mapped.partition_rows.any():
@@ -295,25 +293,29 @@ class Build:
             for task in mapped.tasks:
                 rejects.append(read_batch(task.rejects_file, 0))
 
-    def _write(self, mapped: _Mapped, reduced: _Reduced) -> dict[str, _Shards]:
+    def _write(self, reduced: _Reduced) -> dict[str, _Shards]:
         listing = write_listing(self._work, [task.reduced_file for task in reduced.tasks])
-        buckets = self._buckets(mapped)
-        tasks = [
-            WriteTask(self._work, listing, buckets, split, shard, shards)
-            for split in SPLITS
-            for shards in [self._shard_count(reduced.statistics[split])]
-            for shard in range(shards)
-        ]
+        tasks = [task for split in SPLITS for task in self._write_tasks(split, reduced.statistics[split], listing)]
+        total = sum(task.count for task in tasks)
         written = {split: _Shards([], []) for split in SPLITS}
-        for done, (task, shard) in enumerate(zip(tasks, self._executor.run(tasks), strict=True), start=1):
-            # An append goes on after the shards that are there, without a gap for an empty one.
-            if shard.rows or self._existing is None:
-                split = written[task.split]
-                number = self._first_shard(task.split) + len(split.records)
-                split.records.append(dataclasses.replace(shard, file=shard_file(task.split, number)))
-                split.built.append(shard.file)
-            self._report("write", done, len(tasks))
+        done = 0
+        for task, shards in zip(tasks, self._executor.run(tasks), strict=True):
+            for shard in shards:
+                # An append goes on after the shards that are there, without a gap for an empty one.
+                if shard.rows or self._existing is None:
+                    split = written[task.split]
+                    number = self._first_shard(task.split) + len(split.records)
+                    split.records.append(dataclasses.replace(shard, file=shard_file(task.split, number)))
+                    split.built.append(shard.file)
+            done += task.count
+            self._report("write", done, total)
         return written
+
+    def _write_tasks(self, split: str, statistics: SplitStatistics, listing: str) -> Iterator[WriteTask]:
+        shards = self._shard_count(statistics)
+        group = max(math.ceil(shards / _WRITE_TASKS), 1)
+        for first in range(0, shards, group):
+            yield WriteTask(self._work, listing, split, first, min(group, shards - first), shards)
 
     def _shard_count(self, statistics: SplitStatistics) -> int:
         rows = max(statistics.rows, statistics.atoms / _SHARD_ATOMS)

@@ -139,4 +139,4 @@ def test_datasets_that_are_not_there(dataset, tmp_path):
 def test_a_dataset_of_another_format(dataset, tmp_path):
     content = json.loads((dataset / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(content | {"format_version": 1}))
-    refuse("format version 1, expected 2; run `hmoe prepare` again", tmp_path, tmp_path)
+    refuse("format version 1, expected 3; run `hmoe prepare` again", tmp_path, tmp_path)

@@ -325,5 +325,8 @@ def test_a_damaged_file_of_the_dataset_is_an_error_with_the_mend(file, tmp_path)
     prepare([str(tmp_path / "old.smi")], tmp_path / "data", PrepareOptions(validation_fraction=0))
     path = tmp_path / "data" / file
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(PipelineError, match=r"data: .*damaged.*; `hmoe inspect .*` names it; prepare"):
+    with pytest.raises(
+        PipelineError,
+        match=r"damaged.*`hmoe inspect --verify .*` names it; prepare|arrow: the content is not what was written",
+    ):
         prepare([str(tmp_path / "new.smi")], tmp_path / "data", PrepareOptions(validation_fraction=0), append=True)

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from rdkit import Chem
 
-from data_pipeline import stages
+from data_pipeline import plan, stages
 from data_pipeline.build import PrepareOptions, prepare
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.executor import Resources
 from data_pipeline.manifest import Manifest, verify
 from data_pipeline.reduce_stage import RUN_LENGTH
 from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_SCHEMA, SCAFFOLD_SCHEMA, SPLITS
-from data_pipeline.sources import resolve_sources
+from data_pipeline.sources import Source, resolve_sources
 
 OPTIONS = PrepareOptions(validation_fraction=0.2, shard_rows=500)
 AS_WRITTEN = dataclasses.replace(OPTIONS, standardize=False)
@@ -77,6 +77,7 @@ def test_workers_partitions_and_chunks_leave_no_trace(
 ) -> None:
     monkeypatch.setattr(stages, "PARTITION_ROWS", 500)
     monkeypatch.setattr(stages, "CHUNK_ROWS", (300, 300))
+    monkeypatch.setattr(stages, "_WRITE_TASKS", workers)
     prepare(sources, tmp_path / "out", OPTIONS, Resources(workers))
     assert contents(tmp_path / "out") == contents(dataset)
 
@@ -353,3 +354,18 @@ def test_unwritable_output_is_a_clear_error(tmp_path: Path) -> None:
     source = write_smi(tmp_path / "a.smi", "CC")
     with pytest.raises(PipelineError, match="cannot write the dataset"):
         prepare([source], Path(source) / "out")
+
+
+def test_a_source_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_smi(tmp_path / "a.smi", "CC", "CCC")
+    resolve = plan.resolve_sources
+
+    def resolve_and_change(names: list[str], *arguments: str | None) -> list[Source]:
+        resolved = resolve(names, *arguments)
+        if names:
+            write_smi(tmp_path / "a.smi", "CC", "CCC", "CCCC")
+        return resolved
+
+    monkeypatch.setattr(plan, "resolve_sources", resolve_and_change)
+    with pytest.raises(PipelineError, match=r"a\.smi: changed while it was read.*run again when it is complete"):
+        prepare([source], tmp_path / "out")

@@ -9,6 +9,7 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
 
+from data_pipeline.chemistry import CanonicalMolecule
 from data_pipeline.errors import UsageError
 from data_pipeline.standardize import standardizer
 from data_pipeline.synth import SynthSpec, is_synth, parse_synth, synthesize, zipf_shares
@@ -91,7 +92,8 @@ def test_no_two_chains_of_rings_are_one() -> None:
 
 def test_standardised_molecules_are_distinct(rows: Rows, molecules: list[Chem.Mol]) -> None:
     standard = standardizer()
-    found = {standard.standardize(Chem.MolToSmiles(mol), mol)[0] for mol in molecules[:2000]}
+    canonical = (CanonicalMolecule(Chem.MolToSmiles(mol), mol, is_reread=False) for mol in molecules[:2000])
+    found = {standard.standardize(molecule).smiles for molecule in canonical}
     assert len(found) == 2000
 
 
