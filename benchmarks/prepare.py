@@ -129,9 +129,7 @@ def usable(chunk: SourceChunk) -> SourceChunk:
                 keep.append(row)
         except Chem.MolSanitizeException:
             continue
-    return SourceChunk(
-        chunk.source_index, chunk.first_row, [chunk.texts[row] for row in keep], [chunk.ids[row] for row in keep]
-    )
+    return SourceChunk(chunk.first_row, [chunk.texts[row] for row in keep], [chunk.ids[row] for row in keep])
 
 
 def figures(path: str, rows: int) -> dict[str, Any]:
