@@ -138,7 +138,7 @@ def test_sources_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert found.rows == sum(source.rows for source in found.sources) == 160
     assert found.molecules == sum(source.molecules for source in found.sources)
     assert found.shard_bytes == sum(source.shard_bytes for source in found.sources) > 0
-    assert found.temporary_bytes > found.shard_bytes
+    assert 0.5 * found.shard_bytes < found.temporary_bytes < 3 * found.shard_bytes
     assert found.seconds == pytest.approx(sum(source.seconds for source in found.sources) / 2)
 
 
