@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.result import write_result
+
 ARMS = {
     "neither": ["--objective.contrast_weight=0", "--router.group_balance_rate=0"],
     "balance only": ["--objective.contrast_weight=0"],
@@ -28,7 +30,6 @@ COLUMNS = {
     "validation_chosen_p": "chosen p",
     "validation_expert_load_max_over_mean": "expert load max/mean",
 }
-RESULT = Path(__file__).parents[1] / "docs" / "results" / "gate_arms.json"
 
 
 def run_arm(name: str, data: str, out: Path, steps: int, seed: int) -> dict[str, float]:
@@ -79,9 +80,7 @@ def main() -> None:
         "seeds": options.seeds,
         "arms": mean,
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    write_result(result)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -29,6 +28,7 @@ from ogb.utils import smiles2graph
 from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
+from benchmarks.result import write_result
 from data_pipeline.chemistry import CanonicalMolecule
 from data_pipeline.encode import encode_rows
 from data_pipeline.featurize import featurize
@@ -39,7 +39,6 @@ from data_pipeline.standardize import standardizer
 CHUNK_ROWS = 1000
 # How many times faster than the arms of these names.
 TARGETS = {"users": 2.5, "parse_once": 1.8}
-RESULT = Path(__file__).parents[1] / "docs" / "results" / "prepare.json"
 
 # Encodes the texts of a chunk, and returns how many scaffolds it worked out.
 Arm = Callable[[SourceChunk], int]
@@ -165,9 +164,7 @@ def main() -> None:
         "first_call_seconds": first_call,
         "sources": sources,
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    write_result(result)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Prints one JSON line and writes it to docs/results/prepare_synth.json. Memory is
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import threading
 import time
@@ -18,12 +17,12 @@ from typing import Any
 
 import psutil
 
+from benchmarks.result import write_result
 from data_pipeline.build import prepare
 from data_pipeline.executor import DEFAULT_MEMORY, Resources
 from data_pipeline.options import PrepareOptions
 
 LIBRARIES = {"ZINC20": 1.4e9, "PubChem": 1.2e8}
-RESULT = Path(__file__).parents[1] / "docs" / "results" / "prepare_synth.json"
 
 
 class PeakMemory:
@@ -99,9 +98,7 @@ def main() -> None:
         "bytes_per_molecule": size / written,
         "core_hours": {name: count * core_seconds / 3600 for name, count in LIBRARIES.items()},
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    write_result(result)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ work on the machine. `map` is the stage that encodes molecules; the whole has th
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from itertools import islice
@@ -17,13 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.result import write_result
 from data_pipeline.build import prepare
 from data_pipeline.executor import Resources
 from data_pipeline.sources import read_chunks, resolve_sources
 
 # Twice as many workers may take this much more of the processor, in sum.
 TARGET = 1.8
-RESULT = Path(__file__).parents[1] / "docs" / "results" / "prepare_workers.json"
 
 
 def sample(paths: list[str], rows: int, out: Path) -> int:
@@ -75,9 +74,7 @@ def main() -> None:
         "seconds": taken,
         "rows_per_second": {workers: rows / whole for workers, whole in taken["whole"].items()},
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    write_result(result)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ Prints one JSON line and writes it to docs/results/standardize.json. Times are C
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.result import write_result
 from data_pipeline.encode import encode_rows
 from data_pipeline.scaffold_fast import clear_scaffold_memos
 from data_pipeline.sources import SourceChunk, read_chunks, resolve_sources
@@ -21,7 +21,6 @@ from data_pipeline.sources import SourceChunk, read_chunks, resolve_sources
 CHUNK_ROWS = 1000
 # By how much longer encoding may take.
 TARGET = 1.25
-RESULT = Path(__file__).parents[1] / "docs" / "results" / "standardize.json"
 
 
 def seconds(chunk: SourceChunk, standardize: bool) -> tuple[float, int]:
@@ -59,9 +58,7 @@ def main() -> None:
     figures = {Path(path).name: measure(path, options.rows) for path in options.sources}
     worst = max(figure["ratio"] for figure in figures.values())
     result: dict[str, Any] = {"name": "standardize", "ratio": worst, "target": TARGET, "sources": figures}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    write_result(result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One text (SMILES, InChI or mol block) -> a sanitised molecule and its canonical SMILES, or a named reason why not."""
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from rdkit import Chem
@@ -77,7 +78,7 @@ def canonical_molecule(text: str, max_atoms: int) -> CanonicalMolecule:
     if len(text) > MAX_TEXT_LENGTH:
         raise MoleculeReject("too_large")
     if text.startswith(_INCHI_PREFIX):
-        return reread(Chem.MolToSmiles(_from_inchi(text, max_atoms)))
+        return reread(Chem.MolToSmiles(_from_block(text, max_atoms, Chem.MolFromInchi, "inchi")))
     mol = _from_smiles(text, max_atoms)
     smiles = Chem.MolToSmiles(mol)
     if _may_read_otherwise(text, smiles):
@@ -131,23 +132,18 @@ def _from_smiles(text: str, max_atoms: int) -> Chem.Mol:
     return _sized(mol, max_atoms)
 
 
-def _from_inchi(text: str, max_atoms: int) -> Chem.Mol:
-    raw = Chem.MolFromInchi(text, sanitize=False, removeHs=False)
-    _check_size(raw, max_atoms)
-    mol = Chem.MolFromInchi(text)
-    if mol is None:
-        raise MoleculeReject(_failure(raw, "inchi"))
-    return _sized(mol, max_atoms)
-
-
 def _from_molblock(text: str, max_atoms: int) -> Chem.Mol:
     if len(text) > MAX_MOLBLOCK_LENGTH:
         raise MoleculeReject("too_large")
-    raw = Chem.MolFromMolBlock(text, sanitize=False, removeHs=False)
+    return _from_block(text, max_atoms, Chem.MolFromMolBlock, "molblock")
+
+
+def _from_block(text: str, max_atoms: int, parse: Callable[..., Chem.Mol | None], unreadable: str) -> Chem.Mol:
+    raw = parse(text, sanitize=False, removeHs=False)
     _check_size(raw, max_atoms)
-    mol = Chem.MolFromMolBlock(text)
+    mol = parse(text)
     if mol is None:
-        raise MoleculeReject(_failure(raw, "molblock"))
+        raise MoleculeReject(_failure(raw, unreadable))
     return _sized(mol, max_atoms)
 
 

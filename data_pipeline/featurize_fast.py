@@ -25,7 +25,8 @@ from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES
 from data_pipeline.smiles_layout import read_layout
 
 _PICKLE_WITHOUT_PROPERTIES = 0
-# Behind the last molecule: no molecule of the chunk can be read beyond the buffer before its end is noticed.
+# Behind the last molecule: no molecule of the chunk can be read beyond the buffer before its end is noticed. A bond
+# takes 24 bytes at most.
 _PADDING = bytes(64)
 
 # The binary format. A molecule: version (20 bytes), int32 atoms, int32 bonds, flags, then the atoms and the bonds.
@@ -54,7 +55,6 @@ _LONGEST_ATOM = 16  # bytes
 _BOND_IS_CONJUGATED = 0x20
 _BOND_HAS_QUERY = 0x10
 _BOND_HAS_TYPE, _BOND_HAS_DIRECTION, _BOND_HAS_STEREO = 0x08, 0x04, 0x02
-_LONGEST_BOND = 24
 
 _UNKNOWN = 255
 _CLOCKWISE, _COUNTERCLOCKWISE = int(Chem.ChiralType.CHI_TETRAHEDRAL_CW), int(Chem.ChiralType.CHI_TETRAHEDRAL_CCW)

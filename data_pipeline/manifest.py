@@ -182,6 +182,16 @@ class Manifest:
         except (KeyError, TypeError, AttributeError) as error:
             raise _damaged(path, error) from error
 
+    @property
+    def shards(self) -> list[ShardRecord]:
+        """The shards of all splits."""
+        return [shard for split in self.splits.values() for shard in split.shards]
+
+    @property
+    def all_files(self) -> list[FileRecord]:
+        """All files of the dataset but the manifest."""
+        return [*self.shards, *self.files]
+
     def save(self, directory: Path) -> None:
         """Write manifest.json so that it is either there as a whole, or not at all."""
         content = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
@@ -204,8 +214,7 @@ def verify(directory: str | Path, read: bool = True) -> list[str]:
     Raises as `Manifest.load`.
     """
     manifest = Manifest.load(directory)
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    problems = [_problem(directory, record, read) for record in (*shards, *manifest.files)]
+    problems = [_problem(directory, record, read) for record in manifest.all_files]
     return [problem for problem in problems if problem is not None]
 
 

@@ -96,8 +96,8 @@ def remove_leftovers(out: Path) -> None:
     path = out / WORK_FOLDER
     publications = [file.name.removeprefix("publication-") for file in path.glob("publication-*")]
     if any(Publication.load(path, key) is None for key in publications):
-        with work_folder(out) as work:
-            work.keep = False
+        with work_folder(out):
+            pass  # it is removed at the end
 
 
 def _remove_work(out: Path) -> None:
@@ -161,7 +161,7 @@ def entries_to_replace() -> list[str]:
 
 def stray_shards(out: Path, manifest: Manifest) -> list[str]:
     """Shards in the folder of a dataset that its manifest does not list: what an append, killed there, left."""
-    listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
+    listed = {shard.file for shard in manifest.shards}
     files = [f"{split}/{path.name}" for split in SPLITS for path in sorted((out / split).glob("data-*.arrow"))]
     return [file for file in files if file not in listed]
 

@@ -8,14 +8,14 @@ import pyarrow as pa
 from data_pipeline.errors import PipelineError
 from data_pipeline.formats import SYNTH
 from data_pipeline.keys import file_checksum
+from data_pipeline.partitions import read_batch, write_batches
 from data_pipeline.remote import is_url
 from data_pipeline.sources import Source, SourceChunk, read_chunks
-from data_pipeline.task import Task, atomically, work_file
+from data_pipeline.task import Task, work_file
 from data_pipeline.watch import Watch
 
 # Bytes, not strings: what is not UTF-8 in a source is kept as it is, to be rejected with the row's other faults.
 _TEXT_SCHEMA = pa.schema([("text", pa.large_binary()), ("id", pa.large_binary())])
-_COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,15 @@ def chunk_file(work: str, read_key: str, number: int) -> str:
 
 def read_chunk(path: str, first_row: int) -> SourceChunk:
     """The chunk in a file, which begins at row `first_row` of its source."""
-    with pa.OSFile(path) as source:
-        batch = pa.ipc.open_file(source).get_batch(0)
-    texts, ids = ([value.decode("utf-8", "surrogateescape") for value in column.to_pylist()] for column in batch)
+    texts, ids = (
+        [value.decode("utf-8", "surrogateescape") for value in column.to_pylist()] for column in read_batch(path, 0)
+    )
     return SourceChunk(first_row, texts, ids)
 
 
 def _write_chunk(path: str, chunk: SourceChunk) -> None:
     columns = [_binary(chunk.texts), _binary(chunk.ids)]
-    with (
-        atomically(path) as temporary,
-        pa.OSFile(temporary, "wb") as sink,
-        pa.ipc.new_file(sink, _TEXT_SCHEMA, options=_COMPRESSED) as writer,
-    ):
-        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_TEXT_SCHEMA))
+    write_batches(path, _TEXT_SCHEMA, [pa.RecordBatch.from_arrays(columns, schema=_TEXT_SCHEMA)])
 
 
 def _binary(texts: Sequence[str]) -> pa.Array:

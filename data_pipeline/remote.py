@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import fsspec
@@ -73,17 +74,20 @@ def read_blocks(filesystem: Any, path: str) -> Iterator[bytes]:
 def read_size(url: str) -> int:
     """Bytes of an object. Raises as `read_bytes`."""
     filesystem, path = open_filesystem(url)
-    try:
+    with _named_errors(url):
         return filesystem.size(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # storage libraries share no base class
-        raise permanent_error(url, error) or unreachable(url, error) from error
 
 
 def _read(url: str, filesystem: Any, path: str) -> Iterator[bytes]:
-    try:
+    with _named_errors(url):
         yield from read_blocks(filesystem, path)
+
+
+@contextmanager
+def _named_errors(url: str) -> Iterator[None]:
+    """What a storage library raises, but for a missing object, as PipelineError."""
+    try:
+        yield
     except FileNotFoundError:
         raise
     except Exception as error:  # storage libraries share no base class

@@ -68,8 +68,8 @@ _WRITE_TASKS = 1024
 _TEXT_BYTES = 48
 _COMPRESSION = 4
 
-# Called with the stage ("index", "read", "map", "reduce", "write"), what is done of it (shards, sources, rows,
-# partitions, shards), and of how many.
+# Called with the stage ("read", "map", "exclude", "index", "reduce", "write"), what is done of it (sources, rows, rows,
+# shards, partitions, shards), and of how many.
 Report = Callable[[str, int, int], None]
 
 
@@ -168,10 +168,10 @@ class Build:
         excluded_chunks = self._read(self._plan.exclude)
         self._partitions = self._partition_count(chunks, excluded_chunks)
         mapped = self._map("map", chunks)
+        self._check_not_empty(mapped)
         excluded = self._map("exclude", excluded_chunks)
         known, statistics = self._index()
         reduced = self._reduce(mapped, excluded, known)
-        self._check_not_empty(mapped, reduced)
         scaffolds = self._collect_scaffolds(reduced)
         self._collect_rejects(mapped)
         shards = self._write(reduced)
@@ -267,7 +267,7 @@ class Build:
                 tasks.append(whole)
         return tasks
 
-    def _check_not_empty(self, mapped: _Mapped, reduced: _Reduced) -> None:
+    def _check_not_empty(self, mapped: _Mapped) -> None:
         if mapped.partition_rows.any():
             return
         reasons = ", ".join(f"{reason} {count}" for reason, count in _total(mapped.rejected).most_common(3))

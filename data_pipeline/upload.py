@@ -36,14 +36,13 @@ def upload(folder: Path, url: str) -> None:
     Raises:
         PipelineError: the storage refuses a file.
     """
-    manifest = Manifest.load(folder)
+    new = Manifest.load(folder).all_files
     filesystem, path = open_filesystem(url)
     try:
-        old = _all_files(Manifest.load(url)) if holds_dataset(url) else []
+        old = Manifest.load(url).all_files if holds_dataset(url) else []
     except UsageError:
         # Of another format version, say: its files cannot be told, and those of the same names are replaced.
         old = []
-    new = _all_files(manifest)
     try:
         _mark(folder, filesystem, path)
         if filesystem.exists(join_url(path, MANIFEST_FILE)):
@@ -55,10 +54,6 @@ def upload(folder: Path, url: str) -> None:
         _put(folder, MANIFEST_FILE, filesystem, path)
     except Exception as error:  # storage libraries share no base class
         raise _failed(url, error) from error
-
-
-def _all_files(manifest: Manifest) -> list[FileRecord]:
-    return [*(shard for split in manifest.splits.values() for shard in split.shards), *manifest.files]
 
 
 def _mark(folder: Path, filesystem: Any, path: str) -> None:

@@ -8,6 +8,7 @@ from data_pipeline.manifest import Manifest, verify
 from hmoe_ds.config import load_config
 from hmoe_ds.training.preflight import check_run
 from tests.distributed.harness import arguments, train_all
+from tests.object_storage import s3_client, s3_server
 
 SETTINGS = {
     "run__steps": 8,
@@ -21,27 +22,11 @@ SETTINGS = {
 @pytest.fixture
 def bucket(monkeypatch, dataset):
     """-> URL of the dataset in a bucket, in an environment that the ranks inherit."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    storage = fsspec.filesystem("s3")
-    storage.mkdir("molecules")
-    storage.put(f"{dataset}/", "s3://molecules/nci/", recursive=True)
-    yield "s3://molecules/nci"
-    storage.rm("molecules", recursive=True)
-    server.stop()
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with s3_server() as url:
+        storage = s3_client(url, monkeypatch)
+        storage.mkdir("molecules")
+        storage.put(f"{dataset}/", "s3://molecules/nci/", recursive=True)
+        yield "s3://molecules/nci"
 
 
 def test_training_from_a_url_is_training_from_disk(bucket, dataset, second_dataset, tmp_path):

@@ -22,6 +22,7 @@ from hmoe_ds.data import cache as cache_module
 from hmoe_ds.data.cache import ShardCache
 from hmoe_ds.data.cache_folder import CacheFolder
 from hmoe_ds.data.store import ShardStore, shard_from_batch
+from tests.object_storage import forget_clients, s3_server
 
 ROOT = Path(__file__).parents[2]
 URL = "s3://bucket/zinc"
@@ -68,23 +69,15 @@ def _environment(monkeypatch, tmp_path):
 @pytest.fixture
 def new_clients():
     """Clients that know the environment of this test alone; other tests share theirs."""
-    filesystem = fsspec.get_filesystem_class("s3")
-    filesystem.clear_instance_cache()
+    forget_clients()
     yield
-    filesystem.clear_instance_cache()
+    forget_clients()
 
 
 @pytest.fixture(scope="module")
 def server():
-    from moto.server import ThreadedMotoServer
-
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from data_pipeline import lines, streams
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.keys import file_checksum
 from data_pipeline.sources import read_chunks, resolve_sources
+from tests.object_storage import s3_client, s3_server
 from tests.unit.data_pipeline.reading import read, write
 from tests.unit.data_pipeline.servers import FORBIDDEN, REPOSITORY, serve
 
@@ -63,23 +64,11 @@ def web(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    storage = fsspec.filesystem("s3")
-    storage.mkdir("molecules")
-    storage.put(f"{folder}/", "s3://molecules/raw/", recursive=True)
-    yield "s3://molecules/raw"
-    storage.rm("molecules", recursive=True)
-    server.stop()
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with s3_server() as url:
+        storage = s3_client(url, monkeypatch)
+        storage.mkdir("molecules")
+        storage.put(f"{folder}/", "s3://molecules/raw/", recursive=True)
+        yield "s3://molecules/raw"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from data_pipeline.build import prepare
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.manifest import Manifest, verify
 from data_pipeline.options import PrepareOptions
+from tests.object_storage import s3_client, s3_server
 
 URL = "memory://store/zinc"
 OPTIONS = PrepareOptions(validation_fraction=0.3, shard_rows=5)
@@ -27,25 +28,11 @@ def memory() -> Iterator[fsspec.AbstractFileSystem]:
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
-    """An S3 server on the loopback with the bucket `molecules`."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    storage = fsspec.filesystem("s3")
-    storage.mkdir("molecules")
-    yield storage
-    server.stop()
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    """An S3 server with the bucket `molecules`."""
+    with s3_server() as url:
+        storage = s3_client(url, monkeypatch)
+        storage.mkdir("molecules")
+        yield storage
 
 
 @pytest.fixture
