@@ -25,6 +25,9 @@ _COPIES = 5
 _LARGEST_BUDGET = 2 << 30
 
 _IN_FLIGHT_PER_WORKER = 3
+_WORKERS_LOOKED_FOR_SECONDS = 60
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,15 +93,17 @@ def open_executor(resources: Resources, work: str) -> Iterator[Executor]:
     """The executor for tasks in the folder `work`.
 
     Raises:
-        UsageError: no scheduler at the address; its workers have other code or libraries, or do not see the folder.
+        UsageError: no scheduler at the address, or no workers. While tasks run: a worker has other code or libraries,
+            or does not see the folder.
     """
     if resources.scheduler is None and resources.workers == 1:
         yield Executor(_here, 1)
         return
     with _dask_client(resources, work) as client:
         if resources.scheduler is not None:
-            _check_workers(client, resources.scheduler, work)
-        yield Executor(_Submit(client), _IN_FLIGHT_PER_WORKER * max(sum(client.nthreads().values()), 1))
+            _wait_for_workers(client, resources.scheduler)
+        here = _Driver(code_version(), _marker(work))
+        yield Executor(_Submit(client, here), _IN_FLIGHT_PER_WORKER * max(sum(client.nthreads().values()), 1))
 
 
 def _here(task: Task[Result]) -> Callable[[], Result]:
@@ -107,21 +112,35 @@ def _here(task: Task[Result]) -> Callable[[], Result]:
 
 
 @dataclass(frozen=True)
+class _Driver:
+    """What a worker, whenever it joined, must have in common with this process: the code, and a file it sees."""
+
+    code_version: str
+    marker: str
+
+
+@dataclass(frozen=True)
 class _Submit:
     """Gives a task to Dask."""
 
     client: Any
+    here: _Driver
 
     def __call__(self, task: Task[Result]) -> Callable[[], Result]:
         # Not pure: the same task of another run must not be answered from the scheduler's memory.
-        future = self.client.submit(supervised, task, pure=False)
+        future = self.client.submit(_perform, task, self.here, pure=False)
         return lambda: self._result(task, future)
 
     def _result(self, task: Task[Result], future: Any) -> Result:
         from distributed import CancelledError, KilledWorker
 
         try:
-            return future.result()
+            while True:
+                try:
+                    return future.result(timeout=_WORKERS_LOOKED_FOR_SECONDS)
+                except (TimeoutError, asyncio.TimeoutError):
+                    if not self.client.nthreads():
+                        _logger.warning("%s: the Dask scheduler has no workers any more; waiting for some", task)
         except KilledWorker as error:
             raise PipelineError(
                 f"{task}: every worker that took it was killed ({error.last_worker}); start workers with more memory, "
@@ -170,27 +189,34 @@ def _dask_client(resources: Resources, work: str) -> Iterator[Any]:
             yield client
 
 
-def _check_workers(client: Any, scheduler: str, work: str) -> None:
+def _wait_for_workers(client: Any, scheduler: str) -> None:
     try:
         client.wait_for_workers(1, timeout=60)
     except (TimeoutError, asyncio.TimeoutError) as error:
         raise UsageError(
             f"--scheduler {scheduler}: it has no workers; start some with `dask worker {scheduler} --nthreads 1`"
         ) from error
-    marker = os.path.join(work, "marker")
-    open(marker, "w").close()
-    for address, (version, sees) in client.run(_worker_state, marker).items():
-        if version != code_version():
-            raise UsageError(
-                f"--scheduler {scheduler}: worker {address} has another version of hmoe_ds, RDKit, pyarrow or NumPy; "
-                "install the same on all machines"
-            )
-        if not sees:
-            raise UsageError(
-                f"--scheduler {scheduler}: worker {address} does not see {work}; put the output on a file system that "
-                "all machines share"
-            )
 
 
-def _worker_state(marker: str) -> tuple[str, bool]:
-    return code_version(), os.path.exists(marker)
+def _marker(work: str) -> str:
+    path = os.path.join(work, "marker")
+    open(path, "w").close()
+    return path
+
+
+def _perform(task: Task[Result], driver: _Driver) -> Result:
+    """Do a task in a worker, which may have joined late."""
+    from distributed import get_worker
+
+    address = get_worker().address
+    if driver.code_version != code_version():
+        raise UsageError(
+            f"--scheduler: worker {address} has another version of hmoe_ds, RDKit, pyarrow or NumPy; install the same "
+            "on all machines"
+        )
+    if not os.path.exists(driver.marker):
+        raise UsageError(
+            f"--scheduler: worker {address} does not see {os.path.dirname(driver.marker)}; put the output on a file "
+            "system that all machines share"
+        )
+    return supervised(task)

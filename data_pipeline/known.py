@@ -1,26 +1,32 @@
 """What a dataset already holds, when more is appended to it: its keys by partition, its scaffolds, its statistics.
 
+The keys may be many more than the new molecules, so they are looked through, never held.
+
 All of it is read from the shards, which an append never touches. Of `scaffolds.parquet` only SMILES are taken, whose
 keys are their hashes: a killed append may have left the counts of either state there.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import PipelineError
 from data_pipeline.keys import file_checksum, is_first
 from data_pipeline.partitions import concatenate, partition_of, write_partitions
-from data_pipeline.ranges import KEY_COLUMNS
 from data_pipeline.scaffold import ACYCLIC_KEY
 from data_pipeline.schema import MOLECULE_SCHEMA, SCAFFOLD_SCHEMA
 from data_pipeline.statistics import SplitStatistics
 from data_pipeline.task import Task, work_file
 from data_pipeline.watch import Watch
 
-KNOWN_SCHEMA = pa.schema([MOLECULE_SCHEMA.field(name) for name in KEY_COLUMNS])
+KNOWN_SCHEMA = pa.schema([MOLECULE_SCHEMA.field(name) for name in ("mol_key", "scaffold_key")])
+
+# Keys that are looked up at a time: a table is made of them, in which each new molecule is sought.
+_KEYS_AT_A_TIME = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,47 @@ class IndexTask(Task[SplitStatistics]):
             return SplitStatistics.of(batch)
 
 
-def known_scaffolds(path: str | None, known: pa.RecordBatch) -> pa.RecordBatch:
-    """The scaffolds of molecules with `KNOWN_SCHEMA`, their SMILES from the Parquet file `path`, their counts anew.
+@dataclass(frozen=True)
+class Known:
+    """What is known of some new molecules: `found`, bool [n], is True where one is among the known ones; scaffolds of
+    all known ones, but for the acyclic, ascending by key, and how many have each."""
+
+    found: np.ndarray
+    scaffold_keys: np.ndarray
+    scaffold_counts: np.ndarray
+
+    @classmethod
+    def look_up(cls, mol_keys: pa.FixedSizeBinaryArray, known: Iterable[pa.RecordBatch]) -> "Known":
+        """Look through known molecules, with `KNOWN_SCHEMA`, for those with `mol_keys` [n]."""
+        found = np.zeros(len(mol_keys), dtype=bool)
+        keys, counts = np.empty(0, np.uint64), np.empty(0, np.int64)
+        for batch in _large(known):
+            found |= pc.is_in(mol_keys, value_set=batch.column("mol_key")).to_numpy(zero_copy_only=False)
+            scaffolds = batch.column("scaffold_key").to_numpy()
+            both = np.concatenate([keys, scaffolds[scaffolds != ACYCLIC_KEY]])
+            ones = np.ones(len(both) - len(keys), np.int64)
+            keys, place = np.unique(both, return_inverse=True)
+            counts = np.bincount(place, np.concatenate([counts, ones]), len(keys)).astype(np.int64)
+        return cls(found, keys, counts)
+
+
+def _large(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
+    """The same rows in fewer batches."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(batch.num_rows for batch in held) >= _KEYS_AT_A_TIME:
+            yield concatenate(held, KNOWN_SCHEMA)
+            held = []
+    yield concatenate(held, KNOWN_SCHEMA)
+
+
+def known_scaffolds(path: str | None, keys: np.ndarray, counts: np.ndarray) -> pa.RecordBatch:
+    """Scaffolds with `keys` [n], ascending, and `counts` [n]; their SMILES from the Parquet file `path`.
 
     Raises:
         PipelineError: the file lacks one of them.
     """
-    molecules = known.column("scaffold_key").to_numpy()
-    keys, counts = np.unique(molecules[molecules != ACYCLIC_KEY], return_counts=True)
     if path is None or not len(keys):
         return concatenate([], SCAFFOLD_SCHEMA)
     # The file is sorted by key, so this reads the row groups of the partition only.

@@ -5,6 +5,7 @@ Its molecules go on by their own keys, in cells. A scaffold's cells follow from 
 that are cut in them do not depend on the memory.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.keys import range_starts
-from data_pipeline.partitions import Inputs, mol_key_words, read_listing, read_partition
+from data_pipeline.partitions import mol_key_words, read_listing, read_partition
 from data_pipeline.scaffold import ACYCLIC_KEY
 from data_pipeline.task import Task
 from data_pipeline.watch import Watch
@@ -23,8 +24,6 @@ CELL_ROWS = 1 << 16
 # What a mapped molecule takes in memory, about: 535 bytes with 20 atoms.
 _ROW_BYTES = 200
 _ATOM_BYTES = 22
-KNOWN_ROW_BYTES = 24
-KEY_COLUMNS = ("mol_key", "scaffold_key")
 
 _KEY_BITS = 64
 
@@ -76,10 +75,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutTask(Task[Cut]):
-    """Cut partition `partition` into ranges of at most `budget` bytes, about."""
+    """Cut partition `partition` of the files that `mapped` lists into ranges of at most `budget` bytes, about."""
 
     work: str
-    inputs: Inputs
+    mapped: str
     partition: int
     partitions: int
     budget: int
@@ -90,22 +89,19 @@ class CutTask(Task[Cut]):
 
     @property
     def identity(self) -> tuple[object, ...]:
-        return (self.inputs.identity, self.partition, self.partitions, self.budget, self.cell_rows)
+        return (os.path.basename(self.mapped), self.partition, self.partitions, self.budget, self.cell_rows)
 
     def outputs(self, result: Cut) -> list[str]:
         return []
 
     def run(self, watch: Watch) -> Cut:
         """Cut the partition, by the keys and sizes of its rows."""
-        mapped = _scaffolds(read_partition(read_listing(self.inputs.mapped), self.partition, self.partitions))
-        # Of known and excluded molecules a reduce task holds the keys alone.
-        held = [*read_listing(self.inputs.known), *read_listing(self.inputs.excluded)]
-        known = _scaffolds(batch.select(KEY_COLUMNS) for batch in read_partition(held, self.partition, self.partitions))
-        bits = cell_bits(mapped.rows, self.cell_rows)
-        bits[mapped.keys == ACYCLIC_KEY] = 0
+        scaffolds = _scaffolds(read_partition(read_listing(self.mapped), self.partition, self.partitions))
+        bits = cell_bits(scaffolds.rows, self.cell_rows)
+        bits[scaffolds.keys == ACYCLIC_KEY] = 0
         several = bits > 0
-        cells = tuple(zip(mapped.keys[several].tolist(), bits[several].tolist(), strict=True))
-        return Cut(self._ranges(_merged(mapped, known), dict(cells)), cells)
+        cells = tuple(zip(scaffolds.keys[several].tolist(), bits[several].tolist(), strict=True))
+        return Cut(self._ranges(scaffolds, dict(cells)), cells)
 
     def _ranges(self, scaffolds: "_Scaffolds", cells: dict[int, int]) -> list[KeyRange]:
         bounds = [(0, 0)]
@@ -136,15 +132,12 @@ class _Scaffolds:
 
 
 def _scaffolds(batches: Iterable[pa.RecordBatch]) -> _Scaffolds:
-    """The scaffolds of molecules; of known ones, without atoms, only keys are held."""
+    """The scaffolds of molecules."""
     total = _Scaffolds(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))
     for batch in batches:
         keys = batch.column("scaffold_key").to_numpy()
         rows = np.ones(len(keys), dtype=np.int64)
-        if "num_atoms" in batch.schema.names:
-            sizes = mapped_bytes(rows, batch.column("num_atoms").to_numpy().astype(np.int64))
-        else:
-            sizes = KNOWN_ROW_BYTES * rows
+        sizes = mapped_bytes(rows, batch.column("num_atoms").to_numpy().astype(np.int64))
         total = _merged(total, _Scaffolds(keys, rows, sizes))
     return total
 

@@ -4,15 +4,14 @@ A run is up to `RUN_LENGTH` molecules of one scaffold, by ascending mol_key; an 
 Runs are ordered by a hash, so that a shard is a fair sample of the whole, while the molecules of a run stay together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_pipeline.keys import digest64, is_first, range_of
-from data_pipeline.known import KNOWN_SCHEMA, check_one_smiles_per_key, known_scaffolds, merge_scaffolds
+from data_pipeline.known import KNOWN_SCHEMA, Known, check_one_smiles_per_key, known_scaffolds, merge_scaffolds
 from data_pipeline.partitions import (
     MAPPED_SCHEMA,
     Inputs,
@@ -95,12 +94,14 @@ class ReduceTask(Task[ReduceResult]):
         Raises:
             PipelineError: two scaffolds have the same key.
         """
-        mapped = self._rows(self.inputs.mapped, MAPPED_SCHEMA)
-        known = self._rows(self.inputs.known, KNOWN_SCHEMA)
-        distinct = _Rows.distinct(_without(known, mapped))
-        rows = distinct.without(self._rows(self.inputs.excluded, KNOWN_SCHEMA))
-        scaffolds = merge_scaffolds(known_scaffolds(self.known_scaffolds, known), _scaffolds(rows))
-        write_batches(self.scaffolds_file, SCAFFOLD_SCHEMA, [scaffolds])
+        mapped = concatenate(list(self._rows(self.inputs.mapped, MAPPED_SCHEMA)), MAPPED_SCHEMA)
+        mol_keys = mapped.column("mol_key")
+        known = Known.look_up(mol_keys, self._rows(self.inputs.known, KNOWN_SCHEMA))
+        excluded = Known.look_up(mol_keys, self._rows(self.inputs.excluded, KNOWN_SCHEMA))
+        distinct = _Rows.distinct(mapped).where(~known.found)
+        rows = distinct.where(~excluded.found)
+        scaffolds = known_scaffolds(self.known_scaffolds, known.scaffold_keys, known.scaffold_counts)
+        write_batches(self.scaffolds_file, SCAFFOLD_SCHEMA, [merge_scaffolds(scaffolds, _scaffolds(rows))])
 
         run_hash = _run_hashes(rows, self._cell_bits(mapped, rows))
         in_validation = is_held_out(rows.scaffold_key, self.validation_fraction)
@@ -112,9 +113,9 @@ class ReduceTask(Task[ReduceResult]):
             statistics={split: SplitStatistics.of(batch) for split, batch in zip(SPLITS, splits, strict=True)},
         )
 
-    def _rows(self, listing: str, schema: pa.Schema) -> pa.RecordBatch:
-        batches = read_partition(read_listing(listing), self.partition, self.partitions)
-        return concatenate([self.keys.filter(batch.select(schema.names)) for batch in batches], schema)
+    def _rows(self, listing: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        for batch in read_partition(read_listing(listing), self.partition, self.partitions):
+            yield self.keys.filter(batch.select(schema.names))
 
     def _cell_bits(self, mapped: pa.RecordBatch, rows: "_Rows") -> np.ndarray:
         """By how many leading bits of its mol_key each molecule's cell is numbered: int64 [n]."""
@@ -141,13 +142,6 @@ def is_held_out(scaffold_key: np.ndarray, fraction: float) -> np.ndarray:
     return scaffold_key > np.uint64(last_training_key)
 
 
-def _without(known: pa.RecordBatch, mapped: pa.RecordBatch) -> pa.RecordBatch:
-    """The mapped molecules that are not among the known ones."""
-    if not known.num_rows:
-        return mapped
-    return mapped.filter(pc.invert(pc.is_in(mapped.column("mol_key"), value_set=known.column("mol_key"))))
-
-
 @dataclass(frozen=True)
 class _Rows:
     """Distinct molecules by ascending (scaffold_key, mol_key): `index` [n] into `mapped`, and their keys [n]."""
@@ -165,18 +159,12 @@ class _Rows:
         high, low = mol_key_words(mapped.column("mol_key"))
         # Stable: equal keys stay in the order of reading.
         order = np.lexsort((low, high, scaffold_key))
-        return cls._of(mapped, order[is_first(high[order], low[order])], scaffold_key, high, low)
+        index = order[is_first(high[order], low[order])]
+        return cls(mapped, index, scaffold_key[index], high[index], low[index])
 
-    @classmethod
-    def _of(cls, mapped: pa.RecordBatch, index: np.ndarray, *keys: np.ndarray) -> "_Rows":
-        return cls(mapped, index, *(key[index] for key in keys))
-
-    def without(self, excluded: pa.RecordBatch) -> "_Rows":
-        """The molecules that are not among the excluded ones."""
-        if not excluded.num_rows:
-            return self
-        own = self.mapped.column("mol_key").take(pa.array(self.index))
-        kept = np.flatnonzero(~pc.is_in(own, value_set=excluded.column("mol_key")).to_numpy(zero_copy_only=False))
+    def where(self, chosen: np.ndarray) -> "_Rows":
+        """The molecules that are `chosen`, bool [rows of mapped]."""
+        kept = chosen[self.index]
         keys = (self.scaffold_key[kept], self.mol_key_high[kept], self.mol_key_low[kept])
         return _Rows(self.mapped, self.index[kept], *keys)
 

@@ -42,7 +42,7 @@ from data_pipeline.output import (
 from data_pipeline.parquet import ParquetSink
 from data_pipeline.partitions import Inputs, read_batch, write_listing
 from data_pipeline.plan import Plan
-from data_pipeline.ranges import CELL_ROWS, KNOWN_ROW_BYTES, CutTask, mapped_bytes
+from data_pipeline.ranges import CELL_ROWS, CutTask, mapped_bytes
 from data_pipeline.read_stage import ReadTask
 from data_pipeline.reduce_stage import ReduceTask
 from data_pipeline.scaffold_table import ScaffoldTable
@@ -59,7 +59,7 @@ CHUNK_ROWS = (4096, 65_536)
 _CHUNKS = 512
 # Molecules in a partition, about: what a reduce task of the default memory holds easily.
 PARTITION_ROWS = 1 << 18
-# Molecules that a dataset holds already, per partition of an append: a reduce task holds their keys.
+# Molecules that a dataset holds already, per partition of an append: a reduce task looks through their keys.
 PARTITION_KNOWN_ROWS = 1 << 20
 # Shards of larger molecules than this, on the mean, have fewer of them.
 _SHARD_ATOMS = 64
@@ -235,7 +235,7 @@ class Build:
 
     def _reduce(self, mapped: _Mapped, excluded: _Mapped, known: list[str]) -> _Reduced:
         inputs = Inputs(*(write_listing(self._work, files) for files in (mapped.files, known, excluded.files)))
-        tasks = self._reduce_tasks(mapped, excluded, inputs)
+        tasks = self._reduce_tasks(mapped, inputs)
         reduced = _Reduced(tasks, 0, 0, {split: SplitStatistics() for split in SPLITS})
         for done, result in enumerate(self._executor.run(tasks), start=1):
             reduced.duplicates += result.duplicates
@@ -245,14 +245,12 @@ class Build:
             self._report("reduce", done, len(tasks))
         return reduced
 
-    def _reduce_tasks(self, mapped: _Mapped, excluded: _Mapped, inputs: Inputs) -> list[ReduceTask]:
+    def _reduce_tasks(self, mapped: _Mapped, inputs: Inputs) -> list[ReduceTask]:
         """A task for each partition, or several where it is too large."""
-        known_rows = self._existing.rows / self._partitions if self._existing else 0
-        keys = excluded.partition_rows + known_rows
-        sizes = mapped_bytes(mapped.partition_rows, mapped.partition_atoms) + keys * KNOWN_ROW_BYTES
+        sizes = mapped_bytes(mapped.partition_rows, mapped.partition_atoms)
         too_large = np.flatnonzero(sizes > self._budget).tolist()
         cut_tasks = [
-            CutTask(self._work, inputs, index, self._partitions, self._budget, CELL_ROWS) for index in too_large
+            CutTask(self._work, inputs.mapped, index, self._partitions, self._budget, CELL_ROWS) for index in too_large
         ]
         cuts = dict(zip(too_large, self._executor.run(cut_tasks), strict=True))
         scaffolds = str(self._existing.scaffolds_file) if self._existing else None

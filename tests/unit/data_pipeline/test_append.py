@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from data_pipeline.build import PrepareOptions, prepare
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.executor import Resources
 from data_pipeline.manifest import Manifest, verify
+from data_pipeline.scaffold import ACYCLIC_KEY
 from data_pipeline.schema import SPLITS
 from hmoe_ds.data.store import ShardStore
 
@@ -330,3 +332,22 @@ def test_a_damaged_file_of_the_dataset_is_an_error_with_the_mend(file, tmp_path)
         match=r"damaged.*`hmoe inspect --verify .*` names it; prepare|arrow: the content is not what was written",
     ):
         prepare([str(tmp_path / "new.smi")], tmp_path / "data", PrepareOptions(validation_fraction=0), append=True)
+
+
+def test_known_molecules_are_looked_through_a_piece_at_a_time(monkeypatch):
+    generator = np.random.default_rng(0)
+    rows = [
+        {"mol_key": int(number).to_bytes(16, "big"), "scaffold_key": int(scaffold)}
+        for number, scaffold in zip(generator.permutation(100), generator.integers(0, 7, 100), strict=True)
+    ]
+    batches = [pa.RecordBatch.from_pylist(rows[at : at + 9], schema=known.KNOWN_SCHEMA) for at in range(0, 100, 9)]
+    wanted = [int(number).to_bytes(16, "big") for number in generator.integers(0, 200, 50)]
+    mol_keys = pa.array(wanted, known.KNOWN_SCHEMA.field("mol_key").type)
+    held = {row["mol_key"] for row in rows}
+    counts = Counter(row["scaffold_key"] for row in rows if row["scaffold_key"] != ACYCLIC_KEY)
+    for keys_at_a_time in (1, 20, 1000):
+        monkeypatch.setattr(known, "_KEYS_AT_A_TIME", keys_at_a_time)
+        result = known.Known.look_up(mol_keys, iter(batches))
+        assert result.found.tolist() == [key in held for key in wanted]
+        assert list(zip(result.scaffold_keys, result.scaffold_counts, strict=True)) == sorted(counts.items())
+    assert not known.Known.look_up(mol_keys, []).found.any()

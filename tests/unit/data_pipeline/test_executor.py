@@ -1,10 +1,14 @@
 """Who does the tasks: results in order, tasks drawn as needed, errors come through, done tasks are not done again."""
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster
 
+from data_pipeline import executor as module
 from data_pipeline.errors import UsageError
 from data_pipeline.executor import Resources, open_executor
 from tests.unit.data_pipeline.small_tasks import Square
@@ -64,3 +68,43 @@ def test_no_scheduler_at_the_address(tmp_path: Path) -> None:
         open_executor(Resources(scheduler="tcp://127.0.0.1:9"), str(tmp_path)),
     ):
         pass
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
+    """A Dask cluster with one worker, of which the executor is told the address."""
+    settings = {"processes": False, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=1, protocol="tcp", local_directory=str(tmp_path), **settings) as cluster:
+        yield cluster
+
+
+def test_workers_that_join_later_are_checked(cluster: LocalCluster, tmp_path: Path, monkeypatch) -> None:
+    resources = Resources(scheduler=cluster.scheduler_address)
+    with open_executor(resources, str(tmp_path)) as executor:
+        assert list(executor.run([Square(str(tmp_path), 3)])) == [9]
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "code_version", lambda: "of another release")
+            with pytest.raises(UsageError, match="worker tcp://.* has another version of hmoe_ds, RDKit"):
+                list(executor.run([Square(str(tmp_path), 4)]))
+        (tmp_path / "marker").unlink()
+        with pytest.raises(UsageError, match="worker tcp://.* does not see /.*; put the output on a file system"):
+            list(executor.run([Square(str(tmp_path), 5)]))
+
+
+def test_waiting_for_workers_is_said(cluster: LocalCluster, tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(module, "_WORKERS_LOOKED_FOR_SECONDS", 0.1)
+    with open_executor(Resources(scheduler=cluster.scheduler_address), str(tmp_path)) as executor:
+        cluster.scale(0)
+        while cluster.scheduler.workers:
+            time.sleep(0.01)
+
+        def come_back() -> None:
+            while "no workers any more; waiting" not in caplog.text:
+                time.sleep(0.01)
+            cluster.scale(1)
+
+        thread = threading.Thread(target=come_back, daemon=True)
+        thread.start()
+        assert list(executor.run([Square(str(tmp_path), 3)])) == [9]
+        thread.join(timeout=10)
+        assert not thread.is_alive()
