@@ -14,8 +14,9 @@ from data_pipeline.executor import Resources, open_executor
 from data_pipeline.manifest import MANIFEST_FILE
 from data_pipeline.options import PrepareOptions
 from data_pipeline.output import WORK_FOLDER, Publication, check_writable, remove_leftovers, work_folder
-from data_pipeline.plan import Plan
+from data_pipeline.plan import Plan, resolve
 from data_pipeline.remote import is_url, one_line
+from data_pipeline.sources import Source
 from data_pipeline.stages import Build, PrepareResult, Report
 from data_pipeline.task import digest
 from data_pipeline.upload import holds_dataset, upload
@@ -51,8 +52,7 @@ def prepare(
         raise UsageError("overwrite and append are both True; expected one of them at most")
     report = report or _no_report
     if is_url(out):
-        if append:
-            raise UsageError(f"--append: {out} is a URL; append to a copy on this machine and upload that")
+        _existing(out, options, append)
         plan = Plan.make(sources, exclude, options)
         return _prepare_at_url(plan, out, Path(staging or DEFAULT_STAGING).absolute(), resources, report, overwrite)
     if staging is not None:
@@ -60,10 +60,35 @@ def prepare(
     # Workers elsewhere may be in another folder.
     out = Path(out).absolute()
     with _named_errors(out, append):
-        check_writable(out)
-        existing = Existing.load(out, dataclasses.asdict(options)) if append else None
-        plan = Plan.make(sources, exclude, options, existing)
+        plan = Plan.make(sources, exclude, options, _existing(out, options, append))
         return _prepare_in_folder(plan, out, resources, report, overwrite)
+
+
+def check(
+    sources: Sequence[str],
+    out: str | Path,
+    options: PrepareOptions,
+    append: bool = False,
+    exclude: Sequence[str] = (),
+) -> list[Source]:
+    """What `prepare` with these arguments would read, told from heads: checksums are left out, nothing is written.
+
+    Raises:
+        UsageError, PipelineError: as `prepare`, before it reads the sources whole.
+    """
+    _existing(out, options, append)
+    return resolve(sources, exclude, options, checksums=False)[0]
+
+
+def _existing(out: str | Path, options: PrepareOptions, append: bool) -> Existing | None:
+    """What is appended to. Checks that `out` may be written to."""
+    if is_url(out):
+        if append:
+            raise UsageError(f"--append: {out} is a URL; append to a copy on this machine and upload that")
+        return None
+    folder = Path(out).absolute()
+    check_writable(folder)
+    return Existing.load(folder, dataclasses.asdict(options)) if append else None
 
 
 def _prepare_in_folder(plan: Plan, out: Path, resources: Resources, report: Report, overwrite: bool) -> PrepareResult:

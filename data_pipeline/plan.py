@@ -13,6 +13,24 @@ from data_pipeline.sources import Source, check_columns, resolve_sources
 from data_pipeline.task import digest
 
 
+def resolve(
+    sources: Sequence[str], exclude: Sequence[str], options: PrepareOptions, checksums: bool = True
+) -> tuple[list[Source], list[Source]]:
+    """Sources, and files of molecules to exclude, their headers read; `checksums`: as `sources.resolve_sources`.
+
+    Raises:
+        UsageError: a source or a column that is not there.
+        PipelineError: a source that cannot be read.
+    """
+    resolved = resolve_sources(sources, options.format, checksums)
+    for source in resolved:
+        check_columns(source, options.smiles_column, options.id_column)
+    excluded = resolve_sources(exclude, checksums=checksums)
+    for source in excluded:
+        check_columns(source, None, None)
+    return resolved, excluded
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a dataset is built from; `existing`: what is appended to."""
@@ -42,12 +60,7 @@ class Plan:
             UsageError: a source or a column that is not there; other exclusions than those of `existing`.
             PipelineError: a source that cannot be read.
         """
-        resolved = resolve_sources(sources, options.format)
-        for source in resolved:
-            check_columns(source, options.smiles_column, options.id_column)
-        excluded = resolve_sources(exclude)
-        for source in excluded:
-            check_columns(source, None, None)
+        resolved, excluded = resolve(sources, exclude, options)
         if existing is not None:
             existing.check_exclusions(excluded)
             resolved = existing.new_sources(resolved, options.smiles_column, options.id_column)

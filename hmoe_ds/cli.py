@@ -15,11 +15,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from data_pipeline.errors import PipelineError, UsageError
+
+if TYPE_CHECKING:
+    from data_pipeline.sources import Source
 
 Result = dict[str, Any]
 
@@ -45,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
-    from data_pipeline.build import prepare
+    import rdkit
+
+    from data_pipeline.build import check, prepare
     from data_pipeline.describe import describe, describe_counts
     from data_pipeline.executor import Resources
     from data_pipeline.options import PrepareOptions
@@ -61,7 +66,8 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
         format=options.format,
     )
     if options.dry_run:
-        return _estimate(options)
+        sources = check(options.sources, options.out, settings, options.append, options.exclude)
+        return _estimate(options, sources)
     started = time.perf_counter()
     with _Progress() as progress:
         result = prepare(
@@ -80,6 +86,9 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
     description = dataclasses.asdict(result.manifest)
     if result.counts is None:
         print(f"{options.out} was already prepared from these sources with these options; nothing was done")
+        version = result.manifest.versions["rdkit"]
+        if version != rdkit.__version__:
+            print(f"it was made with rdkit {version}, this is {rdkit.__version__}; to prepare it anew: --overwrite")
         return description
     if options.append:
         print(f"appended    {describe_counts(result.counts)}")
@@ -97,12 +106,11 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
     }
 
 
-def _estimate(options: argparse.Namespace) -> Result:
+def _estimate(options: argparse.Namespace, sources: list[Source]) -> Result:
     from data_pipeline.estimate import describe_estimate, estimate
-    from data_pipeline.sources import resolve_sources
 
     figures = estimate(
-        resolve_sources(options.sources, options.format, checksums=False),
+        sources,
         options.smiles_column,
         options.id_column,
         options.max_atoms,

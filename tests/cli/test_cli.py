@@ -89,6 +89,36 @@ def test_prepare_dry_run_writes_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--exclude", "{tmp}/none.csv"], "none.csv"),
+        (["--append"], "out"),
+        (["--out", "{tmp}/some.smi"], "a file; expected a folder"),
+        (["--smiles-column", "mol"], "no column 'mol'"),
+    ],
+)
+def test_a_dry_run_finds_mistakes(arguments, message, tmp_path):
+    (tmp_path / "some.smi").write_text("CCO\n")
+    words = ["--out", tmp_path / "out", *(word.replace("{tmp}", str(tmp_path)) for word in arguments), "--dry-run"]
+    _, _, err = hmoe("prepare", tmp_path / "some.smi", *words, expect=2)
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_of_another_rdkit_is_said_to_be(tmp_path):
+    (tmp_path / "some.smi").write_text("CCO\nCCN\n")
+    arguments = ["prepare", tmp_path / "some.smi", "--out", tmp_path / "out", "--workers", 1]
+    hmoe(*arguments)
+    manifest = tmp_path / "out" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["versions"]["rdkit"] = "2019.03.1"
+    manifest.write_text(json.dumps(content))
+    _, out, _ = hmoe(*arguments)
+    assert "nothing was done" in out
+    assert "made with rdkit 2019.03.1, this is" in out
+
+
 def test_embedding_nothing_readable_says_so_and_leaves_the_reasons(run, tmp_path):
     (tmp_path / "garbage.smi").write_text("not-a-molecule\n")
     _, _, err = hmoe("embed", run / "model", tmp_path / "garbage.smi", "--out", tmp_path / "x.parquet", expect=1)

@@ -24,11 +24,11 @@ def collection_texts(file: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def real_smiles() -> list[str]:
-    """20,400 texts: 6,800 each of ZINC, ChEMBL and Enamine, shuffled together."""
+    """6,000 texts: 2,000 each of ZINC, ChEMBL and Enamine, shuffled together."""
     if not COLLECTIONS.is_dir():
         pytest.skip(f"no molecule collections at {COLLECTIONS}")
     chosen = random.Random(0)
-    texts = [text for file in DELIMITERS for text in chosen.sample(collection_texts(file), 6800)]
+    texts = [text for file in DELIMITERS for text in chosen.sample(collection_texts(file), 2000)]
     chosen.shuffle(texts)
     return texts
 

@@ -84,10 +84,10 @@ def test_workers_that_join_later_are_checked(cluster: LocalCluster, tmp_path: Pa
         assert list(executor.run([Square(str(tmp_path), 3)])) == [9]
         with monkeypatch.context() as patch:
             patch.setattr(module, "code_version", lambda: "of another release")
-            with pytest.raises(UsageError, match="worker tcp://.* has another version of hmoe_ds, RDKit"):
+            with pytest.raises(UsageError, match=r"worker tcp://.* has another version of hmoe_ds, RDKit"):
                 list(executor.run([Square(str(tmp_path), 4)]))
         (tmp_path / "marker").unlink()
-        with pytest.raises(UsageError, match="worker tcp://.* does not see /.*; put the output on a file system"):
+        with pytest.raises(UsageError, match=r"worker tcp://.* does not see /.*; put the output on a file system"):
             list(executor.run([Square(str(tmp_path), 5)]))
 
 

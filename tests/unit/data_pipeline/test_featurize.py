@@ -49,8 +49,8 @@ def test_sizes_are_ogbs() -> None:
     assert list(BOND_FEATURE_SIZES) == ogb_features.get_bond_feature_dims()
 
 
-def test_equal_to_ogb_on_20000_real_molecules(real_rows: EncodedRows) -> None:
-    assert real_rows.batch.num_rows >= 20_000
+def test_equal_to_ogb_on_real_molecules(real_rows: EncodedRows) -> None:
+    assert real_rows.batch.num_rows >= 5_900
     for row in real_rows.batch.to_pylist():
         assert_equal_to_ogb(row)
 
