@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -360,8 +361,8 @@ def test_a_source_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monk
     source = write_smi(tmp_path / "a.smi", "CC", "CCC")
     resolve = plan.resolve_sources
 
-    def resolve_and_change(names: list[str], *arguments: str | None) -> list[Source]:
-        resolved = resolve(names, *arguments)
+    def resolve_and_change(names: list[str], *arguments: Any, **options: Any) -> list[Source]:
+        resolved = resolve(names, *arguments, **options)
         if names:
             write_smi(tmp_path / "a.smi", "CC", "CCC", "CCCC")
         return resolved
