@@ -11,13 +11,14 @@ import pyarrow as pa
 from data_pipeline.append import Existing
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.executor import Resources, open_executor
-from data_pipeline.manifest import MANIFEST_FILE
+from data_pipeline.manifest import MANIFEST_FILE, Manifest
 from data_pipeline.options import PrepareOptions
 from data_pipeline.output import WORK_FOLDER, Publication, check_writable, remove_leftovers, work_folder
-from data_pipeline.plan import Plan, resolve
+from data_pipeline.plan import Plan, check_options, resolve
+from data_pipeline.ranges import mapped_bytes
 from data_pipeline.remote import is_url, one_line
 from data_pipeline.sources import Source
-from data_pipeline.stages import Build, PrepareResult, Report
+from data_pipeline.stages import SHARD_ATOMS, Build, PrepareResult, Report
 from data_pipeline.task import digest
 from data_pipeline.upload import holds_dataset, upload
 
@@ -48,19 +49,15 @@ def prepare(
         PipelineError: an unreadable source, no molecules at all, dead workers, no space.
     """
     options, resources = options or PrepareOptions(), resources or Resources()
-    if overwrite and append:
-        raise UsageError("overwrite and append are both True; expected one of them at most")
     report = report or _no_report
+    _check_request(out, options, resources, overwrite, append, staging)
     if is_url(out):
-        _existing(out, options, append)
         plan = Plan.make(sources, exclude, options)
         return _prepare_at_url(plan, out, Path(staging or DEFAULT_STAGING).absolute(), resources, report, overwrite)
-    if staging is not None:
-        raise UsageError(f"--staging is {staging}, but --out is a folder, in which a dataset is built; leave it out")
     # Workers elsewhere may be in another folder.
     out = Path(out).absolute()
     with _named_errors(out, append):
-        plan = Plan.make(sources, exclude, options, _existing(out, options, append))
+        plan = Plan.make(sources, exclude, options, _existing(out, options) if append else None)
         return _prepare_in_folder(plan, out, resources, report, overwrite)
 
 
@@ -68,38 +65,70 @@ def check(
     sources: Sequence[str],
     out: str | Path,
     options: PrepareOptions,
+    resources: Resources,
+    overwrite: bool = False,
     append: bool = False,
     exclude: Sequence[str] = (),
+    staging: str | Path | None = None,
 ) -> list[Source]:
     """What `prepare` with these arguments would read, told from heads: checksums are left out, nothing is written.
+
+    So it cannot tell whether the dataset in `out` is of other sources, or of other exclusions.
 
     Raises:
         UsageError, PipelineError: as `prepare`, before it reads the sources whole.
     """
-    _existing(out, options, append)
+    _check_request(out, options, resources, overwrite, append, staging)
+    if append:
+        _existing(Path(out), options)
+    elif not overwrite and _holds_dataset(out):
+        check_options(out, Manifest.load(out), options)
     return resolve(sources, exclude, options, checksums=False)[0]
 
 
-def _existing(out: str | Path, options: PrepareOptions, append: bool) -> Existing | None:
-    """What is appended to. Checks that `out` may be written to."""
-    if is_url(out):
-        if append:
-            raise UsageError(f"--append: {out} is a URL; append to a copy on this machine and upload that")
-        return None
-    folder = Path(out).absolute()
-    check_writable(folder)
-    return Existing.load(folder, dataclasses.asdict(options)) if append else None
+def _check_request(
+    out: str | Path,
+    options: PrepareOptions,
+    resources: Resources,
+    overwrite: bool,
+    append: bool,
+    staging: str | Path | None,
+) -> None:
+    if overwrite and append:
+        raise UsageError("overwrite and append are both True; expected one of them at most")
+    if is_url(out) and append:
+        raise UsageError(f"--append: {out} is a URL; append to a copy on this machine and upload that")
+    if not is_url(out) and staging is not None:
+        raise UsageError(f"--staging is {staging}, but --out is a folder, in which a dataset is built; leave it out")
+    most = resources.budget // mapped_bytes(1, SHARD_ATOMS)
+    if options.shard_rows > most:
+        raise UsageError(
+            f"shard_rows is {options.shard_rows}, but with {resources.memory >> 20} MiB of memory a worker can write "
+            f"shards of at most {most} molecules; lower --shard-rows, or raise --memory"
+        )
+    if not is_url(out):
+        check_writable(Path(out))
+
+
+def _holds_dataset(out: str | Path) -> bool:
+    return holds_dataset(out) if is_url(out) else (Path(out) / MANIFEST_FILE).exists()
+
+
+def _existing(out: Path, options: PrepareOptions) -> Existing:
+    return Existing.load(out, dataclasses.asdict(options))
 
 
 def _prepare_in_folder(plan: Plan, out: Path, resources: Resources, report: Report, overwrite: bool) -> PrepareResult:
     if plan.existing is not None and not plan.sources:
         remove_leftovers(out)
         return PrepareResult(plan.existing.manifest, None)
-    if not overwrite and plan.existing is None and (out / MANIFEST_FILE).exists():
+    if not overwrite and plan.existing is None and _holds_dataset(out):
         manifest = plan.matching_manifest(out)
         remove_leftovers(out)
         return PrepareResult(manifest, None)
     with work_folder(out) as work:
+        if not overwrite:
+            _check_unchanged(plan, out)
         publication = Publication.load(work.path, plan.key)
         if publication is None:
             with open_executor(resources, str(work.path)) as executor:
@@ -108,6 +137,13 @@ def _prepare_in_folder(plan: Plan, out: Path, resources: Resources, report: Repo
         work.keep = True
         publication.publish(work.path, out)
     return publication.result
+
+
+def _check_unchanged(plan: Plan, out: Path) -> None:
+    """Another run may have ended between the look at `out` and the lock."""
+    planned = plan.existing.manifest if plan.existing else None
+    if (Manifest.load(out) if _holds_dataset(out) else None) != planned:
+        raise UsageError(f"{out}: another `hmoe prepare` has changed the dataset there meanwhile; run again")
 
 
 def _prepare_at_url(

@@ -13,6 +13,7 @@ MAX_MOLBLOCK_LENGTH = 1_000_000
 _INCHI_PREFIX = "InChI="
 _CENTRE = re.compile("@+")
 _UNUSUAL_CHARGE = re.compile(r"[+-]\d")
+_ATOM_MAP = re.compile(r":\d+\]")
 
 # The closed set of reasons a row is rejected for.
 REJECT_REASONS = {
@@ -62,9 +63,9 @@ def canonical_molecule(text: str, max_atoms: int) -> CanonicalMolecule:
     """The molecule of a SMILES, an InChI, or a mol block (any text of several lines).
 
     A SMILES gives the molecule that was parsed from it, if that is surely the one that its canonical SMILES gives. The
-    others give the one reread from the canonical SMILES, which
-    cannot say all that they can: bonds of unknown stereo, for example. RDKit logs what it refuses; hold a
-    `rdBase.BlockLogs` around many calls.
+    others give the one reread from the canonical SMILES, which cannot say all that they can: bonds of unknown stereo,
+    for example. Numbers that map atoms to those of a reaction are no part of a molecule. RDKit logs what it refuses;
+    hold a `rdBase.BlockLogs` around many calls.
 
     Raises:
         MoleculeReject: with the reason.
@@ -74,16 +75,25 @@ def canonical_molecule(text: str, max_atoms: int) -> CanonicalMolecule:
     if not _is_utf8(text):
         raise MoleculeReject("not_utf8")
     if "\n" in text or "\r" in text:
-        return reread(Chem.MolToSmiles(_from_molblock(text, max_atoms)))
+        return reread(_written(_from_molblock(text, max_atoms)))
     if len(text) > MAX_TEXT_LENGTH:
         raise MoleculeReject("too_large")
     if text.startswith(_INCHI_PREFIX):
         return reread(Chem.MolToSmiles(_from_block(text, max_atoms, Chem.MolFromInchi, "inchi")))
     mol = _from_smiles(text, max_atoms)
+    if _ATOM_MAP.search(text):
+        return reread(_written(mol))
     smiles = Chem.MolToSmiles(mol)
     if _may_read_otherwise(text, smiles):
         return reread(smiles)
     return CanonicalMolecule(smiles, mol, is_reread=False)
+
+
+def _written(mol: Chem.Mol) -> str:
+    """Canonical SMILES of a molecule without its atom map numbers."""
+    for atom in mol.GetAtoms():
+        atom.SetAtomMapNum(0)
+    return Chem.MolToSmiles(mol)
 
 
 def _may_read_otherwise(text: str, smiles: str) -> bool:
@@ -123,6 +133,9 @@ def _is_utf8(text: str) -> bool:
 def _from_smiles(text: str, max_atoms: int) -> Chem.Mol:
     if len(text.split()) != 1 or text != text.strip():
         raise MoleculeReject("whitespace")
+    # RDKit leaves out, at both ends, what it cannot use: the remains of a damaged row would be another molecule.
+    if not (text.isascii() and text.isprintable()):
+        raise MoleculeReject("syntax")
     # A shorter text has no more atoms.
     if len(text) > max_atoms:
         _check_size(Chem.MolFromSmiles(text, sanitize=False), max_atoms)

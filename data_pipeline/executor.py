@@ -61,7 +61,8 @@ class Executor:
     """Runs tasks and counts those that an earlier run has done: `resumed` of all `tasks`."""
 
     _submit: Callable[[Task[Any]], Callable[[], Any]]
-    _in_flight: int
+    # How many tasks to have under way: asked again and again, as workers may join.
+    _in_flight: Callable[[], int]
     tasks: int = 0
     resumed: int = 0
 
@@ -74,7 +75,7 @@ class Executor:
         waiting: deque[Callable[[], Result]] = deque()
         for task in tasks:
             waiting.append(self._start(task))
-            if len(waiting) >= self._in_flight:
+            while len(waiting) >= self._in_flight():
                 yield waiting.popleft()()
         while waiting:
             yield waiting.popleft()()
@@ -97,13 +98,13 @@ def open_executor(resources: Resources, work: str) -> Iterator[Executor]:
             or does not see the folder.
     """
     if resources.scheduler is None and resources.workers == 1:
-        yield Executor(_here, 1)
+        yield Executor(_here, lambda: 1)
         return
     with _dask_client(resources, work) as client:
         if resources.scheduler is not None:
             _wait_for_workers(client, resources.scheduler)
         here = _Driver(code_version(), _marker(work))
-        yield Executor(_Submit(client, here), _IN_FLIGHT_PER_WORKER * max(sum(client.nthreads().values()), 1))
+        yield Executor(_Submit(client, here), lambda: _IN_FLIGHT_PER_WORKER * max(sum(client.nthreads().values()), 1))
 
 
 def _here(task: Task[Result]) -> Callable[[], Result]:

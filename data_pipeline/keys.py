@@ -1,6 +1,7 @@
 """Content-derived keys: machines that never talked give the same molecule the same key. And checksums."""
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,12 @@ def is_first(*columns: np.ndarray) -> np.ndarray:
     return first
 
 
+@cache
 def range_starts(count: int) -> np.ndarray:
-    """First keys of `count` equal ranges of the 64-bit key space: uint64 [count], ascending from 0."""
-    return np.array([-(-(i << 64) // count) for i in range(count)], dtype=np.uint64)
+    """First keys of `count` equal ranges of the 64-bit key space: uint64 [count], ascending from 0; read-only."""
+    starts = np.array([-(-(i << 64) // count) for i in range(count)], dtype=np.uint64)
+    starts.flags.writeable = False
+    return starts
 
 
 def range_of(keys: np.ndarray, count: int) -> np.ndarray:

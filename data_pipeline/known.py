@@ -47,7 +47,7 @@ class IndexTask(Task[SplitStatistics]):
 
     @property
     def known_file(self) -> str:
-        """The keys of the shard: one record batch per partition, with `KNOWN_SCHEMA`."""
+        """The keys of the shard, with `KNOWN_SCHEMA` (`write_partitions`)."""
         return work_file(self.work, "known", self.key)
 
     def outputs(self, result: SplitStatistics) -> list[str]:
@@ -95,11 +95,13 @@ class Known:
 def _large(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
     """The same rows in fewer batches."""
     held: list[pa.RecordBatch] = []
+    rows = 0
     for batch in batches:
         held.append(batch)
-        if sum(batch.num_rows for batch in held) >= _KEYS_AT_A_TIME:
+        rows += batch.num_rows
+        if rows >= _KEYS_AT_A_TIME:
             yield concatenate(held, KNOWN_SCHEMA)
-            held = []
+            held, rows = [], 0
     yield concatenate(held, KNOWN_SCHEMA)
 
 

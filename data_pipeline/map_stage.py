@@ -55,7 +55,7 @@ class MapTask(Task[MapResult]):
 
     @property
     def mapped_file(self) -> str:
-        """The molecules: one record batch per partition, with `MAPPED_SCHEMA`."""
+        """The molecules, with `MAPPED_SCHEMA` (`write_partitions`)."""
         return work_file(self.work, "mapped", self.key)
 
     @property

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import MANIFEST_FILE, Manifest, is_dataset
 from data_pipeline.schema import SPLITS
-from data_pipeline.task import atomically, work_file
+from data_pipeline.task import atomically, read_pickle, work_file
 
 Result = TypeVar("Result")
 
@@ -133,9 +133,8 @@ class Publication(Generic[Result]):
     @classmethod
     def load(cls, work: Path, key: str) -> "Publication[Any] | None":
         """The publication of the dataset `key`; None if it is not built, or in place already."""
-        try:
-            publication = pickle.loads(Path(_publication_file(work, key)).read_bytes())
-        except FileNotFoundError:
+        publication = read_pickle(_publication_file(work, key))
+        if publication is None:
             return None
         last, _ = publication.moves[-1]
         return publication if (work / last).exists() else None

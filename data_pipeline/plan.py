@@ -73,10 +73,21 @@ class Plan:
             record.is_of(source) for source, record in zip(self.sources, manifest.sources, strict=True)
         )
         same_exclusions = [s.blake2b for s in self.exclude] == [record.blake2b for record in manifest.exclusions]
-        if same_sources and same_exclusions and dataclasses.asdict(self.options) == manifest.options:
-            return manifest
-        different = "sources" if not same_sources else "options" if same_exclusions else "--exclude files"
-        raise UsageError(
-            f"{out}: holds a dataset prepared from other {different}; choose another --out, or replace it: --overwrite"
-            + (", or add to it: --append" if different == "sources" else "")
-        )
+        if not same_sources:
+            raise _other(out, "sources", ", or add to it: --append")
+        if not same_exclusions:
+            raise _other(out, "--exclude files")
+        check_options(out, manifest, self.options)
+        return manifest
+
+
+def check_options(out: Path | str, manifest: Manifest, options: PrepareOptions) -> None:
+    """Raise UsageError if the dataset in `out` was prepared with other options."""
+    if dataclasses.asdict(options) != manifest.options:
+        raise _other(out, "options")
+
+
+def _other(out: Path | str, what: str, instead: str = "") -> UsageError:
+    return UsageError(
+        f"{out}: holds a dataset prepared from other {what}; choose another --out, or replace it: --overwrite{instead}"
+    )

@@ -8,6 +8,7 @@ that are cut in them do not depend on the memory.
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +28,11 @@ _ATOM_BYTES = 22
 
 _KEY_BITS = 64
 
+Size = TypeVar("Size", int, np.ndarray)
 
-def mapped_bytes(rows: np.ndarray, atoms: np.ndarray) -> np.ndarray:
-    """What mapped molecules take in memory, about: int64, of any shape."""
+
+def mapped_bytes(rows: Size, atoms: Size) -> Size:
+    """What mapped molecules take in memory, about: a number, or int64 of any shape."""
     return rows * _ROW_BYTES + atoms * _ATOM_BYTES
 
 

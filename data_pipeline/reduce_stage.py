@@ -52,9 +52,8 @@ class ReduceResult:
 class ReduceTask(Task[ReduceResult]):
     """Reduce what of partition `partition`, of `partitions`, lies in `keys`.
 
-    known_scaffolds: scaffolds.parquet of the dataset that is appended to.
-    cell_rows: as `ranges.CELL_ROWS`; cells: as `ranges.Cut`, None
-    when `keys` is the whole partition.
+    known_scaffolds: scaffolds.parquet of the dataset that is appended to. cell_rows: as `ranges.CELL_ROWS`; cells: as
+    `ranges.Cut`, None when `keys` is the whole partition.
     """
 
     work: str
@@ -232,11 +231,13 @@ def read_reduced(path: str, split: str, low: int, high: int) -> list[pa.RecordBa
         first, count = sum(counts[: SPLITS.index(split)]), counts[SPLITS.index(split)]
         begin, end = low * count >> _WORD_BITS, ((high - 1) * count >> _WORD_BITS) + 1
         batches = [file.get_batch(first + index) for index in range(begin, end)]
-    return [between(batch, low, high) for batch in batches if batch.num_rows]
+    # Copies, as a slice keeps the rows about it in memory too.
+    wanted = (between(batch, low, high) for batch in batches)
+    return [rows.take(pa.array(np.arange(rows.num_rows))) for rows in wanted if rows.num_rows]
 
 
 def between(rows: pa.RecordBatch, low: int, high: int) -> pa.RecordBatch:
-    """Of rows ascending by run_hash those whose run_hash is at least `low` and below `high`."""
+    """Of rows ascending by run_hash those whose run_hash is at least `low` and below `high`: a slice."""
     hashes = rows.column("run_hash").to_numpy()
     begin = int(np.searchsorted(hashes, np.uint64(low)))
     end = int(np.searchsorted(hashes, np.uint64(high - 1), side="right"))

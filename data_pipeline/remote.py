@@ -11,6 +11,9 @@ from data_pipeline.errors import PipelineError, UsageError
 
 _BLOCK_BYTES = 16 << 20  # of one request: large beside its latency, small beside memory
 
+# Names of what changes with an object's content, from the one that tells most.
+_CHANGING = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "last_modified", "created")
+
 # Protocols for which this project has an extra; for others fsspec says which package is missing.
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 
@@ -76,6 +79,18 @@ def read_size(url: str) -> int:
     filesystem, path = open_filesystem(url)
     with _named_errors(url):
         return filesystem.size(path)
+
+
+def stamp(url: str) -> str:
+    """What the storage says of an object that changes with its content: size, and entity tag, checksum or time.
+
+    Raises:
+        As `read_bytes`.
+    """
+    filesystem, path = open_filesystem(url)
+    with _named_errors(url):
+        about = filesystem.info(path)
+    return f"{about['size']} {next((about[name] for name in _CHANGING if name in about), '')}"
 
 
 def _read(url: str, filesystem: Any, path: str) -> Iterator[bytes]:

@@ -25,7 +25,7 @@ BOND_FEATURE_SIZES = (5, 6, 2)
 
 # Longest text kept in rejects.parquet, in characters.
 REJECT_TEXT_LIMIT = 1000
-# Longest source_id, in characters of the source; the rest is cut off.
+# Longest source_id, in bytes of UTF-8; the rest is cut off.
 ID_LIMIT = 256
 
 

@@ -16,6 +16,7 @@ from data_pipeline.formats import HEAD_BYTES, SYNTH, check_format, detect_format
 from data_pipeline.keys import digest128
 from data_pipeline.locate import Location, locate
 from data_pipeline.provenance import licence_note
+from data_pipeline.remote import is_url, stamp
 from data_pipeline.schema import ID_LIMIT, storable
 from data_pipeline.sdf import open_sdf
 from data_pipeline.streams import file_name, read_head, size_and_checksum, size_of, without_secrets
@@ -26,9 +27,9 @@ NCI5K = "nci5k"
 _NCI5K_PATH = os.path.join(RDConfig.RDDataDir, "NCI", "first_5K.smi")
 
 DEFAULT_CHUNK_ROWS = 4096
-# A chunk of long texts is closed earlier, so that memory stays bounded: encoding takes some 75 bytes for each character
-# of a SMILES. An atom has many more characters in a mol block.
-_CHUNK_CHARACTERS = 4 << 20
+# A chunk of long texts is closed earlier, so that memory stays bounded: encoding takes 75 to 115 bytes for each
+# character of a SMILES. An atom has many more characters in a mol block.
+_CHUNK_CHARACTERS = 2 << 20
 _MOLBLOCK_CHARACTERS = 8
 
 
@@ -38,7 +39,7 @@ class Source:
 
     path: where it lies, on this machine or as a URL, or the name of the library; format: one of `formats.FORMATS`, or
     "synth"; bytes: as stored, 0 for a library; blake2b: of these bytes, or of what the library follows from, 128 bits,
-    hexadecimal; licence: a note on its terms.
+    hexadecimal; licence: a note on its terms; stamp: of an object behind a URL, what changes when it does.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Source:
     bytes: int
     blake2b: str
     licence: str | None = None
+    stamp: str = ""
 
     def renamed(self, taken: set[str]) -> "Source":
         """This source under its path, numbered if need be, when its name is among those `taken`."""
@@ -108,7 +110,7 @@ def read_chunks(
         characters = 0
         first_row = 0
         for text, record_id in records:
-            ids.append(storable(record_id[:ID_LIMIT]) if record_id else str(first_row + len(texts)))
+            ids.append(_stored_id(record_id) if record_id else str(first_row + len(texts)))
             texts.append(text)
             characters += (len(text) // _MOLBLOCK_CHARACTERS if "\n" in text else len(text)) + len(ids[-1])
             if len(texts) == chunk_rows or characters >= _CHUNK_CHARACTERS:
@@ -117,6 +119,12 @@ def read_chunks(
                 texts, ids, characters = [], [], 0
         if texts:
             yield SourceChunk(first_row, texts, ids)
+
+
+def _stored_id(record_id: str) -> str:
+    """At most `ID_LIMIT` bytes of an id, as UTF-8 text."""
+    content = storable(record_id[:ID_LIMIT]).encode()
+    return content[:ID_LIMIT].decode("utf-8", "ignore")
 
 
 def check_columns(source: Source, smiles_column: str | None, id_column: str | None) -> None:
@@ -171,5 +179,6 @@ def _resolve(name: str, form: str | None, checksums: bool) -> list[Source]:
 def _source(location: Location, form: str | None, checksums: bool) -> Source:
     name, path = location.name, location.path
     form = form or detect_format(path, file_name(path), read_head(path, HEAD_BYTES))
+    mark = stamp(path) if is_url(path) else ""
     size, checksum = size_and_checksum(path) if checksums else (size_of(path), "")
-    return Source(name, path, form, size, checksum, licence_note(name, without_secrets(path)))
+    return Source(name, path, form, size, checksum, licence_note(name, without_secrets(path)), mark)

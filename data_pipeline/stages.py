@@ -62,8 +62,8 @@ PARTITION_ROWS = 1 << 18
 # Molecules that a dataset holds already, per partition of an append: a reduce task looks through their keys.
 PARTITION_KNOWN_ROWS = 1 << 20
 # Shards of larger molecules than this, on the mean, have fewer of them.
-_SHARD_ATOMS = 64
-# Each write task opens all files of the reduce tasks, so with many shards it writes several.
+SHARD_ATOMS = 32
+# Each write task opens all files of the reduce tasks, so with many shards it writes several, as far as memory allows.
 _WRITE_TASKS = 1024
 _TEXT_BYTES = 48
 _COMPRESSION = 4
@@ -164,8 +164,8 @@ class Build:
 
     def run(self) -> Publication[PrepareResult]:
         """Build the dataset; of an append, all but the shards that are there already."""
-        chunks = self._read(self._plan.sources)
-        excluded_chunks = self._read(self._plan.exclude)
+        chunks = self._read(self._plan.sources, self._options.smiles_column, self._options.id_column)
+        excluded_chunks = self._read(self._plan.exclude, None, None)
         self._partitions = self._partition_count(chunks, excluded_chunks)
         mapped = self._map("map", chunks)
         self._check_not_empty(mapped)
@@ -183,12 +183,9 @@ class Build:
         result = PrepareResult(manifest, counts, self._executor.tasks, self._executor.resumed)
         return self._publication(manifest, shards, result)
 
-    def _read(self, sources: list[Source]) -> list[_Chunks]:
+    def _read(self, sources: list[Source], smiles_column: str | None, id_column: str | None) -> list[_Chunks]:
         rows = _chunk_rows(sources)
-        columns = (self._options.smiles_column, self._options.id_column)
-        if sources is self._plan.exclude:
-            columns = (None, None)
-        tasks = [ReadTask(self._work, source, *columns, rows) for source in sources]
+        tasks = [ReadTask(self._work, source, smiles_column, id_column, rows) for source in sources]
         chunks = []
         for task, result in zip(tasks, self._executor.run(tasks), strict=True):
             chunks.append(_Chunks(task.source, task, result))
@@ -307,16 +304,20 @@ class Build:
                     split.built.append(shard.file)
             done += task.count
             self._report("write", done, total)
+        for name, found in written.items():
+            if sum(shard.rows for shard in found.records) != reduced.statistics[name].rows:
+                raise PipelineError(f"{name}: the shards do not hold all molecules; please report this")
         return written
 
     def _write_tasks(self, split: str, statistics: SplitStatistics, listing: str) -> Iterator[WriteTask]:
         shards = self._shard_count(statistics)
-        group = max(math.ceil(shards / _WRITE_TASKS), 1)
+        fitting = shards * self._budget // max(mapped_bytes(statistics.rows, statistics.atoms), 1)
+        group = max(min(math.ceil(shards / _WRITE_TASKS), fitting), 1)
         for first in range(0, shards, group):
             yield WriteTask(self._work, listing, split, first, min(group, shards - first), shards)
 
     def _shard_count(self, statistics: SplitStatistics) -> int:
-        rows = max(statistics.rows, statistics.atoms / _SHARD_ATOMS)
+        rows = max(statistics.rows, statistics.atoms / SHARD_ATOMS)
         count = math.ceil(rows / self._options.shard_rows)
         # `datasets` wants a shard even in an empty split.
         return count if self._existing else max(1, count)

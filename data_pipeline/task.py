@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numba
 import numpy as np
@@ -68,19 +68,28 @@ def code_version() -> str:
 def perform(task: Task[Result], watch: Watch) -> Result:
     """Do a task and write its record."""
     result = task.run(watch)
+    sizes = [os.path.getsize(file) for file in task.outputs(result)]
     with atomically(_record_file(task)) as path:
-        Path(path).write_bytes(pickle.dumps(result))
+        Path(path).write_bytes(pickle.dumps((result, sizes)))
     return result
 
 
 def recorded_result(task: Task[Result]) -> Result | None:
-    """The result of a task that is done and whose files are there; None when there is something to do."""
-    try:
-        result = pickle.loads(Path(_record_file(task)).read_bytes())
-    except (FileNotFoundError, EOFError, pickle.UnpicklingError):
-        # Damaged by a crash of the machine, in the latter cases.
+    """The result of a task that is done and whose files are there, whole; None when there is something to do."""
+    record = read_pickle(_record_file(task))
+    if record is None:
         return None
-    return result if all(map(os.path.exists, task.outputs(result))) else None
+    result, sizes = record
+    files = task.outputs(result)
+    return result if [os.path.getsize(file) if os.path.exists(file) else None for file in files] == sizes else None
+
+
+def read_pickle(path: str) -> Any:
+    """What was pickled into a file of ours; None when it is not there, or damaged by a crash of the machine."""
+    try:
+        return pickle.loads(Path(path).read_bytes())
+    except (FileNotFoundError, EOFError, pickle.UnpicklingError):
+        return None
 
 
 def _record_file(task: Task[Result]) -> str:
@@ -94,10 +103,15 @@ def work_file(work: str, kind: str, key: str) -> str:
 
 @contextmanager
 def atomically(path: str) -> Iterator[str]:
-    """Gives a temporary path beside `path`. What was written there gets the name `path` if all went well."""
+    """Gives a temporary path beside `path`. What was written there gets the name `path` if all went well.
+
+    A name that is there after a crash of the machine is of a whole file.
+    """
     temporary = f"{path}.{socket.gethostname()}.{os.getpid()}.tmp"
     try:
         yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

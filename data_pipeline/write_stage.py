@@ -45,7 +45,6 @@ class WriteTask(Task[list[ShardRecord]]):
         """Write the shards."""
         bounds = [*range_starts(self.shards).tolist(), 1 << 64]
         low, high = bounds[self.first], bounds[self.first + self.count]
-        # As long as the group of shards is small beside the memory, each file is opened once.
         pieces = [piece for path in read_listing(self.reduced) for piece in read_reduced(path, self.split, low, high)]
         return [
             self._write(shard, [between(piece, *bounds[shard : shard + 2]) for piece in pieces])

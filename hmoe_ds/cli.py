@@ -65,8 +65,10 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
         molecule_seconds=options.molecule_seconds,
         format=options.format,
     )
+    resources = Resources(options.workers, options.scheduler, options.memory)
     if options.dry_run:
-        sources = check(options.sources, options.out, settings, options.append, options.exclude)
+        existing = options.overwrite, options.append
+        sources = check(options.sources, options.out, settings, resources, *existing, options.exclude, options.staging)
         return _estimate(options, sources)
     started = time.perf_counter()
     with _Progress() as progress:
@@ -74,7 +76,7 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
             options.sources,
             options.out,
             settings,
-            Resources(options.workers, options.scheduler, options.memory),
+            resources,
             progress.report,
             overwrite=options.overwrite,
             append=options.append,

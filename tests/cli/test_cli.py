@@ -96,10 +96,15 @@ def test_prepare_dry_run_writes_nothing(tmp_path):
         (["--append"], "out"),
         (["--out", "{tmp}/some.smi"], "a file; expected a folder"),
         (["--smiles-column", "mol"], "no column 'mol'"),
+        (["--memory", "100MiB"], "memory is 100 MiB"),
+        (["--staging", "{tmp}"], "leave it out"),
+        (["--out", "{tmp}/other"], "prepared from other options"),
     ],
 )
 def test_a_dry_run_finds_mistakes(arguments, message, tmp_path):
     (tmp_path / "some.smi").write_text("CCO\n")
+    if "{tmp}/other" in arguments:
+        hmoe("prepare", tmp_path / "some.smi", "--out", tmp_path / "other", "--max-atoms", 9, "--workers", 1)
     words = ["--out", tmp_path / "out", *(word.replace("{tmp}", str(tmp_path)) for word in arguments), "--dry-run"]
     _, _, err = hmoe("prepare", tmp_path / "some.smi", *words, expect=2)
     assert message in err

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from rdkit import Chem
 
-from data_pipeline import plan, stages
+from data_pipeline import build, plan, stages
 from data_pipeline.build import PrepareOptions, prepare
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.executor import Resources
@@ -90,6 +90,7 @@ def test_memory_leaves_no_trace(sources: list[str], tmp_path: Path, monkeypatch:
     monkeypatch.setattr(stages, "PARTITION_ROWS", 1000)
     monkeypatch.setattr(stages, "CHUNK_ROWS", (300, 300))
     monkeypatch.setattr(Resources, "budget", 10_000)
+    monkeypatch.setattr(build, "mapped_bytes", lambda rows, atoms: 1)
     reports = Counter[str]()
     prepare(sources, tmp_path / "many", OPTIONS, report=lambda stage, done, total: reports.update([stage]))
     assert reports["reduce"] > 50
@@ -370,3 +371,54 @@ def test_a_source_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monk
     monkeypatch.setattr(plan, "resolve_sources", resolve_and_change)
     with pytest.raises(PipelineError, match=r"a\.smi: changed while it was read.*run again when it is complete"):
         prepare([source], tmp_path / "out")
+
+
+def test_write_tasks_hold_as_many_shards_as_fit(
+    sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "_WRITE_TASKS", 1)
+    tasks = Counter[int]()
+    for budget in (1 << 30, 600_000):
+        monkeypatch.setattr(Resources, "budget", budget)
+
+        def count(stage: str, done: int, total: int, budget: int = budget) -> None:
+            tasks[budget] += stage == "write"
+
+        manifest = prepare(sources, tmp_path / str(budget), OPTIONS, report=count).manifest
+    assert tasks[1 << 30] == len(SPLITS)
+    shards = len(manifest.splits["train"].shards)
+    molecules = sum(manifest.counts.written.values())
+    assert tasks[600_000] > molecules * 200 / 600_000
+    assert tasks[600_000] < shards
+    assert contents(tmp_path / str(1 << 30)) == contents(tmp_path / "600000")
+
+
+def test_shards_that_no_worker_can_hold(tmp_path: Path) -> None:
+    source = write_smi(tmp_path / "a.smi", "CC")
+    options = PrepareOptions(shard_rows=1_000_000, max_atoms=100)
+    with pytest.raises(UsageError, match=r"shard_rows is 1000000, but with 2048 MiB of memory .* at most .* molecules"):
+        prepare([source], tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_that_another_run_has_made_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, one, other = (write_smi(tmp_path / f"{n}.smi", *rows) for n, rows in enumerate((["CC"], ["CCC"], ["CCN"])))
+    make = plan.Plan.make.__func__
+
+    def overtaken(*arguments: Any) -> plan.Plan:
+        planned = make(plan.Plan, *arguments)
+        with monkeypatch.context() as patch:
+            patch.setattr(plan.Plan, "make", classmethod(make))
+            prepare([one], tmp_path / "out", append=(tmp_path / "out").exists())
+        return planned
+
+    for append in (False, True):
+        if append:
+            prepare([base], tmp_path / "out", overwrite=True)
+        monkeypatch.setattr(plan.Plan, "make", overtaken)
+        message = "another `hmoe prepare` has changed the dataset there" if append else "from other sources"
+        with pytest.raises(UsageError, match=message):
+            prepare([other], tmp_path / "out", append=append)
+        monkeypatch.undo()
+        assert sum(Manifest.load(tmp_path / "out").counts.written.values()) == 1 + append
+        assert not verify(tmp_path / "out")

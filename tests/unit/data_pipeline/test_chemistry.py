@@ -30,6 +30,11 @@ from data_pipeline.encode import encode_rows
         ("[Na+]." * 600 + "[Cl-]", "too_large"),
         ("C1CC", "syntax"),
         ("é", "syntax"),
+        ("éCCN", "syntax"),
+        ("CCO\u2026", "syntax"),
+        ("\x00\x00CO", "syntax"),
+        ("CCN\x00", "syntax"),
+        ("\ufffdCO", "syntax"),
         ("InChI=1S/nonsense", "inchi"),
         ("InChI=", "inchi"),
         (Chem.MolToInchi(Chem.MolFromSmiles("C" * 520)), "too_large"),
@@ -59,6 +64,21 @@ def test_long_text_of_a_small_molecule_is_accepted() -> None:
     text = "[12CH3+0:1]" + "[CH2]" * 198 + "[CH3]"
     assert len(text) > 512
     assert canonical_molecule(text, max_atoms=512).mol.GetNumAtoms() == 200
+
+
+@pytest.mark.parametrize(
+    ("mapped", "plain"),
+    [
+        ("[CH3:1][OH:2]", "CO"),
+        ("CC[C@H:3](C)O", "CC[C@H](C)O"),
+        ("[CH3:1][C@:2]([H:9])(F)Cl", "C[C@]([H])(F)Cl"),
+        ("[13CH4:7]", "[13CH4]"),
+    ],
+)
+def test_atom_maps_are_no_part_of_a_molecule(mapped: str, plain: str) -> None:
+    for molecule in (canonical_molecule(mapped, max_atoms=512), canonical_molecule(molblock(mapped), max_atoms=512)):
+        assert molecule.smiles == Chem.CanonSmiles(plain)
+        assert not any(atom.GetAtomMapNum() for atom in molecule.mol.GetAtoms())
 
 
 THALIDOMIDE = "O=C1CC[C@@H](N2C(=O)c3ccccc3C2=O)C(=O)N1"

@@ -53,6 +53,9 @@ def test_done_tasks_are_not_done_again(tmp_path: Path) -> None:
     # A record without its file does not count.
     (tmp_path / "square-2").unlink()
     assert run(1, 2, 3) == ([1, 4, 9], 2, ["2"])
+    # Nor does one whose file a crash of the machine has shortened.
+    (tmp_path / "square-3").write_text("")
+    assert run(1, 2, 3) == ([1, 4, 9], 2, ["3"])
 
 
 def test_wrong_resources() -> None:
@@ -108,3 +111,22 @@ def test_waiting_for_workers_is_said(cluster: LocalCluster, tmp_path: Path, monk
         assert list(executor.run([Square(str(tmp_path), 3)])) == [9]
         thread.join(timeout=10)
         assert not thread.is_alive()
+
+
+def test_workers_that_join_later_get_work(cluster: LocalCluster, tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def tasks() -> Iterator[Square]:
+        for number in range(60):
+            drawn.append(number)
+            yield Square(str(tmp_path), number)
+
+    with open_executor(Resources(scheduler=cluster.scheduler_address), str(tmp_path)) as executor:
+        results = executor.run(tasks())
+        assert next(results) == 0
+        assert len(drawn) <= 4
+        cluster.scale(3)
+        cluster.wait_for_workers(3, timeout=30)
+        assert next(results) == 1
+        assert len(drawn) >= 9
+        assert list(results) == [number**2 for number in range(2, 60)]

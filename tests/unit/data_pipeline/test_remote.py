@@ -9,7 +9,10 @@ import pytest
 from data_pipeline.build import prepare
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.manifest import Manifest, verify
+from data_pipeline.read_stage import ReadTask
 from data_pipeline.remote import is_url, open_filesystem
+from data_pipeline.sources import resolve_sources
+from data_pipeline.watch import Watch
 
 URL = "memory://store/zinc"
 
@@ -111,3 +114,14 @@ def test_a_protocol_without_its_package(monkeypatch):
 def test_an_unknown_protocol():
     with pytest.raises(UsageError, match=r"^s4://bucket/zinc\S*: Protocol not known: s4; expected a URL such as s3://"):
         Manifest.load("s4://bucket/zinc")
+
+
+def test_an_object_that_changes_while_it_is_read_is_an_error(memory, tmp_path: Path):
+    memory.pipe("/store/a.smi", b"CC\n")
+    (source,) = resolve_sources(["memory://store/a.smi"])
+    task = ReadTask(str(tmp_path), source, None, None, 10)
+    assert task.run(Watch()) == [1]
+    memory.rm("/store/a.smi")
+    memory.pipe("/store/a.smi", b"CN\nCO\n")
+    with pytest.raises(PipelineError, match=r"memory://store/a\.smi: changed while it was read"):
+        task.run(Watch())

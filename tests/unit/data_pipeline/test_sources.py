@@ -111,3 +111,10 @@ def test_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.smi")
     with pytest.raises(UsageError, match=rf"^{tmp_path}/a.smi: not a file that can be read twice; write its content"):
         resolve_sources([str(tmp_path / "a.smi")])
+
+
+def test_a_long_id_is_cut_in_whole_characters(tmp_path: Path) -> None:
+    (tmp_path / "a.smi").write_text(f"CC x{'é' * 300}\nCN {'y' * 300}\n")
+    (source,) = resolve_sources([str(tmp_path / "a.smi")])
+    (chunk,) = read_chunks(source)
+    assert chunk.ids == ["x" + "é" * 127, "y" * 256]
