@@ -37,9 +37,10 @@ _MOLBLOCK_CHARACTERS = 8
 class Source:
     """One input: a file, or a synthetic library.
 
-    path: where it lies, on this machine or as a URL, or the name of the library; format: one of `formats.FORMATS`, or
-    "synth"; bytes: as stored, 0 for a library; blake2b: of these bytes, or of what the library follows from, 128 bits,
-    hexadecimal; licence: a note on its terms; stamp: of an object behind a URL, what changes when it does.
+    name: as manifest and rejects name it, what is not UTF-8 escaped; path: where it lies, on this machine or as a URL,
+    or the name of the library; format: one of `formats.FORMATS`, or "synth"; bytes: as stored, 0 for a library;
+    blake2b: of these bytes, or of what the library follows from, 128 bits, hexadecimal; licence: a note on its terms;
+    stamp: of an object behind a URL, what changes when it does.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Source:
 
     def renamed(self, taken: set[str]) -> "Source":
         """This source under its path, numbered if need be, when its name is among those `taken`."""
-        path = without_secrets(self.path)
+        path = _name_of_path(self.path)
         names = (self.name, path, *(f"{path}#{number}" for number in range(2, len(taken) + 3)))
         return dataclasses.replace(self, name=next(name for name in names if name not in taken))
 
@@ -86,7 +87,7 @@ def resolve_sources(names: Sequence[str], format: str | None = None, checksums: 
     sources = [source for name in names for source in _resolve(name, format, checksums)]
     uses = Counter(source.name for source in sources)
     # Rejects name their source: where two files have the same name, it takes their paths to tell them apart.
-    return [dataclasses.replace(s, name=without_secrets(s.path)) if uses[s.name] > 1 else s for s in sources]
+    return [dataclasses.replace(s, name=_name_of_path(s.path)) if uses[s.name] > 1 else s for s in sources]
 
 
 def read_chunks(
@@ -176,8 +177,13 @@ def _resolve(name: str, form: str | None, checksums: bool) -> list[Source]:
     return [_source(location, form, checksums) for location in locate(name, form)]
 
 
+def _name_of_path(path: str) -> str:
+    return storable(without_secrets(path))
+
+
 def _source(location: Location, form: str | None, checksums: bool) -> Source:
-    name, path = location.name, location.path
+    # A file's name may be any bytes.
+    name, path = storable(location.name), location.path
     form = form or detect_format(path, file_name(path), read_head(path, HEAD_BYTES))
     mark = stamp(path) if is_url(path) else ""
     size, checksum = size_and_checksum(path) if checksums else (size_of(path), "")

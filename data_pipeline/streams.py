@@ -111,7 +111,7 @@ def open_random_access(path: str) -> Iterator[pa.NativeFile]:
             yield file
         return
     _open(path, "none").close()  # names what Arrow would only number
-    with pa.memory_map(path) as file:
+    with pa.memory_map(os.fsencode(path)) as file:
         yield file
 
 

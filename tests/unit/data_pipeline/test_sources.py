@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.build import prepare
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.sources import read_chunks, resolve_sources
 from data_pipeline.synth import parse_synth, synthesize
@@ -30,6 +33,24 @@ def test_resolving(tmp_path: Path) -> None:
     assert [source.name for source in resolve_sources(both)] == both
     (source,) = resolve_sources([both[0]])
     assert (source.bytes, len(source.blake2b), source.licence) == (8, 32, None)
+
+
+def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.mkdir(folder)
+    write(Path(folder, os.fsdecode(b"mol\xe9cules.smi")), "CCO one\nC1 two\n")
+    pq.write_table(pa.table({"smiles": ["C"]}), tmp_path / "a.parquet")
+    os.rename(tmp_path / "a.parquet", Path(folder, os.fsdecode(b"mol\xe9cules.parquet")))
+    sources = resolve_sources([f"{folder}/*"])
+    assert [source.name for source in sources] == ["mol\\udce9cules.parquet", "mol\\udce9cules.smi"]
+    assert [chunk.texts for source in sources for chunk in read_chunks(source)] == [["C"], ["CCO", "C1"]]
+    assert [source.name for source in resolve_sources([sources[1].path] * 2)] == [
+        f"{tmp_path}/caf\\udce9/mol\\udce9cules.smi"
+    ] * 2
+    assert sources[1].renamed({sources[1].name}).name == f"{tmp_path}/caf\\udce9/mol\\udce9cules.smi"
+    prepare([sources[1].path], tmp_path / "out")
+    (reject,) = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    assert (reject["source"], reject["text"]) == (sources[1].name, "C1")
 
 
 @pytest.mark.parametrize("name", ["no-such-file.smi", "no-such-*.smi", "."])
