@@ -33,12 +33,23 @@ _EXTENSIONS = {
     ".ipc": "arrow",
 }
 _HEAD_LINES = 20
+_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+# POSIX and GNU, behind the name of the first member, its mode, owner, size, time and checksum.
+_TAR_MAGIC, _TAR_MAGIC_OFFSET = (b"ustar\x0000", b"ustar  \0"), 257
 
 
 def check_format(name: str) -> None:
     """Raise UsageError if there is no such format."""
     if name not in FORMATS:
         raise UsageError(f"format {name!r}: unknown; expected one of {', '.join(FORMATS)}")
+
+
+def check_no_archive(path: str, head: bytes) -> None:
+    """Raise UsageError if content that begins with `head` is an archive: its members would be taken for one text."""
+    is_tar = head.startswith(_TAR_MAGIC, _TAR_MAGIC_OFFSET)
+    if is_tar or head.startswith(_ZIP_MAGIC):
+        kind = "tar" if is_tar else "zip"
+        raise UsageError(f"{path}: a {kind} archive; unpack it and name the files in it (a workbook: save it as CSV)")
 
 
 def format_of_name(name: str) -> str | None:

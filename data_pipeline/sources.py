@@ -12,7 +12,7 @@ from rdkit import RDConfig
 from data_pipeline.columnar import open_arrow, open_parquet
 from data_pipeline.columns import Record
 from data_pipeline.errors import UsageError
-from data_pipeline.formats import HEAD_BYTES, SYNTH, check_format, detect_format
+from data_pipeline.formats import HEAD_BYTES, SYNTH, check_format, check_no_archive, detect_format
 from data_pipeline.keys import digest128
 from data_pipeline.locate import Location, locate
 from data_pipeline.provenance import licence_note
@@ -79,7 +79,8 @@ def resolve_sources(names: Sequence[str], format: str | None = None, checksums: 
     are read, and `blake2b` is ''.
 
     Raises:
-        UsageError: nothing there, a folder that `datasets` did not write, a format that is not known or not told.
+        UsageError: nothing there, a folder that `datasets` did not write, an archive, a format that is not known or
+            not told.
         PipelineError: the storage cannot be read; a file is not compressed as its name says.
     """
     if format is not None:
@@ -184,7 +185,9 @@ def _name_of_path(path: str) -> str:
 def _source(location: Location, form: str | None, checksums: bool) -> Source:
     # A file's name may be any bytes.
     name, path = storable(location.name), location.path
-    form = form or detect_format(path, file_name(path), read_head(path, HEAD_BYTES))
+    head = read_head(path, HEAD_BYTES)
+    check_no_archive(path, head)
+    form = form or detect_format(path, file_name(path), head)
     mark = stamp(path) if is_url(path) else ""
     size, checksum = size_and_checksum(path) if checksums else (size_of(path), "")
     return Source(name, path, form, size, checksum, licence_note(name, without_secrets(path)), mark)

@@ -46,7 +46,8 @@ UNREADABLE = {
     "no column": ("a.csv", b"x,y\n1,2\n", 2, "no SMILES column among"),
     "truncated": ("a.smi.gz", gzip.compress(os.urandom(9000))[:-200], 1, "truncated"),
     "not gzip": ("a.smi.gz", b"CCO\n", 1, "not a readable gzip file"),
-    "unknown type": ("a.docx", b"PK\x03\x04garbage", 2, "unknown file type"),
+    "unknown type": ("a.docx", b"Dear reader", 2, "unknown file type"),
+    "archive": ("a.smi", b"PK\x03\x04garbage", 2, "a zip archive; unpack it"),
 }
 
 

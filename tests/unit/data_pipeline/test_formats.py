@@ -1,5 +1,9 @@
 """What the format of a file is told by."""
 
+import gzip
+import io
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -68,6 +72,48 @@ def test_a_name_overrides(tmp_path: Path) -> None:
     assert read(write(tmp_path / "a.txt", "id,smiles\none,CC\n"), format="csv") == [("CC", "one")]
     with pytest.raises(UsageError, match=f"^format 'smi': unknown; expected one of {', '.join(FORMATS)}$"):
         resolve_sources([str(path)], format="smi")
+
+
+def tar_of(form: int) -> bytes:
+    with io.BytesIO() as content:
+        with tarfile.open(fileobj=content, mode="w", format=form) as archive:
+            for name in ("a.smi", "b.smi"):
+                member = tarfile.TarInfo(name)
+                member.size = len(b"CCO one\n")
+                archive.addfile(member, io.BytesIO(b"CCO one\n"))
+        return content.getvalue()
+
+
+def zip_of(names: list[str]) -> bytes:
+    with io.BytesIO() as content:
+        with zipfile.ZipFile(content, "w") as archive:
+            for name in names:
+                archive.writestr(name, "CCO one\n")
+        return content.getvalue()
+
+
+@pytest.mark.parametrize("format", [None, "smiles"])
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("zinc.tar.gz", tar_of(tarfile.USTAR_FORMAT), "tar"),
+        ("zinc.tar", tar_of(tarfile.GNU_FORMAT), "tar"),
+        ("zinc.smi.gz", tar_of(tarfile.PAX_FORMAT), "tar"),
+        ("zinc.smi.tgz", gzip.compress(tar_of(tarfile.GNU_FORMAT)), "tar"),
+        ("zinc.smi", zip_of(["a.smi"]), "zip"),
+        ("table.csv", zip_of(["xl/workbook.xml"]), "zip"),
+        ("noname", zip_of([]), "zip"),
+    ],
+)
+def test_an_archive_is_refused(tmp_path: Path, name: str, content: bytes, kind: str, format: str | None) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(UsageError, match=rf"^{path}: a {kind} archive; unpack it and name the files in it"):
+        resolve_sources([str(path)], format)
+
+
+def test_a_text_with_the_mark_of_an_archive_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.smi", f"{'C' * 256} ustar  00\nCC PK\x03\x04\n")
+    assert [name for _, name in read(path)] == ["ustar", "PK\x03\x04"]
 
 
 @pytest.mark.parametrize("content", ["", "Dear reader,\nthis is no molecule.\n", bytes(range(256)) * 300])
