@@ -100,10 +100,10 @@ def _format_of(lines: list[str]) -> str | None:
 
 
 def _has_ids_first(lines: list[str]) -> bool:
-    """True if no line begins with a structure, but most go on with one."""
+    """True if most lines go on with a structure, but few begin with one: as such some ids (CNS, P) can be read."""
     rows = [row for row in _rows(lines) if len(row) > 1]
-    structures = sum(_is_structure(row[1]) for row in rows)
-    return 2 * structures > len(rows) and not any(_is_structure(row[0]) for row in rows)
+    first, second = (sum(_is_structure(row[column]) for row in rows) for column in (0, 1))
+    return 2 * second > len(rows) > 2 * first
 
 
 def _rows(lines: list[str]) -> list[list[str]]:
