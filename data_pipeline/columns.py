@@ -25,7 +25,9 @@ ID_HEADERS = (
 )
 
 
-_EXTENSION = re.compile(r"[ \t]\|[^|\n]*\|(?=\s|$)")
+# Its features have a colon, atom labels are between `$`, coordinates in parentheses; `r` stands alone. Other words
+# between bars are ids.
+_EXTENSION = re.compile(r"[ \t]\|(?:r?|[^|\n:$(]*[:$(][^|\n]*)\|(?=\s|$)")
 
 
 def structure_index(path: str, header: Sequence[str], column: str | None) -> int:

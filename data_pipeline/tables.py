@@ -93,7 +93,9 @@ def _is_header(header: list[str], smiles_column: str | None) -> bool:
 
 def _split(lines: Iterable[str], separator: str | None) -> Iterator[list[str]]:
     for line in lines:
-        yield (without_extension(line) if "|" in line else line).split(separator)
+        if separator is None and "|" in line:
+            line = without_extension(line)  # which may have blanks; between tabs that is done in its cell alone
+        yield line.split(separator)
 
 
 def _records(rows: Iterator[list[str]], structure: int, record_id: int | None) -> Iterator[Record]:

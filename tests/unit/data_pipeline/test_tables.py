@@ -51,7 +51,11 @@ from tests.unit.data_pipeline.reading import check, read, write
             [("C[C@H](N)O", "Z1"), ("CC", "Z2")],
         ),
         ("a.cxsmiles", "smiles\tMW\tid\nCC |(0,0;1,1)|\t9.1\tZ 1\n", [("CC", "Z 1")]),
-        ("a.smi", "C[C@H](N)O |&1:1| ID\nCC |$a b;c$|\tI2\nC |x|\n", [("C[C@H](N)O", "ID"), ("CC", "I2"), ("C", "2")]),
+        ("a.smi", "C[C@H](N)O |&1:1| ID\nCC |$a b;c$|\tI2\nC |r|\n", [("C[C@H](N)O", "ID"), ("CC", "I2"), ("C", "2")]),
+        ("a.smi", "CC |name|\nCC\t|x y|\nC |one| |o1:1|\n", [("CC", "|name|"), ("CC", "|x"), ("C", "|one|")]),
+        ("a.txt", "smiles\tcxext\tid\nCC\t|o1:1|\tZ1\nC |r|\t\tZ2\n", [("CC", "Z1"), ("C", "Z2")]),
+        ("a.txt", "id\tcxext\tsmiles\nZ1\t|o1:1|\tCC\nZ2\t\tC |&1:0|\n", [("CC", "Z1"), ("C", "Z2")]),
+        ("a.txt", "smiles\tid\nCC\t|$1$|\n", [("CC", "|$1$|")]),
         ("a.smi", "CC one|two|\nC |open\n", [("CC", "one|two|"), ("C", "|open")]),
         ("a.csv", "smiles,id\nCC |&1:0|,one\n", [("CC", "one")]),
         ("a.csv", '"ChEMBL ID";"Smiles"\n"CHEMBL1";"CC"\n', [("CC", "CHEMBL1")]),
@@ -137,6 +141,8 @@ def test_a_line_of_blanks_is_read_at_once(tmp_path: Path) -> None:
     """In time that grows with its length, not with the square of it: this would take an hour."""
     blanks = " " * 1_000_000
     assert read(write(tmp_path / "a.smi", f"CC{blanks}|{blanks}\nC\n")) == [("CC", "|"), ("C", "1")]
+    for text in (":" * 1_000_000, " |:" * 300_000):
+        assert read(write(tmp_path / "a.smi", f"CC |{text}\n"))[0][0] == "CC"
 
 
 @pytest.mark.parametrize(
