@@ -15,6 +15,8 @@ PARQUET_MAGIC = b"PAR1"
 ARROW_MAGIC = b"ARROW1"
 # A stream begins with the length of its schema message after this mark.
 ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
+# Version 1 of Feather, which was no Arrow IPC.
+_FEATHER_V1_MAGIC = b"FEA1"
 # A message of no length, which writers of streams end with since 2019.
 _ARROW_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
@@ -64,6 +66,8 @@ def _stream_start(source: pa.NativeFile) -> int:
 
 def _check_end(path: str, source: pa.NativeFile) -> None:
     """A truncated file might end between two batches, which Arrow takes for its end."""
+    if source.read(len(_FEATHER_V1_MAGIC)) == _FEATHER_V1_MAGIC:
+        raise UsageError(f"{path}: Feather version 1, expected 2; read it with pyarrow.feather and write it as Parquet")
     source.seek(max(0, source.size() - len(_ARROW_STREAM_END)))
     if not source.read().endswith((ARROW_MAGIC, _ARROW_STREAM_END)):
         raise PipelineError(f"{path}: the Arrow file is truncated: its end mark is missing; fetch it again")

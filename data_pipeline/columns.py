@@ -8,9 +8,9 @@ from data_pipeline.errors import UsageError
 # The text of a structure (SMILES, InChI or mol block; '' where there is none), and its id or None.
 Record = tuple[str, str | None]
 
-SMILES_HEADERS = ("smiles", "canonical_smiles", "isomeric_smiles", "cxsmiles", "mol")
-# Taken where there are no SMILES.
-STRUCTURE_HEADERS = ("inchi", "standard_inchi", "molblock")
+SMILES_HEADERS = ("smiles", "canonical_smiles", "isomeric_smiles", "isosmiles", "isomericsmiles", "cxsmiles", "mol")
+# Taken where there are none of these: what PubChem calls canonical SMILES has no stereo.
+STRUCTURE_HEADERS = ("inchi", "standard_inchi", "molblock", "canonicalsmiles")
 ID_HEADERS = (
     "id",
     "source_id",
@@ -59,6 +59,15 @@ def without_extension(text: str) -> str:
 def find(header: Sequence[str], names: Sequence[str]) -> int | None:
     """Index of the first column with one of the lower-case `names`, in upper or lower case."""
     return next((index for index, name in enumerate(header) if name.lower() in names), None)
+
+
+def format_of_header(line: str, column: str | None = None) -> str | None:
+    """The format, csv or tsv, as whose header a line has the name `column` or one of a structure; None for neither."""
+    for delimiter, form in ((",", "csv"), (";", "csv"), ("\t", "tsv")):
+        names = [name.strip(' "') for name in line.split(delimiter)]
+        if len(names) > 1 and (column in names or find(names, (*SMILES_HEADERS, *STRUCTURE_HEADERS)) is not None):
+            return form
+    return None
 
 
 def listed(header: Sequence[str]) -> str:

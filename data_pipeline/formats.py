@@ -3,7 +3,7 @@
 from rdkit import Chem, rdBase
 
 from data_pipeline.columnar import ARROW_MAGIC, ARROW_STREAM_MAGIC, PARQUET_MAGIC
-from data_pipeline.columns import SMILES_HEADERS, STRUCTURE_HEADERS, find
+from data_pipeline.columns import SMILES_HEADERS, find, format_of_header
 from data_pipeline.errors import UsageError
 from data_pipeline.streams import COMPRESSION_EXTENSIONS, split_compression
 
@@ -88,10 +88,9 @@ def _format_of(lines: list[str]) -> str | None:
     if any(line.startswith(("$$$$", "M  END")) for line in lines):
         return "sdf"
     header = next(iter(lines), "")
-    for delimiter, form in ((",", "csv"), (";", "csv"), ("\t", "tsv")):
-        names = [name.strip(' "') for name in header.split(delimiter)]
-        if len(names) > 1 and find(names, (*SMILES_HEADERS, *STRUCTURE_HEADERS)) is not None:
-            return form
+    form = format_of_header(header)
+    if form is not None:
+        return form
     rows = _rows(lines)
     if find(header.split()[:1], SMILES_HEADERS) is not None or _has_ids_first(lines):
         return "smiles"

@@ -16,6 +16,7 @@ from data_pipeline.columns import (
     STRUCTURE_HEADERS,
     Record,
     find,
+    format_of_header,
     id_index,
     structure_index,
     without_extension,
@@ -53,6 +54,8 @@ def open_smiles(
             record_id = id_index(path, header, id_column, default=beside if known is None else known)
             yield _records(_split(lines, separator), structure, record_id)
             return
+        if format_of_header(first, smiles_column) == "csv":
+            raise _other_format(path, "csv")
         for column in (smiles_column, id_column):
             if column is not None:
                 raise UsageError(f"{path}: no column {column!r}: the file has no header line")
@@ -77,6 +80,10 @@ def open_delimited(
         header = [name.strip() for name in next(rows)]
         if not header:
             raise PipelineError(f"{path}: the first line is empty; expected the names of the columns")
+        form = format_of_header(first, smiles_column)
+        known = find(header, (*SMILES_HEADERS, *STRUCTURE_HEADERS))
+        if smiles_column not in header and known is None and form == ("csv" if delimiter == "\t" else "tsv"):
+            raise _other_format(path, form)
         structure = structure_index(path, header, smiles_column)
         yield _records(rows, structure, id_index(path, header, id_column, default=find(header, ID_HEADERS)))
 
@@ -89,6 +96,10 @@ def _is_header(header: list[str], smiles_column: str | None) -> bool:
     if find(header[:1], ID_HEADERS) is not None:
         return find(header, structures) is not None
     return find(header[:1], structures) is not None
+
+
+def _other_format(path: str, form: str) -> UsageError:
+    return UsageError(f"{path}: its first line is the header of a {form} file; name that format with --format {form}")
 
 
 def _split(lines: Iterable[str], separator: str | None) -> Iterator[list[str]]:

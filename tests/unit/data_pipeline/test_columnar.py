@@ -123,6 +123,12 @@ def test_a_truncated_file_never_looks_whole(tmp_path: Path, kind: str) -> None:
             read(path)
 
 
+def test_the_first_version_of_feather_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.feather").write_bytes(b"FEA1" + bytes(40) + b"FEA1")
+    with pytest.raises(UsageError, match=rf"^{tmp_path}/a.feather: Feather version 1, expected 2; .* as Parquet$"):
+        check(tmp_path / "a.feather")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_is_an_error_or_other_rows(tmp_path: Path, kind: str) -> None:
     table = pa.table({"smiles": [f"{'C' * (row % 50)}O" for row in range(3000)]})
