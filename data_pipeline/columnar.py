@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.columns import ID_HEADERS, Record, find, id_index, structure_index, without_extension
 from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.lines import MAX_LINE_LENGTH, decoded
 from data_pipeline.remote import is_url, one_line
 from data_pipeline.streams import REQUEST_BYTES, open_random_access
 
@@ -20,7 +23,10 @@ _FEATHER_V1_MAGIC = b"FEA1"
 # A message of no length, which writers of streams end with since 2019.
 _ARROW_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
-_BATCH_ROWS = 1024
+# Few, as a cell may have 1 MiB; with fewer, reading gets slow.
+_BATCH_ROWS = 64
+# A dictionary, which may be long, is checked with each so many rows.
+_CHECKED_ROWS = 1024
 
 
 @contextmanager
@@ -110,25 +116,28 @@ def _is_binary(dtype: pa.DataType) -> bool:
 def _records(path: str, kind: str, batches: Iterator[pa.RecordBatch], names: Sequence[str]) -> Iterator[Record]:
     with _naming(path, kind):
         for batch in batches:
-            # A view of few rows at a time of a batch that may be the whole file.
-            for first in range(0, batch.num_rows, _BATCH_ROWS):
-                rows = batch.slice(first, _BATCH_ROWS)
-                columns = [_texts(rows.column(rows.schema.names.index(name))) for name in names]
-                ids = columns[1] if len(columns) > 1 else [None] * rows.num_rows
-                for text, record_id in zip(columns[0], ids, strict=True):
-                    yield _structure(text), record_id
+            # Views of a batch that may be the whole file.
+            for checked in _slices(batch, _CHECKED_ROWS):
+                checked.validate(full=True)  # a damaged file must not crash the process
+                for rows in _slices(checked, _BATCH_ROWS):
+                    columns = [_texts(rows.column(rows.schema.names.index(name))) for name in names]
+                    ids = columns[1] if len(columns) > 1 else repeat(None, rows.num_rows)
+                    for text, record_id in zip(columns[0], ids, strict=True):
+                        yield _structure(text), record_id
 
 
-def _texts(column: pa.Array) -> list[str | None]:
-    """The values of a column as text, a null as None; bytes that are not UTF-8 as lone surrogates."""
-    column.validate(full=True)  # a damaged file must not crash the process
+def _slices(batch: pa.RecordBatch, length: int) -> Iterator[pa.RecordBatch]:
+    return (batch.slice(first, length) for first in range(0, batch.num_rows, length))
+
+
+def _texts(column: pa.Array) -> Iterator[str | None]:
+    """The values of a column as text, cut as lines are, a null as None; bytes that are not UTF-8 as lone surrogates."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if _is_string(column.type):
-        return column.to_pylist()
-    if _is_binary(column.type):
-        return [value if value is None else value.decode("utf-8", "surrogateescape") for value in column.to_pylist()]
-    return column.cast(pa.string()).to_pylist()
+    if not _is_text(column.type):
+        column = column.cast(pa.string())
+    cut = pc.binary_slice(column.cast(pa.large_binary()), 0, MAX_LINE_LENGTH)
+    return (None if value is None else decoded(value) for value in cut.to_pylist())
 
 
 def _structure(text: str | None) -> str:

@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline import columnar
+from data_pipeline.encode import encode_rows
 from data_pipeline.errors import PipelineError, UsageError
-from data_pipeline.sources import read_chunks, resolve_sources
+from data_pipeline.schema import ID_LIMIT
+from data_pipeline.sources import Source, read_chunks, resolve_sources
 from tests.unit.data_pipeline.reading import check, read
 
 KINDS = ("parquet", "arrow file", "arrow stream")
@@ -140,6 +142,30 @@ def test_a_damaged_file_is_an_error_or_other_rows(tmp_path: Path, kind: str) -> 
             assert len(read(path)) == 3000
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [pa.string(), pa.string_view(), pa.binary()])
+def test_long_cells_are_cut(tmp_path: Path, kind: str, dtype: pa.DataType) -> None:
+    huge = "C" * (3 << 20)
+    table = pa.table({"smiles": pa.array([huge, "C", "CC\0C"], dtype), "id": pa.array(["one", huge, None], dtype)})
+    (long, first), (text, cut), nul = read(written(tmp_path, kind, table))
+    assert (len(long), first, text, cut, nul) == (1 << 20, "one", "C", "C" * ID_LIMIT, ("CC\ufffdC", "2"))
+    assert [reject.reason for reject in encode_rows([long], ["one"]).rejects] == ["too_large"]
+
+
+def peak_bytes(source: Source, rows: int) -> int:
+    """The most that reading all `rows` of a source takes, of Python and of Arrow."""
+    pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        assert sum(len(chunk.texts) for chunk in read_chunks(source)) == rows
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(before)
+    return peak + pool.max_memory()
+
+
 def test_row_groups_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columnar, "REQUEST_BYTES", 1 << 16)
     texts = [f"{row:01000d}" for row in range(50_000)]
@@ -147,13 +173,15 @@ def test_row_groups_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, compression="none")
     # A path is mapped into memory, a URL is read into it.
     (source,) = resolve_sources([f"file://{tmp_path}/a.parquet"])
-    pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
-    pa.set_memory_pool(pool)
-    tracemalloc.start()
-    try:
-        assert sum(len(chunk.texts) for chunk in read_chunks(source)) == 50_000
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-        pa.set_memory_pool(before)
-    assert peak + pool.max_memory() < 25 << 20 < table["smiles"].nbytes
+    assert peak_bytes(source, rows=50_000) < 25 << 20 < table["smiles"].nbytes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_small_file_of_long_cells_takes_little_memory(tmp_path: Path, kind: str) -> None:
+    """One cell, stored once, that a thousand rows refer to."""
+    indices = pa.array([0] * 1500, pa.int32())
+    table = pa.table({"smiles": pa.DictionaryArray.from_arrays(indices, ["C" * 200_000])})
+    path = written(tmp_path, kind, table, batch_rows=1500)
+    assert path.stat().st_size < 1 << 20
+    (source,) = resolve_sources([str(path)])
+    assert peak_bytes(source, rows=1500) < 80 << 20 < 1024 * 200_000
