@@ -1,7 +1,8 @@
 """Texts -> rows of a dataset, and the rejects."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import compress
 
@@ -121,6 +122,17 @@ def reject_batch(source: str, first_row: int, rejects: Sequence[Reject]) -> pa.R
     return pa.RecordBatch.from_arrays(arrays, schema=REJECT_SCHEMA)
 
 
+@contextmanager
+def _rdkit_errors() -> Iterator[None]:
+    """Turns an error of RDKit into a reject."""
+    try:
+        yield
+    except MoleculeReject:
+        raise
+    except _RDKIT_ERRORS as error:
+        raise MoleculeReject("rdkit_error") from error
+
+
 def _read(
     texts: Sequence[str],
     max_atoms: int,
@@ -133,15 +145,14 @@ def _read(
     for index, text in enumerate(texts):
         try:
             watch.at(index)
-            first = molecule = canonical_molecule(text, max_atoms)
-            if standard is not None:
-                molecule = standard.standardize(first)
-            key = digest128(molecule.smiles.encode())
-            found.append(_Found(index, fast_path.flatten(molecule), key, molecule.smiles != first.smiles))
+            with _rdkit_errors():
+                first = molecule = canonical_molecule(text, max_atoms)
+                if standard is not None:
+                    molecule = standard.standardize(first)
+                key = digest128(molecule.smiles.encode())
+                found.append(_Found(index, fast_path.flatten(molecule), key, molecule.smiles != first.smiles))
         except MoleculeReject as reject:
             reasons[index] = reject.reason
-        except _RDKIT_ERRORS:
-            reasons[index] = "rdkit_error"
     watch.rest()
     return found
 
@@ -160,16 +171,15 @@ def _describe(
         scaffold = None
         try:
             watch.at(each.index)
-            if is_exact[place]:
-                scaffold = chunk.scaffold(place)
-                fast_path.check(each.molecule, each.key, chunk, place)
-            else:
-                described[place] = describe(each.molecule.smiles)
-                scaffold = described[place].scaffold
+            with _rdkit_errors():
+                if is_exact[place]:
+                    scaffold = chunk.scaffold(place)
+                    fast_path.check(each.molecule, each.key, chunk, place)
+                else:
+                    described[place] = describe(each.molecule.smiles)
+                    scaffold = described[place].scaffold
         except MoleculeReject as reject:
             reasons[each.index] = reject.reason
-        except _RDKIT_ERRORS:
-            reasons[each.index] = "rdkit_error"
         scaffolds.append(scaffold)
     watch.rest()
     return scaffolds, described

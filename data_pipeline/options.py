@@ -7,6 +7,8 @@ from data_pipeline.errors import UsageError
 from data_pipeline.schema import ATOM_FEATURE_SIZES
 
 DEFAULT_MOLECULE_SECONDS = 10.0
+# The kernel's timer counts in hundredths of a second, at worst, and takes no number of any size.
+_MOLECULE_SECONDS = (0.01, 1e6)
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,8 @@ class PrepareOptions:
     format: of all sources, found by itself when None; smiles_column, id_column: names in the header of the sources,
     found by themselves when None; validation_fraction: share of the scaffolds, in [0, 1); shard_rows: molecules in a
     shard, about; max_atoms: larger molecules are rejected; standardize: store the standard form of molecules
-    (`standardize`); molecule_seconds: CPU time after which a molecule is rejected.
+    (`standardize`); molecule_seconds: CPU time after which a molecule is rejected,
+    from 0.01 to 1e6.
     """
 
     format: str | None = None
@@ -34,8 +37,9 @@ class PrepareOptions:
         for name in ("shard_rows", "max_atoms"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not self.molecule_seconds > 0:
-            raise UsageError(f"molecule_seconds is {self.molecule_seconds}; expected more than 0")
+        least, most = _MOLECULE_SECONDS
+        if not least <= self.molecule_seconds <= most:
+            raise UsageError(f"molecule_seconds is {self.molecule_seconds}; expected a number in [{least}, {most:.0e}]")
         # Arrow's list columns count their values in 31 bits; shards vary in size, so leave room.
         if 2 * self.shard_rows * self.max_atoms * len(ATOM_FEATURE_SIZES) >= 1 << 31:
             raise UsageError(

@@ -281,6 +281,11 @@ def test_bad_input_ends_in_a_clear_error(tmp_path: Path, name: str, data: bytes,
         {"shard_rows": 0},
         {"max_atoms": 0},
         {"shard_rows": 10**7},
+        {"molecule_seconds": float("inf")},
+        {"molecule_seconds": float("nan")},
+        {"molecule_seconds": 1e300},
+        {"molecule_seconds": 1e-9},
+        {"molecule_seconds": 0.0},
     ],
 )
 def test_bad_options(wrong: dict) -> None:

@@ -144,6 +144,18 @@ def test_the_watch_hears_of_each_text_before_rdkit_works_on_it() -> None:
     assert encoded.batch.column("source_id").to_pylist() == ["CCO", "C1CC1C"]
 
 
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_an_error_of_the_watch_is_no_row_s_fault(rounds: int) -> None:
+    class Failing(Recording):
+        def at(self, index: int) -> None:
+            if self.heard.count("rest") == rounds:
+                raise OverflowError("timestamp too large to convert to C _PyTime_t")
+            super().at(index)
+
+    with pytest.raises(OverflowError, match="timestamp too large"):
+        encode_rows(["CCO"], ["a"], watch=Failing())
+
+
 def test_scaffolds_of_this_call_are_counted() -> None:
     clear_scaffold_memos()
     first = encode_rows(["c1ccccc1C", "CCO", "c1ccccc1", "C1CCC1"], list("abcd"))
