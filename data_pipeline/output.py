@@ -14,7 +14,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -68,13 +68,14 @@ def work_folder(out: Path) -> Iterator[WorkFolder]:
     """The work folder inside `out`, held by this process alone.
 
     It is removed at the end, or kept when an error leaves work in it that is worth keeping; `out` itself goes too when
-    nothing is left in it.
+    this made it and nothing is left in it.
 
     Raises:
         UsageError: another process is at work in `out`.
     """
     path = out / WORK_FOLDER
     interrupted = path.exists()
+    is_new = not out.exists()
     path.mkdir(parents=True, exist_ok=True)
     with open(path / _LOCK_FILE, "w") as lock:
         try:
@@ -87,6 +88,9 @@ def work_folder(out: Path) -> Iterator[WorkFolder]:
         except BaseException:
             if not work.keep:
                 _remove_work(out)
+                if is_new:
+                    with suppress(OSError):  # not empty
+                        out.rmdir()
             raise
         _remove_work(out)
 
@@ -107,8 +111,6 @@ def _remove_work(out: Path) -> None:
         if not entry.name.startswith("publication-"):
             _remove(entry)
     shutil.rmtree(path)
-    if not any(out.iterdir()):
-        out.rmdir()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ _CRASHES_OF_A_ROW = 2
 _KILLS_OF_A_ROW = 5
 # So often may the process be killed while it works on no row in particular.
 _DEATHS_OF_A_TASK = 3
+# So often may it be killed at ever different rows, since one was last rejected for it: the machine is out of memory.
+_KILLS_OF_A_TASK = 20
 
 _idle: list["_Child"] = []
 
@@ -43,24 +45,16 @@ def supervised(task: Task[Result]) -> Result:
         PipelineError: the child dies without a row being to blame. An error of the task comes through as it is.
     """
     rejected: dict[int, str] = {}
-    deaths: Counter[tuple[int, int]] = Counter()
+    deaths = _Deaths(task)
     while True:
         child = _take_child()
         try:
             done, value = child.ask(task, rejected)
         except (EOFError, ConnectionError):
-            row, exit_code = death = child.post_mortem()
-            deaths[death] += 1
-            if row == NO_ROW:
-                if deaths[death] == _DEATHS_OF_A_TASK:
-                    raise PipelineError(
-                        f"{task}: the worker process ended {_DEATHS_OF_A_TASK} times ({_cause(exit_code)}); run again "
-                        "with fewer --workers or a smaller --memory; what is done is kept"
-                    ) from None
-            elif exit_code == -TIME_IS_UP:
-                rejected[row] = "timeout"
-            elif deaths[death] == (_KILLS_OF_A_ROW if exit_code == -signal.SIGKILL else _CRASHES_OF_A_ROW):
-                rejected[row] = "crash"
+            row, exit_code = child.post_mortem()
+            reason = deaths.add(row, exit_code)
+            if reason is not None:
+                rejected[row] = reason
             _logger.warning("%s: a worker process ended at row %d (%s); again", task, row, _cause(exit_code))
             continue
         except BaseException:
@@ -71,6 +65,45 @@ def supervised(task: Task[Result]) -> Result:
         if done:
             return value
         raise value
+
+
+class _Deaths:
+    """The processes that died of a task, and what is to blame."""
+
+    def __init__(self, task: Task[Any]) -> None:
+        self._task = task
+        self._count: Counter[tuple[int, int]] = Counter()
+        self._kills = 0
+
+    def add(self, row: int, exit_code: int) -> str | None:
+        """A process has ended at `row`: the reason to reject the row, None if it gets another chance.
+
+        Raises:
+            PipelineError: it happens too often for the task to be done.
+        """
+        self._count[row, exit_code] += 1
+        times = self._count[row, exit_code]
+        if row == NO_ROW:
+            if times == _DEATHS_OF_A_TASK:
+                raise self._error(times, exit_code)
+            return None
+        if exit_code == -TIME_IS_UP:
+            return "timeout"
+        if exit_code != -signal.SIGKILL:
+            return "crash" if times == _CRASHES_OF_A_ROW else None
+        self._kills += 1
+        if times == _KILLS_OF_A_ROW:
+            self._kills = 0
+            return "crash"
+        if self._kills == _KILLS_OF_A_TASK:
+            raise self._error(self._kills, exit_code)
+        return None
+
+    def _error(self, times: int, exit_code: int) -> PipelineError:
+        return PipelineError(
+            f"{self._task}: the worker process ended {times} times ({_cause(exit_code)}); run again with fewer "
+            "--workers or a smaller --memory; what is done is kept"
+        )
 
 
 def _take_child() -> "_Child":

@@ -273,6 +273,19 @@ def test_bad_input_ends_in_a_clear_error(tmp_path: Path, name: str, data: bytes,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_that_was_there_stays_when_nothing_is_written(tmp_path: Path, linked: bool) -> None:
+    """A mount point, say, or a link to another disk; and the error is the one of the source."""
+    (tmp_path / "folder").mkdir()
+    out = tmp_path / ("link" if linked else "folder")
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    with pytest.raises(PipelineError, match="no molecule among 1 rows"):
+        prepare([write_smi(tmp_path / "a.smi", "C1")], out)
+    assert os.listdir(out) == []
+    prepare([write_smi(tmp_path / "a.smi", "CC")], out)
+    assert verify(out) == []
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

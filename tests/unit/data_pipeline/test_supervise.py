@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from data_pipeline import supervise
 from data_pipeline.errors import PipelineError
 from data_pipeline.map_stage import MapTask
 from data_pipeline.partitions import read_batch
@@ -31,6 +32,16 @@ def test_a_process_that_dies_without_a_row_to_blame_is_an_error(tmp_path: Path) 
         supervised(Die(str(tmp_path), times=100))
     # The next task is not affected.
     assert supervised(Square(str(tmp_path), 3)) == 9
+
+
+def test_kills_at_ever_different_rows_end_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "_KILLS_OF_A_TASK", 6)
+    # A row that is killed by itself is rejected, and the count begins anew; what is no kill does not count.
+    rows = ("spin", "killed 99 times", "killed 3 times", "segfault", "killed 2 times")
+    assert supervised(Rows(str(tmp_path), rows)) == ["timeout", "crash", *rows[2:3], "crash", rows[4]]
+    once = tuple(f"killed 1 time {number}" for number in range(8))
+    with pytest.raises(PipelineError, match=r"ended 6 times \(SIGKILL: killed .*, or for memory\); run again"):
+        supervised(Rows(str(tmp_path), once))
 
 
 @pytest.mark.timeout(60)
