@@ -173,8 +173,8 @@ def _describe(
             watch.at(each.index)
             with _rdkit_errors():
                 if is_exact[place]:
-                    scaffold = chunk.scaffold(place)
                     fast_path.check(each.molecule, each.key, chunk, place)
+                    scaffold = chunk.scaffold(place)
                 else:
                     described[place] = describe(each.molecule.smiles)
                     scaffold = described[place].scaffold

@@ -270,7 +270,7 @@ class Build:
         self._keep.keep = False
         raise PipelineError(
             f"{names}: no molecule among {sum(mapped.rows)} rows (rejected: {reasons or 'none'}); "
-            "check that the files hold SMILES, and name the column with --smiles-column"
+            "check that the files hold SMILES; name their column with --smiles-column, or their format with --format"
         )
 
     def _collect_scaffolds(self, reduced: _Reduced) -> dict[str, int]:
