@@ -29,7 +29,7 @@ _NCI5K_PATH = os.path.join(RDConfig.RDDataDir, "NCI", "first_5K.smi")
 DEFAULT_CHUNK_ROWS = 4096
 # A chunk of long texts is closed earlier, so that memory stays bounded: encoding takes 75 to 115 bytes for each
 # character of a SMILES. An atom has many more characters in a mol block.
-_CHUNK_CHARACTERS = 2 << 20
+CHUNK_CHARACTERS = 2 << 20
 _MOLBLOCK_CHARACTERS = 8
 
 
@@ -115,7 +115,7 @@ def read_chunks(
             ids.append(_stored_id(record_id) if record_id else str(first_row + len(texts)))
             texts.append(text)
             characters += (len(text) // _MOLBLOCK_CHARACTERS if "\n" in text else len(text)) + len(ids[-1])
-            if len(texts) == chunk_rows or characters >= _CHUNK_CHARACTERS:
+            if len(texts) == chunk_rows or characters >= CHUNK_CHARACTERS:
                 yield SourceChunk(first_row, texts, ids)
                 first_row += len(texts)
                 texts, ids, characters = [], [], 0

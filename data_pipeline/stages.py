@@ -311,8 +311,7 @@ class Build:
 
     def _write_tasks(self, split: str, statistics: SplitStatistics, listing: str) -> Iterator[WriteTask]:
         shards = self._shard_count(statistics)
-        fitting = shards * self._budget // max(mapped_bytes(statistics.rows, statistics.atoms), 1)
-        group = max(min(math.ceil(shards / _WRITE_TASKS), fitting), 1)
+        group = shards_at_a_time(shards, mapped_bytes(statistics.rows, statistics.atoms), self._budget)
         for first in range(0, shards, group):
             yield WriteTask(self._work, listing, split, first, min(group, shards - first), shards)
 
@@ -380,6 +379,12 @@ class Build:
         old = self._existing.manifest if self._existing else None
         remove = entries_to_replace() if old is None else stray_shards(self._out, old)
         return Publication(self._plan.key, result, remove, moves)
+
+
+def shards_at_a_time(shards: int, size: int, budget: int) -> int:
+    """How many of `shards` shards, of `size` bytes in all, a write task writes: so many that there are not too many
+    tasks, which all open the same files, and not more than fit in `budget` bytes."""
+    return max(min(math.ceil(shards / _WRITE_TASKS), shards * budget // max(size, 1)), 1)
 
 
 def _chunk_rows(sources: list[Source]) -> int:
