@@ -58,8 +58,12 @@ class RouterConfig:
     Args:
         groups: number of scaffold groups G.
         experts: number of experts E of each H-MoE layer, over all groups.
+        form: how the two levels together weigh the experts (`moe/forms.py`).
+        guidance: lambda of the form `soft`: how much the scaffold level says.
+        group_choice: `learned` by the scaffold gate, or `random`, by the scaffold's key, to compare with.
         groups_per_molecule: groups a molecule is routed to.
-        experts_per_atom: experts k an atom is routed to.
+        experts_per_atom: experts k an atom is routed to, at most; in the form `additive` those of its groups included.
+        top_p: an atom takes no more experts than it needs to reach this share of its candidates' weights; 1 for all k.
         expert_size: hidden width F of one expert.
         shared_size: hidden width of the shared expert that every atom passes; 0 for none.
         gate_size: width of the spaces in which the gates compare.
@@ -72,8 +76,12 @@ class RouterConfig:
 
     groups: int = 4
     experts: int = 8
+    form: Literal["hard", "soft", "additive", "flat"] = "hard"
+    guidance: float = 1.0
+    group_choice: Literal["learned", "random"] = "learned"
     groups_per_molecule: int = 1
     experts_per_atom: int = 1
+    top_p: float = 1.0
     expert_size: int = 192
     shared_size: int = 96
     gate_size: int = 32
@@ -81,6 +89,17 @@ class RouterConfig:
     group_balance_rate: float = 0.003
     expert_balance_rate: float = 0.01
     max_received: int = 65536
+
+    @property
+    def candidates(self) -> int:
+        """Experts among which an atom chooses."""
+        match self.form:
+            case "hard":
+                return self.groups_per_molecule * self.experts // self.groups
+            case "additive":
+                return self.experts - self.groups
+            case _:
+                return self.experts
 
 
 @dataclass(frozen=True)
@@ -307,12 +326,7 @@ def check_config(config: RunConfig) -> None:
             f"router.groups_per_molecule is {router.groups_per_molecule} with router.groups {router.groups}: "
             f"set it to at most {router.groups}"
         )
-    eligible = router.groups_per_molecule * router.experts // router.groups
-    if router.experts_per_atom > eligible:
-        raise ConfigError(
-            f"router.experts_per_atom is {router.experts_per_atom} but the chosen groups hold {eligible} experts: "
-            f"set it to at most {eligible}, or raise router.experts or router.groups_per_molecule"
-        )
+    _check_choices(router)
     _check_mixture(data)
     for name, folder in (("run.out", config.run.out), ("data.cache_dir", data.cache_dir)):
         if "://" in folder:
@@ -339,6 +353,24 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(
             f"parallel.offload_optimizer is set with parallel.zero_stage {config.parallel.zero_stage}: "
             "it is supported with stage 2 only; set parallel.zero_stage to 2 or leave parallel.offload_optimizer out"
+        )
+
+
+def _check_choices(router: RouterConfig) -> None:
+    per_atom = router.experts_per_atom
+    if router.form == "additive":
+        least, most = router.groups_per_molecule + 1, router.groups_per_molecule + router.candidates
+        if not least <= per_atom <= most:
+            raise ConfigError(
+                f"router.experts_per_atom is {per_atom} with router.form additive, where the molecule chooses "
+                f"{least - 1} of them and the atom the others from a pool of {router.candidates} experts: set it to a "
+                f"value from {least} to {most}, or raise router.experts"
+            )
+    elif per_atom > router.candidates:
+        where = "the chosen groups hold" if router.form == "hard" else "a layer has"
+        raise ConfigError(
+            f"router.experts_per_atom is {per_atom} but {where} {router.candidates} experts: "
+            f"set it to at most {router.candidates}, or raise router.experts or router.groups_per_molecule"
         )
 
 
@@ -388,6 +420,8 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("router", "experts", 1, _LARGE),
     ("router", "groups_per_molecule", 1, _LARGE),
     ("router", "experts_per_atom", 1, _LARGE),
+    ("router", "guidance", 0, 1e3),
+    ("router", "top_p", 1e-6, 1),
     ("router", "expert_size", 1, _LARGE),
     ("router", "shared_size", 0, _LARGE),
     ("router", "gate_size", 1, _LARGE),

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import GINEConv
 
 from hmoe_ds.moe.experts import GatedFeedForward
-from hmoe_ds.moe.gate import AtomRouting, ScaffoldRouting
+from hmoe_ds.moe.forms import ScaffoldRouting
+from hmoe_ds.moe.gate import AtomRouting
 from hmoe_ds.moe.layer import HMoELayer
 
 

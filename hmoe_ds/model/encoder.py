@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +14,23 @@ from hmoe_ds.data.batch import MolBatch
 from hmoe_ds.model.blocks import DenseBlock, HMoEBlock
 from hmoe_ds.model.embedding import atom_embedding, bond_embedding
 from hmoe_ds.moe.experts import Executor, LocalExecutor
-from hmoe_ds.moe.gate import AtomRouting, ScaffoldGate, ScaffoldRouting
+from hmoe_ds.moe.forms import ScaffoldRouting, groups_at_random
+from hmoe_ds.moe.gate import AtomRouting, ScaffoldGate
 from hmoe_ds.moe.layer import HMoELayer
+
+# Features of the most common atoms and bonds of ZINC, about as often as they occur there.
+_COMMON_ATOMS = (
+    *4 * [(5, 0, 3, 5, 1, 0, 1, 1, 1)],  # aromatic CH
+    *3 * [(5, 0, 3, 5, 0, 0, 1, 1, 1)],  # aromatic C
+    *2 * [(5, 0, 4, 5, 2, 0, 2, 0, 1)],  # CH2 in a ring
+    *2 * [(5, 0, 4, 5, 2, 0, 2, 0, 0)],  # CH2 in a chain
+    (5, 0, 4, 5, 3, 0, 2, 0, 0),  # CH3
+    (5, 0, 3, 5, 0, 0, 1, 0, 0),  # C of a carbonyl
+    (7, 0, 1, 5, 0, 0, 1, 0, 0),  # its O
+    (6, 0, 2, 5, 0, 0, 1, 1, 1),  # aromatic N
+    (6, 0, 3, 5, 1, 0, 1, 0, 0),  # NH of an amide
+)
+_COMMON_BONDS = (*4 * [(3, 0, 1)], *4 * [(0, 0, 0)], (0, 0, 1), (1, 0, 1))  # aromatic, single, in a ring, double
 
 
 class Masks(NamedTuple):
@@ -50,6 +66,7 @@ class Encoder(nn.Module):
     def __init__(self, model: ModelConfig, router: RouterConfig, seed: int, executor: Executor = LocalExecutor) -> None:
         super().__init__()
         width = model.hidden_size
+        self._router = router
         self.atom_embedding = atom_embedding(width)
         self.bond_embedding = bond_embedding(width)
         self.lower = nn.ModuleList([DenseBlock(width, model.dense_size) for _ in range(model.lower_blocks)])
@@ -72,7 +89,9 @@ class Encoder(nn.Module):
         edges_2M, edge_MD = batch.edge_index_2M, bond_MD.repeat_interleave(2, dim=0)
         for block in self.lower:
             h_ND = self._run(block, h_ND, edges_2M, edge_MD)
-        routing = self.scaffold_gate(h_ND, batch.molecule_N, batch.scaffold_mask_N, batch.num_molecules)
+        # An acyclic molecule has no scaffold and goes by itself.
+        key_B = torch.where(batch.scaffold_key_B == 0, batch.mol_key_B2[:, 0], batch.scaffold_key_B)
+        routing = self._choose_groups(h_ND, batch.molecule_N, batch.scaffold_mask_N, key_B)
         atom_routings = []
         for block in self.upper:
             if isinstance(block, HMoEBlock):
@@ -81,6 +100,12 @@ class Encoder(nn.Module):
             else:
                 h_ND = self._run(block, h_ND, edges_2M, edge_MD)
         return Encoding(self.norm(h_ND), routing, tuple(atom_routings))
+
+    def _choose_groups(
+        self, h_ND: Tensor, molecule_N: Tensor, scaffold_mask_N: Tensor, key_B: Tensor
+    ) -> ScaffoldRouting:
+        routing = self.scaffold_gate(h_ND, molecule_N, scaffold_mask_N, len(key_B))
+        return groups_at_random(routing, key_B, self._router) if self._router.group_choice == "random" else routing
 
     def _run(self, block: nn.Module, *inputs: Any) -> Any:
         if self.recompute and torch.is_grad_enabled():
@@ -92,11 +117,27 @@ class Encoder(nn.Module):
         """The H-MoE layers, from below."""
         return [block.feed_forward for block in self.upper if isinstance(block, HMoEBlock)]
 
+    @torch.no_grad()
     def _calibrate(self, seed: int) -> None:
-        """Set every layer's `route_scale` on random states of unit RMS, as layer norms deliver them."""
-        molecules, atoms, width = 64, 16, self.norm.normalized_shape[0]
+        """Set every layer's `route_scale` on chains of common atoms, as they pass the blocks without their experts.
+
+        How alike molecules are decides how far their gates are from uniform, so states drawn at random will not do.
+        """
+        molecules, atoms = 64, 16
         generator = torch.Generator().manual_seed(seed)
-        routing = self.scaffold_gate.route(torch.randn(molecules, width, generator=generator))
         molecule_N = torch.arange(molecules).repeat_interleave(atoms)
-        for layer in self.moe_layers():
-            layer.calibrate(torch.randn(molecules * atoms, width, generator=generator), routing, molecule_N)
+        h_ND = self.atom_embedding(_draw(_COMMON_ATOMS, molecules * atoms, generator))
+        first_M = torch.arange(molecules * atoms).view(molecules, atoms)[:, :-1].flatten()
+        edges_2M = torch.stack([torch.cat([first_M, first_M + 1]), torch.cat([first_M + 1, first_M])])
+        edge_MD = self.bond_embedding(_draw(_COMMON_BONDS, len(first_M), generator)).repeat(2, 1)
+        for block in self.lower:
+            h_ND = block(h_ND, edges_2M, edge_MD)
+        routing = self._choose_groups(h_ND, molecule_N, torch.ones_like(molecule_N).bool(), torch.arange(molecules))
+        for block in self.upper:
+            h_ND = block.messages(h_ND, edges_2M, edge_MD)
+            if isinstance(block, HMoEBlock):
+                block.feed_forward.calibrate(block.norm(h_ND), routing, molecule_N)
+
+
+def _draw(table: Sequence[Sequence[int]], rows: int, generator: torch.Generator) -> Tensor:
+    return torch.tensor(table)[torch.randint(len(table), (rows,), generator=generator)]

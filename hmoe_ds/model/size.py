@@ -235,9 +235,8 @@ def _block_bytes(config: RunConfig, batch: PackedSize) -> tuple[float, float]:
     dense = size * (2 * width + 4 * model.dense_size)
     shared = size * (2 * width + 4 * router.shared_size)
     rows = choices * (size * (3 * width + 4 * router.expert_size) + 4 * _INDEX)
-    eligible = router.groups_per_molecule * router.experts // router.groups
     wide_input = 0 if size == _WIDE else _WIDE * width
-    gate = wide_input + _WIDE * (router.gate_size + 2 * router.experts) + _INDEX * eligible
+    gate = wide_input + _WIDE * (router.gate_size + 2 * router.experts) + _INDEX * router.candidates
     return messages + dense * batch.atoms, messages + (shared + rows + gate) * batch.atoms
 
 

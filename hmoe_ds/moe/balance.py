@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hmoe_ds.config import RouterConfig
-from hmoe_ds.moe.gate import AtomRouting, ScaffoldRouting
+from hmoe_ds.moe.forms import ScaffoldRouting
+from hmoe_ds.moe.gate import AtomRouting
 
 
 class RouterLoad(NamedTuple):
@@ -20,15 +21,18 @@ class RouterLoad(NamedTuple):
 
     Attributes:
         molecules_G: molecules whose top group is g.
-        atoms_G: atoms of the molecules that were given group g.
+        atoms_G: atoms of the molecules that were given group g; in the form `soft`, where groups are not chosen, the
+            choices of its experts.
         atoms_LE: atoms that chose expert e of H-MoE layer l.
         chosen_p: sum over molecules of the probability of their chosen groups.
+        squares_L2: sums of squares of the routed output of each layer and of the dense one beside it.
     """
 
     molecules_G: Tensor
     atoms_G: Tensor
     atoms_LE: Tensor
     chosen_p: Tensor
+    squares_L2: Tensor
 
 
 @torch.no_grad()
@@ -36,14 +40,22 @@ def measure_load(
     scaffold: ScaffoldRouting, atoms: Sequence[AtomRouting], molecule_N: Tensor, router: RouterConfig
 ) -> RouterLoad:
     """Count where molecules and atoms were sent."""
-    groups_NC = scaffold.groups_BC[molecule_N]
-    experts = [torch.bincount(routing.choices_NK.flatten(), minlength=router.experts) for routing in atoms]
+    atoms_LE = torch.stack([_count(routing.choices_NK, router.experts + 1)[: router.experts] for routing in atoms])
+    if router.form == "soft":
+        atoms_G = atoms_LE.sum(dim=0).unflatten(0, (router.groups, -1)).sum(dim=1)
+    else:
+        atoms_G = _count(scaffold.groups_BC[molecule_N], router.groups)
     return RouterLoad(
-        molecules_G=torch.bincount(scaffold.groups_BC[:, 0], minlength=router.groups).double(),
-        atoms_G=torch.bincount(groups_NC.flatten(), minlength=router.groups).double(),
-        atoms_LE=torch.stack(experts).double(),
+        molecules_G=_count(scaffold.groups_BC[:, 0], router.groups).double(),
+        atoms_G=atoms_G.double(),
+        atoms_LE=atoms_LE.double(),
         chosen_p=scaffold.log_p_BG.gather(1, scaffold.groups_BC).exp().sum().double(),
+        squares_L2=torch.stack([routing.squares_2 for routing in atoms]).double(),
     )
+
+
+def _count(ids: Tensor, size: int) -> Tensor:
+    return torch.bincount(ids.flatten(), minlength=size)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from deepspeed.checkpoint.constants import (
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer, SplitPlan, _AllToAllV, compute_split_plan
 from torch import Tensor, nn
 
+from hmoe_ds.config import RouterConfig
 from hmoe_ds.moe.experts import Executor, Experts, combine, sort_by_expert
 
 
@@ -37,28 +38,18 @@ class ExpertParallelExecutor(AutoEPMoELayer):
     Dispatch is dropless: sort by expert, all-to-all-v, experts, all-to-all-v back, weighted sum.
 
     Args:
-        num_experts: experts of the layer, over all ranks.
+        router: number and size of the experts, over all ranks.
         hidden_size: width D.
-        size: hidden width F of an expert.
         seed: of the initialisation.
         layer: number of the layer's block among the upper blocks, from 1.
-        max_rows: rows that the experts of a rank compute at once.
         ep_size: ranks that share the experts; torch.distributed must be initialised.
     """
 
-    def __init__(
-        self,
-        num_experts: int,
-        hidden_size: int,
-        size: int,
-        seed: int,
-        layer: int,
-        max_rows: int,
-        ep_size: int,
-    ) -> None:
+    def __init__(self, router: RouterConfig, hidden_size: int, seed: int, layer: int, ep_size: int) -> None:
         nn.Module.__init__(self)  # AutoEPMoELayer.__init__ converts a Hugging Face block; there is none here.
-        self.num_experts, self.ep_size = num_experts, ep_size
-        self.num_local_experts = num_experts // ep_size
+        self._router = router
+        self.num_experts, self.ep_size = router.experts, ep_size
+        self.num_local_experts = router.experts // ep_size
         self.ep_rank = dist.get_rank() % ep_size
         self.hidden_size, self.model_family = hidden_size, "hmoe_ds"
         self.ep_group_name = f"ep_size_{ep_size}"
@@ -66,16 +57,18 @@ class ExpertParallelExecutor(AutoEPMoELayer):
         self.combine_impl = self.comm_backend = "comm"
         self.load_balance_coeff = None
         self.expert_placement_descriptor = legacy_uniform_autoep_placement_descriptor(
-            num_experts, self.num_local_experts, ep_size
+            router.experts, self.num_local_experts, ep_size
         )
         first = self.ep_rank * self.num_local_experts
-        self.experts = Experts(self.num_local_experts, hidden_size, size, seed, layer, first, max_rows)
+        self.experts = Experts(
+            self.num_local_experts, hidden_size, router.expert_size, seed, layer, first, router.max_received
+        )
         for weight in self.experts.parameters():
             self._mark(weight)
 
     def forward(self, x_ND: Tensor, choices_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """Weighted sum of the chosen experts' outputs, wherever they are; [N, D] -> [N, D]."""
-        assignments = sort_by_expert(choices_NK, weights_NK, self.num_experts)
+        assignments = sort_by_expert(choices_NK, weights_NK, self._router)
         plan = compute_split_plan(
             choices_NK,
             self.num_experts,
@@ -128,7 +121,7 @@ class ExpertParallelExecutor(AutoEPMoELayer):
 def expert_parallel(ep_size: int) -> Executor:
     """Executor factory for `HMoEModel`: experts spread over `ep_size` ranks."""
 
-    def make(num_experts: int, hidden_size: int, size: int, seed: int, layer: int, max_rows: int) -> nn.Module:
-        return ExpertParallelExecutor(num_experts, hidden_size, size, seed, layer, max_rows, ep_size)
+    def make(router: RouterConfig, hidden_size: int, seed: int, layer: int) -> nn.Module:
+        return ExpertParallelExecutor(router, hidden_size, seed, layer, ep_size)
 
     return make

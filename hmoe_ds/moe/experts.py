@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hmoe_ds.config import RouterConfig
 from hmoe_ds.data.hashing import hash64
 
 
@@ -126,21 +127,29 @@ def _has_grouped_kernel(x_ND: Tensor, w1_EFD: Tensor) -> bool:
 
 
 class Assignments(NamedTuple):
-    """(token, expert) pairs sorted by expert; A = N * K pairs."""
+    """(token, expert) pairs sorted by expert; A pairs, N * K unless choices are unused."""
 
     token_A: Tensor
     weight_A: Tensor
     counts_E: Tensor
 
 
-def sort_by_expert(choices_NK: Tensor, weights_NK: Tensor, num_experts: int) -> Assignments:
-    """Sort the pairs of tokens and chosen experts by expert; ties keep the order of tokens."""
+def sort_by_expert(choices_NK: Tensor, weights_NK: Tensor, router: RouterConfig) -> Assignments:
+    """Sort the pairs of tokens and chosen experts by expert; ties keep the order of tokens.
+
+    Unused choices are dropped.
+    """
     expert_A = choices_NK.reshape(-1)
     order_A = torch.argsort(expert_A, stable=True)
+    counts_E = torch.bincount(expert_A, minlength=router.experts)
+    if router.top_p < 1:
+        # Unused choices have the number behind the last expert's. How many are used must be known on the host.
+        counts_E = counts_E[: router.experts]
+        order_A = order_A[: int(counts_E.sum())]
     return Assignments(
         token_A=order_A // choices_NK.shape[1],
         weight_A=weights_NK.reshape(-1)[order_A],
-        counts_E=torch.bincount(expert_A, minlength=num_experts),
+        counts_E=counts_E,
     )
 
 
@@ -153,21 +162,28 @@ def combine(y_AD: Tensor, assignments: Assignments, num_tokens: int) -> Tensor:
 class Executor(Protocol):
     """Makes the executor of one H-MoE layer."""
 
-    def __call__(
-        self, num_experts: int, hidden_size: int, size: int, seed: int, layer: int, max_rows: int
-    ) -> nn.Module: ...
+    def __call__(self, router: RouterConfig, hidden_size: int, seed: int, layer: int) -> nn.Module: ...
 
 
 class LocalExecutor(nn.Module):
-    """Runs all experts of a layer in this process. Arguments as in `Experts`."""
+    """Runs all experts of a layer in this process.
 
-    def __init__(self, num_experts: int, hidden_size: int, size: int, seed: int, layer: int, max_rows: int) -> None:
+    Args:
+        router: number and size of the experts.
+        hidden_size: width D.
+        seed: of the initialisation.
+        layer: number of the layer's block among the upper blocks, from 1.
+    """
+
+    def __init__(self, router: RouterConfig, hidden_size: int, seed: int, layer: int) -> None:
         super().__init__()
-        self.num_experts = num_experts
-        self.experts = Experts(num_experts, hidden_size, size, seed, layer, max_rows=max_rows)
+        self._router = router
+        self.experts = Experts(
+            router.experts, hidden_size, router.expert_size, seed, layer, max_rows=router.max_received
+        )
 
     def forward(self, x_ND: Tensor, choices_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """Weighted sum of the chosen experts' outputs, nothing dropped; [N, D] -> [N, D]."""
-        assignments = sort_by_expert(choices_NK, weights_NK, self.num_experts)
+        assignments = sort_by_expert(choices_NK, weights_NK, self._router)
         y_AD = self.experts(x_ND[assignments.token_A], assignments.counts_E)
         return combine(y_AD, assignments, x_ND.shape[0])

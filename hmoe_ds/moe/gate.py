@@ -5,8 +5,9 @@ Scaffold level, once per molecule m, from atom states h below the upper blocks:
     u_m = MLP(z_m) / |MLP(z_m)|,   s_mg = <u_m, c_g> / tau with unit c_g,   p_m = softmax(s_m)
     chosen: the top `groups_per_molecule` of <u_m, c_g> + b_g
 Atom level, in each H-MoE layer:
-    t_ie = <W h_i, v_e>,   q_i(.|g) = softmax of t_i over the experts of g,   w_ie = p_mg(e) * q_i(e|g)
-    chosen: the top `experts_per_atom` of log w_ie + b'_e among the chosen groups
+    t_ie = <W h_i, v_e>,   w_ie by the form of the gate (`forms.py`), such as p_mg(e) * softmax(t_i over g's experts)
+    chosen: the top `experts_per_atom` of log w_ie + b'_e; with `top_p` no more of them than it takes for their weights
+    to reach this share of the weights of all candidates
 
 The biases b and b' balance the load (loss-free balancing; Wang et al., 2024). They take part in choosing only;
 weights never contain them and are never renormalised over the chosen groups, since with one group that would
@@ -23,36 +24,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmoe_ds.config import RouterConfig
-
-
-class ScaffoldRouting(NamedTuple):
-    """The scaffold gate's decision for B molecules.
-
-    Attributes:
-        u_BP: unit routing embedding.
-        log_p_BG: log-probability of each group.
-        groups_BC: the C chosen groups, the first one the top choice.
-        z_B: squared log-partition of the logits.
-    """
-
-    u_BP: Tensor
-    log_p_BG: Tensor
-    groups_BC: Tensor
-    z_B: Tensor
+from hmoe_ds.moe.forms import Candidates, ScaffoldRouting, candidates, scaffold_experts
 
 
 class AtomRouting(NamedTuple):
     """The atom gate's decision for N atoms of one layer.
 
     Attributes:
-        choices_NK: global ids of the chosen experts.
-        weights_NK: their weights w.
+        choices_NK: global ids of the chosen experts; E, the number of experts, where `top_p` left a choice unused.
+        weights_NK: their weights w; 0 where unused.
+        candidates: the experts that could be chosen.
         z_N: squared log-partition of the logits.
+        squares_2: sums of squares of the routed output and of the dense one beside it, when the layer has computed them
+            (`layer.py`); without gradient.
     """
 
     choices_NK: Tensor
     weights_NK: Tensor
+    candidates: Candidates
     z_N: Tensor
+    squares_2: Tensor
 
 
 class WideLinear(nn.Linear):
@@ -86,8 +77,7 @@ class ScaffoldGate(nn.Module):
         self.project = WideLinear(hidden_size, router.gate_size)
         self.centers = nn.Parameter(torch.randn(router.groups, router.gate_size))
         self.register_buffer("route_bias", torch.zeros(router.groups))
-        self._groups_per_molecule = router.groups_per_molecule
-        self._temperature = router.temperature
+        self._router = router
 
     def forward(self, h_ND: Tensor, molecule_N: Tensor, scaffold_mask_N: Tensor, num_molecules: int) -> ScaffoldRouting:
         """Route B molecules by the mean state of their scaffold atoms."""
@@ -97,12 +87,13 @@ class ScaffoldGate(nn.Module):
         """Route B molecules by their scaffold readouts."""
         u_BP = F.normalize(self.project(F.silu(self.hidden(self.norm(z_BD)))), dim=-1)
         cosine_BG = u_BP @ F.normalize(_wide(self.centers), dim=-1).t()
-        logits_BG = cosine_BG / self._temperature
-        chosen = (cosine_BG.detach() + self.route_bias).topk(self._groups_per_molecule, dim=-1)
+        logits_BG = cosine_BG / self._router.temperature
+        biased_BG = (cosine_BG.detach() + self.route_bias) / self._router.temperature
         return ScaffoldRouting(
             u_BP=u_BP,
             log_p_BG=logits_BG.log_softmax(dim=-1),
-            groups_BC=chosen.indices,
+            groups_BC=biased_BG.topk(self._router.groups_per_molecule, dim=-1).indices,
+            biased_BG=biased_BG.log_softmax(dim=-1),
             z_B=logits_BG.logsumexp(dim=-1).square(),
         )
 
@@ -122,30 +113,34 @@ class AtomGate(nn.Module):
         self.project = WideLinear(hidden_size, router.gate_size, bias=False)
         self.keys = nn.Parameter(torch.randn(router.experts, router.gate_size) / math.sqrt(router.gate_size))
         self.register_buffer("route_bias", torch.zeros(router.experts))
-        self._per_group = router.experts // router.groups
-        self._experts_per_atom = router.experts_per_atom
+        self._router = router
 
     def forward(self, x_ND: Tensor, routing: ScaffoldRouting, molecule_N: Tensor) -> AtomRouting:
-        """Route N atoms; `molecule_N` says whose groups each atom may use."""
+        """Route N atoms; `molecule_N` says whose scaffold routing each atom has."""
+        router = self._router
         logits_NE = self.project(x_ND) @ _wide(self.keys).t()
-        groups_NC = routing.groups_BC[molecule_N]
-        # Global ids of the experts an atom may use, C chosen groups of E/G experts each.
-        expert_NM = self._experts_of(groups_NC)
-        log_q_NGJ = logits_NE.unflatten(1, (-1, self._per_group)).log_softmax(dim=-1)
-        log_p_NG = routing.log_p_BG[molecule_N]
-        log_w_NM = (log_p_NG.unsqueeze(-1) + log_q_NGJ).flatten(1).gather(1, expert_NM)
-        biased_NM = log_w_NM.detach() + self.route_bias[expert_NM]
-        place_NK = biased_NM.topk(self._experts_per_atom, dim=-1).indices
-        return AtomRouting(
-            choices_NK=expert_NM.gather(1, place_NK),
-            weights_NK=log_w_NM.gather(1, place_NK).exp(),
-            z_N=logits_NE.logsumexp(dim=-1).square(),
-        )
+        among = candidates(logits_NE, routing, molecule_N, router)
+        if router.form == "additive":
+            choices_NK, weights_NK = self._choose(among, router.experts_per_atom - router.groups_per_molecule)
+            fixed, p_NC = scaffold_experts(routing, molecule_N, router)
+            choices_NK, weights_NK = torch.cat([fixed, choices_NK], 1), torch.cat([p_NC, weights_NK], 1)
+        else:
+            choices_NK, weights_NK = self._choose(among, router.experts_per_atom)
+        z_N = logits_NE.logsumexp(dim=-1).square()
+        return AtomRouting(choices_NK, weights_NK, among, z_N, squares_2=z_N.new_zeros(2))
 
-    def _experts_of(self, groups_NC: Tensor) -> Tensor:
-        """[N, C] groups -> [N, C * E/G] global expert ids; experts lie group-major."""
-        offset_J = torch.arange(self._per_group, device=groups_NC.device)
-        return (groups_NC.unsqueeze(-1) * self._per_group + offset_J).flatten(1)
+    def _choose(self, among: Candidates, count: int) -> tuple[Tensor, Tensor]:
+        """The experts that each atom takes, [N, count], and their weights."""
+        biased_NM = among.biased_NM + self.route_bias[among.expert_NM]
+        place_NK = biased_NM.topk(count, dim=-1).indices
+        choices_NK = among.expert_NM.gather(1, place_NK)
+        weights_NK = among.log_w_NM.gather(1, place_NK).exp()
+        if self._router.top_p == 1:
+            return choices_NK, weights_NK
+        share_NK = (weights_NK / among.log_w_NM.exp().sum(dim=1, keepdim=True)).detach()
+        # A choice is of use as long as those before it fall short.
+        used_NK = share_NK.cumsum(dim=1) - share_NK < self._router.top_p
+        return choices_NK.where(used_NK, self._router.experts), weights_NK.where(used_NK, 0.0)
 
 
 def scaffold_mean(h_ND: Tensor, molecule_N: Tensor, scaffold_mask_N: Tensor, num_molecules: int) -> Tensor:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from hmoe_ds.config import RouterConfig
 from hmoe_ds.moe.experts import Executor, GatedFeedForward
-from hmoe_ds.moe.gate import AtomGate, AtomRouting, ScaffoldRouting
+from hmoe_ds.moe.forms import ScaffoldRouting
+from hmoe_ds.moe.gate import AtomGate, AtomRouting
 
 
 class HMoELayer(nn.Module):
@@ -26,14 +27,7 @@ class HMoELayer(nn.Module):
     def __init__(self, hidden_size: int, router: RouterConfig, seed: int, layer: int, executor: Executor) -> None:
         super().__init__()
         self.gate = AtomGate(hidden_size, router)
-        self.executor = executor(
-            router.experts,
-            hidden_size,
-            router.expert_size,
-            seed=seed,
-            layer=layer,
-            max_rows=router.max_received,
-        )
+        self.executor = executor(router, hidden_size, seed=seed, layer=layer)
         self.shared = GatedFeedForward(hidden_size, router.shared_size) if router.shared_size else None
         self.register_buffer("route_scale", torch.ones(()))
 
@@ -41,9 +35,12 @@ class HMoELayer(nn.Module):
         """[N, D] -> [N, D] and the atom gate's decision."""
         atom_routing = self.gate(x_ND, routing, molecule_N)
         y_ND = self.route_scale.to(x_ND.dtype) * self.executor(x_ND, atom_routing.choices_NK, atom_routing.weights_NK)
+        # Without a shared expert the input is the measure: it is normed, as that of a dense feed-forward.
+        dense_ND = x_ND if self.shared is None else self.shared(x_ND)
+        squares_2 = torch.stack([_sum_of_squares(y_ND), _sum_of_squares(dense_ND)])
         if self.shared is not None:
-            y_ND = y_ND + self.shared(x_ND)
-        return y_ND, atom_routing
+            y_ND = y_ND + dense_ND
+        return y_ND, atom_routing._replace(squares_2=squares_2)
 
     @torch.no_grad()
     def calibrate(self, x_ND: Tensor, routing: ScaffoldRouting, molecule_N: Tensor) -> None:
@@ -54,3 +51,7 @@ class HMoELayer(nn.Module):
         """
         weights_NK = self.gate(x_ND, routing, molecule_N).weights_NK
         self.route_scale.copy_(weights_NK.square().sum(dim=1).mean().rsqrt())
+
+
+def _sum_of_squares(x: Tensor) -> Tensor:
+    return x.detach().float().square().sum()

@@ -3,6 +3,7 @@
 Every rank draws the same cases. What a rank finds is shared before it is judged, so all of them fail together.
 """
 
+import dataclasses
 import sys
 
 import torch
@@ -11,6 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from hmoe_ds.config import RouterConfig
 from hmoe_ds.moe.deepspeed_ep import ExpertParallelExecutor
 from hmoe_ds.moe.experts import LocalExecutor
 from hmoe_ds.training.engine import init_distributed
@@ -20,18 +22,19 @@ D, F = 6, 5
 
 @st.composite
 def cases(draw, ranks, ep_size):
-    """Sizes, and where the tokens go: anywhere, all to one expert, or all to the experts of one rank."""
+    """Sizes, where the tokens go (anywhere, or all to one expert), and the share of unused choices."""
     experts = ep_size * draw(st.integers(1, 4))
     k = draw(st.integers(1, experts))
     target = draw(st.one_of(st.none(), st.integers(0, experts - 1)))
     tokens = draw(st.lists(st.sampled_from([0, 0, 1, 2, 7, 40]), min_size=ranks, max_size=ranks))
     max_rows = draw(st.sampled_from([1, 3, 1000]))
-    return experts, k, target, tokens, max_rows, draw(st.integers(0, 2**31))
+    unused = draw(st.sampled_from([0.0, 0.5]))
+    return experts, k, target, tokens, max_rows, unused, draw(st.integers(0, 2**31))
 
 
 def draw_tokens(case):
     """-> states, choices, weights and output gradients of all ranks' tokens, in rank order."""
-    experts, k, target, tokens, _, seed = case
+    experts, k, target, tokens, _, unused, seed = case
     generator = torch.Generator().manual_seed(seed)
     count = sum(tokens)
     preference_NE = torch.rand(count, experts, generator=generator)
@@ -39,7 +42,9 @@ def draw_tokens(case):
         preference_NE[:, target] += 1  # everybody's first choice
     x_ND, dy_ND = (torch.randn(count, D, generator=generator, dtype=torch.float64) for _ in range(2))
     weights_NK = torch.rand(count, k, generator=generator, dtype=torch.float64)
-    return x_ND, preference_NE.topk(k, dim=1).indices, weights_NK, dy_ND
+    choices_NK = preference_NE.topk(k, dim=1).indices
+    choices_NK[torch.rand(count, k, generator=generator) < unused] = experts
+    return x_ND, choices_NK, weights_NK, dy_ND
 
 
 def run(executor: nn.Module, x_ND, choices_NK, weights_NK, dy_ND):
@@ -52,11 +57,13 @@ def run(executor: nn.Module, x_ND, choices_NK, weights_NK, dy_ND):
 
 def difference(case, rank, ranks, ep_size) -> float:
     """Largest deviation on this rank of outputs and gradients from those of one process with all tokens."""
-    experts, _, _, tokens, max_rows, seed = case
+    experts, _, _, tokens, max_rows, unused, seed = case
     everything = draw_tokens(case)
     mine = [part.split(tokens)[rank] for part in everything]
-    whole = LocalExecutor(experts, D, F, seed=seed, layer=1, max_rows=1 << 40).double()
-    spread = ExpertParallelExecutor(experts, D, F, seed=seed, layer=1, max_rows=max_rows, ep_size=ep_size).double()
+    router = RouterConfig(groups=1, experts=experts, expert_size=F, top_p=0.5 if unused else 1.0)
+    bounded = dataclasses.replace(router, max_received=max_rows)
+    whole = LocalExecutor(router, D, seed=seed, layer=1).double()
+    spread = ExpertParallelExecutor(bounded, D, seed=seed, layer=1, ep_size=ep_size).double()
     spread.set_deepspeed_parallelism()
     expected = [part.split(tokens)[rank] for part in run(whole, *everything)]
     pairs = list(zip(run(spread, *mine), expected, strict=True))

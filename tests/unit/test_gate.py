@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from hmoe_ds.config import RouterConfig
-from hmoe_ds.moe.gate import AtomGate, ScaffoldGate, ScaffoldRouting
+from hmoe_ds.moe.forms import ScaffoldRouting, groups_at_random
+from hmoe_ds.moe.gate import AtomGate, ScaffoldGate
 
 D, G, E = 12, 4, 8
 
@@ -28,7 +29,7 @@ def molecules(seed=0):
 
 
 def reference_scaffold_level(gate, h_ND, molecule_N, mask_N, molecules_B, router):
-    """-> for each molecule: u, p over groups, chosen groups, squared log-partition."""
+    """-> for each molecule: u, p over groups, the same with biases, chosen groups, squared log-partition."""
     for m in range(molecules_B):
         atoms = [i for i in range(len(h_ND)) if molecule_N[i] == m]
         scaffold = [i for i in atoms if mask_N[i]] or atoms
@@ -41,29 +42,62 @@ def reference_scaffold_level(gate, h_ND, molecule_N, mask_N, molecules_B, router
         p = [w / sum(weights) for w in weights]
         biased = [float(c) + float(gate.route_bias[g]) for g, c in enumerate(cosine)]
         chosen = sorted(range(router.groups), key=lambda g: -biased[g])[: router.groups_per_molecule]
-        yield u, p, chosen, math.log(sum(weights)) ** 2
+        with_bias = [math.exp(b / router.temperature) for b in biased]
+        yield u, p, [w / sum(with_bias) for w in with_bias], chosen, math.log(sum(weights)) ** 2
 
 
-def reference_atom_level(gate, x_D, p, chosen, router):
-    """-> {expert: weight} of one atom, and its squared log-partition."""
+def reference_atom_level(gate, x_D, p, biased_p, chosen, router):
+    """-> [(expert, weight)] of one atom, and its squared log-partition."""
     per_group = router.experts // router.groups
     t = [torch.dot(gate.project(x_D), gate.keys[e]).item() for e in range(router.experts)]
-    w = {}
-    for g in chosen:
-        members = range(g * per_group, (g + 1) * per_group)
-        total = sum(math.exp(t[e]) for e in members)
-        for e in members:
-            w[e] = p[g] * math.exp(t[e]) / total
-    ranked = sorted(w, key=lambda e: -(math.log(w[e]) + float(gate.route_bias[e])))
-    chosen_experts = {e: w[e] for e in ranked[: router.experts_per_atom]}
-    return chosen_experts, math.log(sum(math.exp(value) for value in t)) ** 2
+    every = range(router.experts)
+    taken = []
+    if router.form == "hard":
+        w = {}
+        for g in chosen:
+            members = range(g * per_group, (g + 1) * per_group)
+            total = sum(math.exp(t[e]) for e in members)
+            w |= {e: p[g] * math.exp(t[e]) / total for e in members}
+        score = w
+    elif router.form == "soft":
+        w = {e: math.exp(t[e]) * p[e // per_group] ** router.guidance for e in every}
+        score = {e: math.exp(t[e]) * biased_p[e // per_group] ** router.guidance for e in every}
+    elif router.form == "flat":
+        w = score = {e: math.exp(t[e]) for e in every}
+    else:
+        taken = [(g * per_group, p[g]) for g in chosen]
+        w = score = {e: math.exp(t[e]) for e in every if e % per_group}
+    if router.form != "hard":
+        w = {e: value / sum(w.values()) for e, value in w.items()}
+    ranked = sorted(w, key=lambda e: -(math.log(score[e]) + float(gate.route_bias[e])))
+    held = 0.0
+    for e in ranked[: router.experts_per_atom - len(taken)]:
+        if router.top_p < 1 and held >= router.top_p * sum(w.values()):
+            break
+        taken.append((e, w[e]))
+        held += w[e]
+    return taken, math.log(sum(math.exp(value) for value in t)) ** 2
+
+
+def assert_routed(atoms, i, expected, router):
+    """Atom i chose the expected (expert, weight) pairs; what is left of its choices is unused."""
+    pairs = zip(atoms.choices_NK[i].tolist(), atoms.weights_NK[i].tolist(), strict=True)
+    used = [(e, w) for e, w in pairs if e < router.experts]
+    assert [e for e, _ in used] == [e for e, _ in expected]
+    assert [w for _, w in used] == pytest.approx([w for _, w in expected])
+    unused = atoms.weights_NK[i][atoms.choices_NK[i] == router.experts]
+    assert len(unused) == router.experts_per_atom - len(expected)
+    assert not unused.any()
 
 
 @pytest.mark.parametrize("groups_per_molecule", [1, 2, 4])
 @pytest.mark.parametrize("biased", [False, True])
-def test_both_levels_match_the_reference(groups_per_molecule, biased):
+@pytest.mark.parametrize("form", ["hard", "soft", "flat", "additive"])
+@pytest.mark.parametrize("top_p", [1.0, 0.4])
+def test_both_levels_match_the_reference(groups_per_molecule, biased, form, top_p):
     torch.manual_seed(1)
-    router = make_router(groups_per_molecule=groups_per_molecule)
+    k = groups_per_molecule + 2 if form == "additive" else 2
+    router = make_router(groups_per_molecule=groups_per_molecule, form=form, top_p=top_p, experts_per_atom=k)
     scaffold_gate, atom_gate = ScaffoldGate(D, router).double(), AtomGate(D, router).double()
     if biased:
         scaffold_gate.route_bias.normal_(std=0.5)
@@ -75,17 +109,16 @@ def test_both_levels_match_the_reference(groups_per_molecule, biased):
     atoms = atom_gate(x_ND, routing, molecule_N)
 
     expected = list(reference_scaffold_level(scaffold_gate, h_ND, molecule_N, mask_N, count, router))
-    for m, (u, p, chosen, z) in enumerate(expected):
+    for m, (u, p, _, chosen, z) in enumerate(expected):
         torch.testing.assert_close(routing.u_BP[m], u)
         torch.testing.assert_close(routing.log_p_BG[m].exp(), torch.tensor(p, dtype=torch.float64))
         assert routing.groups_BC[m].tolist() == chosen
         assert routing.z_B[m].item() == pytest.approx(z)
     for i, m in enumerate(molecule_N.tolist()):
-        _, p, chosen, _ = expected[m]
-        weights, z = reference_atom_level(atom_gate, x_ND[i], p, chosen, router)
+        _, p, biased_p, chosen, _ = expected[m]
+        pairs, z = reference_atom_level(atom_gate, x_ND[i], p, biased_p, chosen, router)
         assert atoms.z_N[i].item() == pytest.approx(z)
-        assert atoms.choices_NK[i].tolist() == list(weights)
-        torch.testing.assert_close(atoms.weights_NK[i], torch.tensor(list(weights.values()), dtype=torch.float64))
+        assert_routed(atoms, i, pairs, router)
 
 
 def test_bias_changes_choices_but_never_weights():
@@ -136,6 +169,7 @@ def test_choices_stay_inside_the_chosen_groups():
         u_BP=torch.empty(10, 6),
         log_p_BG=torch.randn(10, G).log_softmax(dim=-1),
         groups_BC=torch.stack([torch.randperm(G)[:2] for _ in range(10)]),
+        biased_BG=torch.empty(10, G),
         z_B=torch.empty(10),
     )
     atoms = gate(torch.randn(40, D), routing, molecule_N)
@@ -143,3 +177,19 @@ def test_choices_stay_inside_the_chosen_groups():
     allowed_NC = routing.groups_BC[molecule_N]
     assert (group_NK.unsqueeze(-1) == allowed_NC.unsqueeze(1)).any(-1).all()
     assert all(len(set(row)) == 4 for row in atoms.choices_NK.tolist())
+
+
+def test_groups_at_random_follow_the_scaffold_alone():
+    router = make_router(groups_per_molecule=2, group_choice="random")
+    torch.manual_seed(0)
+    gate = ScaffoldGate(D, router)
+    key_B = torch.randint(-(2**62), 2**62, (4000,))
+    key_B[1::2] = key_B[::2]
+    routing = groups_at_random(gate.route(torch.randn(4000, D)), key_B, router)
+    assert torch.equal(routing.groups_BC[1::2], routing.groups_BC[::2])
+    assert (routing.groups_BC[:, 0] != routing.groups_BC[:, 1]).all()
+    counts = torch.bincount(routing.groups_BC[:, 0], minlength=G)
+    assert counts.min() > 0.8 * 4000 / G
+    p_BG = routing.log_p_BG.exp()
+    torch.testing.assert_close(p_BG.gather(1, routing.groups_BC), torch.full((4000, 2), 0.5))
+    torch.testing.assert_close(p_BG.sum(dim=1), torch.ones(4000))

@@ -69,7 +69,7 @@ class Run:
 
     def record(self, steps) -> None:
         ones = torch.ones(4, dtype=torch.float64)
-        load = RouterLoad(ones, ones, torch.ones(2, 8, dtype=torch.float64), torch.tensor(4.0))
+        load = RouterLoad(ones, ones, torch.ones(2, 8).double(), torch.tensor(4.0), torch.ones(2, 2).double())
         for step in steps:
             losses = Losses(*[torch.tensor(loss_of(step))] * len(Losses._fields))
             self.recorder.record(
