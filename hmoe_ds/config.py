@@ -147,14 +147,26 @@ class ObjectiveConfig:
         bond_weight: weight of the masked bond loss beside the masked atom loss.
         contrast_weight: weight of the scaffold routing contrastive loss; 0 for none.
         contrast_temperature: t, divides the cosine between two molecules.
+        contrast_learned_temperature: start from `contrast_temperature` and learn t.
+        contrast_of: what is compared, the routing `embedding` or the routing `distribution` over groups.
+        contrast_bare_scaffold: a molecule that is alone with its scaffold in its slice takes the bare scaffold, without
+            side chains, as its positive.
         z_weight: weight of the squared log-partition of both gates' logits; 0 for none.
+        balance_weight: weight of the auxiliary balance loss, beside or instead of the balance biases; 0 for none.
+        entropy_weight: weight of the entropy of the atoms' weights, which keeps `router.top_p` from taking all experts;
+            0 for none.
     """
 
     mask_ratio: float = 0.2
     bond_weight: float = 0.5
     contrast_weight: float = 0.1
     contrast_temperature: float = 0.2
+    contrast_learned_temperature: bool = False
+    contrast_of: Literal["embedding", "distribution"] = "embedding"
+    contrast_bare_scaffold: bool = False
     z_weight: float = 0.0001
+    balance_weight: float = 0.0
+    entropy_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -441,6 +453,8 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("objective", "contrast_weight", 0, 1e6),
     ("objective", "contrast_temperature", 1e-3, 1e3),
     ("objective", "z_weight", 0, 1e6),
+    ("objective", "balance_weight", 0, 1e6),
+    ("objective", "entropy_weight", 0, 1e6),
     ("optim", "learning_rate", 0, 1e3),
     ("optim", "min_ratio", 0, 1),
     ("optim", "warmup_steps", 0, _LARGE),

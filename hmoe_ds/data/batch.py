@@ -128,6 +128,29 @@ def gather(store: MoleculeStore, rows: NDArray[np.int64]) -> MolBatch:
     )
 
 
+def bare_scaffolds(batch: MolBatch, chosen_B: Tensor) -> MolBatch:
+    """The scaffold atoms of the molecules `chosen_B` (bool, B), and the bonds among them, as a batch.
+
+    The features are those that the atoms have in their molecules: a cut side chain still counts in an atom's degree.
+    """
+    kept_N = batch.scaffold_mask_N & chosen_B[batch.molecule_N]
+    kept_M = kept_N[batch.edge_index_2M[0, ::2]] & kept_N[batch.edge_index_2M[1, ::2]]
+    place_N = kept_N.cumsum(0) - 1
+    molecule_N = (chosen_B.cumsum(0) - 1)[batch.molecule_N[kept_N]]
+    atoms_B = torch.bincount(molecule_N, minlength=int(chosen_B.sum()))
+    return MolBatch(
+        atom_features_N9=batch.atom_features_N9[kept_N],
+        edge_index_2M=place_N[batch.edge_index_2M[:, kept_M.repeat_interleave(2)]],
+        bond_features_M3=batch.bond_features_M3[kept_M],
+        molecule_N=molecule_N,
+        ptr_B=torch.cat([atoms_B.new_zeros(1), atoms_B.cumsum(0)]),
+        scaffold_mask_N=batch.scaffold_mask_N[kept_N],
+        scaffold_key_B=batch.scaffold_key_B[chosen_B],
+        generic_key_B=batch.generic_key_B[chosen_B],
+        mol_key_B2=batch.mol_key_B2[chosen_B],
+    )
+
+
 def scaffold_keys(store: MoleculeStore, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Scaffold and generic scaffold keys of `rows`, as the bits of uint64 in int64."""
     shard_of, local = store.locate(rows)

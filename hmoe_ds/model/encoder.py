@@ -84,14 +84,8 @@ class Encoder(nn.Module):
 
     def forward(self, batch: MolBatch, masks: Masks | None = None) -> Encoding:
         """Encode B molecules; states of hidden atoms and bonds start from the mask vector."""
-        h_ND = self.atom_embedding(batch.atom_features_N9, masks.atom_N if masks else None)
-        bond_MD = self.bond_embedding(batch.bond_features_M3, masks.bond_M if masks else None)
-        edges_2M, edge_MD = batch.edge_index_2M, bond_MD.repeat_interleave(2, dim=0)
-        for block in self.lower:
-            h_ND = self._run(block, h_ND, edges_2M, edge_MD)
-        # An acyclic molecule has no scaffold and goes by itself.
-        key_B = torch.where(batch.scaffold_key_B == 0, batch.mol_key_B2[:, 0], batch.scaffold_key_B)
-        routing = self._choose_groups(h_ND, batch.molecule_N, batch.scaffold_mask_N, key_B)
+        h_ND, edge_MD, routing = self._route(batch, masks)
+        edges_2M = batch.edge_index_2M
         atom_routings = []
         for block in self.upper:
             if isinstance(block, HMoEBlock):
@@ -100,6 +94,21 @@ class Encoder(nn.Module):
             else:
                 h_ND = self._run(block, h_ND, edges_2M, edge_MD)
         return Encoding(self.norm(h_ND), routing, tuple(atom_routings))
+
+    def route(self, batch: MolBatch) -> ScaffoldRouting:
+        """The scaffold gate's decision for B molecules, without what comes after it."""
+        return self._route(batch, None)[2]
+
+    def _route(self, batch: MolBatch, masks: Masks | None) -> tuple[Tensor, Tensor, ScaffoldRouting]:
+        """States of atoms and of directed edges below the upper blocks, and the scaffold gate's decision."""
+        h_ND = self.atom_embedding(batch.atom_features_N9, masks.atom_N if masks else None)
+        bond_MD = self.bond_embedding(batch.bond_features_M3, masks.bond_M if masks else None)
+        edge_MD = bond_MD.repeat_interleave(2, dim=0)
+        for block in self.lower:
+            h_ND = self._run(block, h_ND, batch.edge_index_2M, edge_MD)
+        # An acyclic molecule has no scaffold and goes by itself.
+        key_B = torch.where(batch.scaffold_key_B == 0, batch.mol_key_B2[:, 0], batch.scaffold_key_B)
+        return h_ND, edge_MD, self._choose_groups(h_ND, batch.molecule_N, batch.scaffold_mask_N, key_B)
 
     def _choose_groups(
         self, h_ND: Tensor, molecule_N: Tensor, scaffold_mask_N: Tensor, key_B: Tensor
@@ -134,7 +143,7 @@ class Encoder(nn.Module):
             h_ND = block(h_ND, edges_2M, edge_MD)
         routing = self._choose_groups(h_ND, molecule_N, torch.ones_like(molecule_N).bool(), torch.arange(molecules))
         for block in self.upper:
-            h_ND = block.messages(h_ND, edges_2M, edge_MD)
+            h_ND = block.get_submodule("messages")(h_ND, edges_2M, edge_MD)
             if isinstance(block, HMoEBlock):
                 block.feed_forward.calibrate(block.norm(h_ND), routing, molecule_N)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from hmoe_ds.config import RouterConfig
 from hmoe_ds.model.encoder import Encoding
+from hmoe_ds.moe.balance import RouterLoad, measure_load
+from hmoe_ds.moe.gate import AtomRouting
 
 
 def router_z_loss(encoding: Encoding, molecules: float, atoms: float) -> Tensor:
@@ -19,3 +24,63 @@ def router_z_loss(encoding: Encoding, molecules: float, atoms: float) -> Tensor:
     """
     atom_z = sum(routing.z_N.sum() for routing in encoding.atoms) / len(encoding.atoms)
     return encoding.scaffold.z_B.sum() / molecules + atom_z / atoms
+
+
+def router_balance_loss(
+    encoding: Encoding, molecule_N: Tensor, router: RouterConfig, ranks: int, molecules: float, atoms: float
+) -> Tensor:
+    """Auxiliary balance loss of both levels: the share of what was chosen times the mean weight, times their number.
+
+    `G sum_g f_g P_g + mean over layers of E sum_e f_e P_e`: f is the share of the choices that fell on a group or an
+    expert, over the slice and all ranks, and takes no gradient; P is the mean weight. Balanced, the first term is 1 and
+    the second the mean sum of an atom's weights over its candidates.
+    Source: Fedus et al., "Switch Transformers", 2022, equation 4.
+
+    Args:
+        encoding: this rank's molecules.
+        molecule_N: the molecule of each atom.
+        router: sizes.
+        ranks: ranks that the slice is spread over.
+        molecules: molecules to average the scaffold level over.
+        atoms: atoms to average the atom level over.
+    """
+    load = _global_load(measure_load(encoding.scaffold, encoding.atoms, molecule_N, router), ranks)
+    p_G = encoding.scaffold.log_p_BG.exp().sum(dim=0) / molecules
+    total = router.groups * (_shares(load.molecules_G) * p_G).sum()
+    for routing, atoms_E in zip(encoding.atoms, load.atoms_LE, strict=True):
+        among = routing.candidates
+        w_E = among.log_w_NM.new_zeros(router.experts).index_add(
+            0, among.expert_NM.flatten(), among.log_w_NM.exp().flatten()
+        )
+        total = total + router.experts * (_shares(atoms_E) * w_E).sum() / atoms / len(encoding.atoms)
+    return total
+
+
+def choice_entropy(encoding: Encoding, atoms: float) -> Tensor:
+    """Mean entropy, in nats, of the atoms' weights as shares of their candidates' weights; layers are averaged.
+
+    What `top_p` needs: a gate whose weights are nearly equal takes every expert.
+
+    Args:
+        encoding: this rank's molecules.
+        atoms: atoms to average over.
+    """
+    return torch.stack([_entropy(routing) for routing in encoding.atoms]).mean() / atoms
+
+
+def _entropy(routing: AtomRouting) -> Tensor:
+    log_share_NM = routing.candidates.log_w_NM.log_softmax(dim=1)
+    return -(log_share_NM.exp() * log_share_NM).sum()
+
+
+def _shares(counts: Tensor) -> Tensor:
+    return (counts / counts.sum().clamp(min=1)).float()
+
+
+def _global_load(load: RouterLoad, ranks: int) -> RouterLoad:
+    if ranks == 1:
+        return load
+    flat = torch.cat([counts.flatten() for counts in (load.molecules_G, load.atoms_LE)])
+    dist.all_reduce(flat)
+    groups = len(load.molecules_G)
+    return load._replace(molecules_G=flat[:groups], atoms_LE=flat[groups:].view_as(load.atoms_LE))

@@ -6,6 +6,7 @@ first backward. So the loss, its gradient and its clip norm do not depend on how
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,10 +19,11 @@ from hmoe_ds.config import ObjectiveConfig
 from hmoe_ds.data.batch import MolBatch, to_device
 from hmoe_ds.model.encoder import Encoding, Masks
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.moe.forms import ScaffoldRouting
 from hmoe_ds.objectives.contrast import count_anchors, scaffold_contrast_loss
 from hmoe_ds.objectives.gather import gather_rows
 from hmoe_ds.objectives.masking import masked_atom_loss, masked_bond_loss
-from hmoe_ds.objectives.router_losses import router_z_loss
+from hmoe_ds.objectives.router_losses import choice_entropy, router_balance_loss, router_z_loss
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class RankSlice:
         rank: this rank.
         scaffold_key_B: scaffold keys of the whole slice.
         generic_key_B: generic scaffold keys of the whole slice.
+        views: the bare scaffolds of those of this rank's molecules that are alone with theirs in the slice.
+        viewed_B: which these are; bool.
     """
 
     batch: MolBatch
@@ -43,6 +47,8 @@ class RankSlice:
     rank: int
     scaffold_key_B: Tensor
     generic_key_B: Tensor
+    views: MolBatch | None = None
+    viewed_B: Tensor | None = None
 
     @property
     def first(self) -> int:
@@ -58,7 +64,12 @@ class RankSlice:
             self.rank,
             to_device(self.scaffold_key_B, device),
             to_device(self.generic_key_B, device),
+            None if self.views is None else self.views.to(device),
+            None if self.viewed_B is None else to_device(self.viewed_B, device),
         )
+
+
+_LEAST_TEMPERATURE = 0.01
 
 
 class Normalizers(NamedTuple):
@@ -79,6 +90,8 @@ class Losses(NamedTuple):
     bond: Tensor
     contrast: Tensor
     z: Tensor
+    balance: Tensor
+    entropy: Tensor
 
 
 def count_normalizers(slices: Sequence[RankSlice], device: torch.device | str) -> Normalizers:
@@ -87,7 +100,7 @@ def count_normalizers(slices: Sequence[RankSlice], device: torch.device | str) -
     counts = torch.zeros(len(Normalizers._fields), dtype=torch.float64)
     for part in slices:
         # Anchors are counted from the whole slice, so each rank adds its share of the same number.
-        anchors = count_anchors(part.scaffold_key_B.numpy()) / ranks
+        anchors = count_anchors(part.scaffold_key_B.numpy(), part.views is not None) / ranks
         hidden = [int(mask.sum()) for mask in part.masks]
         counts += torch.tensor([*hidden, anchors, part.batch.num_molecules, part.batch.num_atoms], dtype=counts.dtype)
     counts = counts.to(device)
@@ -97,31 +110,58 @@ def count_normalizers(slices: Sequence[RankSlice], device: torch.device | str) -
 
 
 def pretraining_losses(
-    model: HMoEModel, encoding: Encoding, part: RankSlice, objective: ObjectiveConfig, norm: Normalizers
+    model: HMoEModel,
+    encoding: Encoding,
+    part: RankSlice,
+    objective: ObjectiveConfig,
+    norm: Normalizers,
+    temperature: float | Tensor,
 ) -> Losses:
-    """This rank's share of the step's loss on one slice; summed over slices and ranks it is the global loss."""
+    """This rank's share of the step's loss on one slice; summed over slices and ranks it is the global loss.
+
+    `temperature` is that of the contrastive loss.
+    """
     batch, masks, h_ND = part.batch, part.masks, encoding.h_ND
     atom_logits = model.atom_head(h_ND[masks.atom_N])
     begin_M, end_M = batch.edge_index_2M[:, ::2][:, masks.bond_M]
     bond_logits = model.bond_head(h_ND[begin_M], h_ND[end_M])
     atom = masked_atom_loss(atom_logits, batch, masks) / norm.atoms_hidden
     bond = masked_bond_loss(bond_logits, batch, masks) / norm.bonds_hidden
-    contrast = _contrast(encoding, part, objective) / norm.anchors
+    contrast = _contrast(model, encoding, part, objective, temperature) / norm.anchors
     z = router_z_loss(encoding, norm.molecules, norm.atoms)
-    total = atom + objective.bond_weight * bond + objective.contrast_weight * contrast + objective.z_weight * z
-    return Losses(total, *(term.detach() for term in (atom, bond, contrast, z)))
-
-
-def _contrast(encoding: Encoding, part: RankSlice, objective: ObjectiveConfig) -> Tensor:
-    u_AP = encoding.scaffold.u_BP
-    return scaffold_contrast_loss(
-        u_AP,
-        gather_rows(u_AP, part.counts),
-        part.scaffold_key_B,
-        part.generic_key_B,
-        part.first,
-        objective.contrast_temperature,
+    balance = entropy = z.new_zeros(())
+    if objective.balance_weight:
+        balance = router_balance_loss(
+            encoding, batch.molecule_N, model.router, len(part.counts), norm.molecules, norm.atoms
+        )
+    if objective.entropy_weight:
+        entropy = choice_entropy(encoding, norm.atoms)
+    total = (
+        atom
+        + objective.bond_weight * bond
+        + objective.contrast_weight * contrast
+        + objective.z_weight * z
+        + objective.balance_weight * balance
+        + objective.entropy_weight * entropy
     )
+    return Losses(total, *(term.detach() for term in (atom, bond, contrast, z, balance, entropy)))
+
+
+def _contrast(
+    model: HMoEModel, encoding: Encoding, part: RankSlice, objective: ObjectiveConfig, temperature: float | Tensor
+) -> Tensor:
+    u_AP = _compared(encoding.scaffold, objective)
+    view_AP = None
+    if part.views is not None and part.viewed_B is not None:
+        views = _compared(model.encoder.route(part.views), objective)
+        view_AP = torch.zeros_like(u_AP).masked_scatter(part.viewed_B.unsqueeze(1), views)
+    keys = part.scaffold_key_B, part.generic_key_B
+    return scaffold_contrast_loss(u_AP, gather_rows(u_AP, part.counts), *keys, part.first, temperature, view_AP)
+
+
+def _compared(routing: ScaffoldRouting, objective: ObjectiveConfig) -> Tensor:
+    """Unit vectors. The product of two roots of distributions is their Bhattacharyya coefficient, 1 when they agree."""
+    return routing.u_BP if objective.contrast_of == "embedding" else (routing.log_p_BG / 2).exp()
 
 
 class PretrainingTask(nn.Module):
@@ -136,8 +176,16 @@ class PretrainingTask(nn.Module):
         super().__init__()
         self.model = model
         self._objective = objective
+        start = torch.tensor([math.log(objective.contrast_temperature)])
+        self.log_temperature = nn.Parameter(start) if objective.contrast_learned_temperature else None
 
     def forward(self, part: RankSlice, norm: Normalizers) -> tuple[Losses, Encoding]:
         """This rank's share of the loss on one slice, and the encoding it came from."""
         encoding = self.model(part.batch, part.masks)
-        return pretraining_losses(self.model, encoding, part, self._objective, norm), encoding
+        return pretraining_losses(self.model, encoding, part, self._objective, norm, self._temperature()), encoding
+
+    def _temperature(self) -> float | Tensor:
+        if self.log_temperature is None:
+            return self._objective.contrast_temperature
+        # Without a bound, the loss can be made smaller and smaller by sharpening alone (as in CLIP).
+        return self.log_temperature.float().exp().clamp(min=_LEAST_TEMPERATURE)

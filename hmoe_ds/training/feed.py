@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from hmoe_ds.config import DataConfig, ObjectiveConfig
-from hmoe_ds.data.batch import gather, scaffold_keys
+from hmoe_ds.data.batch import bare_scaffolds, gather, scaffold_keys
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.plan import Slice, deal, sequential_slices
+from hmoe_ds.objectives.contrast import is_alone
 from hmoe_ds.objectives.masking import draw_masks
 from hmoe_ds.objectives.total import RankSlice
 
@@ -18,7 +19,9 @@ from hmoe_ds.objectives.total import RankSlice
 VALIDATION_MASK_SEED = 0
 
 
-def rank_slice(mixture: Mixture, whole: Slice, mask_ratio: float, seed: int, rank: int, ranks: int) -> RankSlice:
+def rank_slice(
+    mixture: Mixture, whole: Slice, objective: ObjectiveConfig, seed: int, rank: int, ranks: int
+) -> RankSlice:
     """Deal a slice over the ranks and gather the molecules of `rank`, on the CPU."""
     rank_B = deal(whole.num_atoms_B, ranks)
     order_B = np.argsort(rank_B, kind="stable")
@@ -27,13 +30,19 @@ def rank_slice(mixture: Mixture, whole: Slice, mask_ratio: float, seed: int, ran
     mine = order_B[first : first + counts[rank]]
     batch = gather(mixture, whole.rows_B[mine])
     scaffold_key, generic_key = scaffold_keys(mixture, whole.rows_B[order_B])
+    views = viewed_B = None
+    if objective.contrast_bare_scaffold:
+        viewed_B = torch.from_numpy(is_alone(scaffold_key)[first : first + len(mine)])
+        views = bare_scaffolds(batch, viewed_B)
     return RankSlice(
         batch=batch,
-        masks=draw_masks(batch, whole.epoch_B[mine], mask_ratio, seed),
+        masks=draw_masks(batch, whole.epoch_B[mine], objective.mask_ratio, seed),
         counts=counts.tolist(),
         rank=rank,
         scaffold_key_B=torch.from_numpy(scaffold_key),
         generic_key_B=torch.from_numpy(generic_key),
+        views=views,
+        viewed_B=viewed_B,
     )
 
 
@@ -42,4 +51,4 @@ def validation_slices(
 ) -> Iterator[RankSlice]:
     """This rank's part of the validation molecules; every rank gets the same number of slices."""
     for whole in sequential_slices(mixture, data, data.validation_molecules):
-        yield rank_slice(mixture, whole, objective.mask_ratio, VALIDATION_MASK_SEED, rank, ranks)
+        yield rank_slice(mixture, whole, objective, VALIDATION_MASK_SEED, rank, ranks)

@@ -42,7 +42,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
             started = time.perf_counter()
             learning_rate = engine.get_lr()[0]
             slices = [
-                rank_slice(molecules, whole, config.objective.mask_ratio, config.run.seed, rank, ranks)
+                rank_slice(molecules, whole, config.objective, config.run.seed, rank, ranks)
                 for whole in plan.next_step()
             ]
             norm = count_normalizers(slices, engine.device)

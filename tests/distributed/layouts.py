@@ -44,7 +44,32 @@ TOPOLOGY = {
     "4 ranks ep 2": (4, {"parallel__ep_size": 2}),
 }
 MIXTURE = ACCUMULATED | {"data__path": "mixture", "data__weights": [1.0, 2.5]}
-BATCH = {"": CLIPPED, "accumulation": ACCUMULATED, "two groups": TWO_GROUPS, "mixture": MIXTURE}
+# What the gate and its losses can do, in three runs.
+SOFT = ACCUMULATED | {
+    "router__form": "soft",
+    "router__experts_per_atom": 4,
+    "router__top_p": 0.6,
+    "objective__contrast_bare_scaffold": "true",
+    "objective__contrast_of": "distribution",
+    "objective__balance_weight": 0.1,
+    "objective__entropy_weight": 0.05,
+}
+ADDITIVE = CLIPPED | {
+    "router__form": "additive",
+    "router__experts_per_atom": 3,
+    "objective__contrast_learned_temperature": "true",
+    "objective__balance_weight": 0.1,
+}
+RANDOM = CLIPPED | {"router__group_choice": "random", "objective__contrast_bare_scaffold": "true"}
+BATCH = {
+    "": CLIPPED,
+    "accumulation": ACCUMULATED,
+    "two groups": TWO_GROUPS,
+    "mixture": MIXTURE,
+    "soft": SOFT,
+    "additive": ADDITIVE,
+    "random": RANDOM,
+}
 RECOMPUTE = {"": {}, "recompute": {"parallel__activation_checkpointing": "true"}}
 PRECISION = {"": {}, "bf16": {"parallel__precision": "bf16"}}
 

@@ -6,7 +6,7 @@ One model in double precision, one batch, torch's AdamW, and losses written as t
 import torch
 import torch.nn.functional as F
 
-from hmoe_ds.data.batch import gather
+from hmoe_ds.data.batch import bare_scaffolds, gather
 from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.model.hmoe import HMoEModel
@@ -15,16 +15,44 @@ from hmoe_ds.training.engine import learning_rate_ratio
 from tests.distributed.routing_log import molecule_choices
 
 
-def slow_contrast(u_BP, scaffold, generic, t):
+def slow_contrast(u_BP, scaffold, generic, t, view_BP=None):
+    """`view_BP`: a view of each molecule, the positive of one that has no other."""
     terms = []
     for m in range(len(scaffold)):
         positives = [n for n in range(len(scaffold)) if n != m and scaffold[n] == scaffold[m] and scaffold[m] != 0]
         negatives = [n for n in range(len(scaffold)) if generic[n] != generic[m]]
+        similar = torch.exp(u_BP @ u_BP[m] / t)
         if positives:
-            similar = torch.exp(u_BP @ u_BP[m] / t)
             total = similar[positives + negatives].sum()
             terms.append(torch.stack([-torch.log(similar[n] / total) for n in positives]).mean())
+        elif view_BP is not None and scaffold[m] != 0:
+            own = torch.exp(u_BP[m] @ view_BP[m] / t).squeeze()
+            terms.append(-torch.log(own / (own + similar[negatives].sum())))
     return torch.stack(terms) if terms else u_BP.new_zeros(0)
+
+
+def compared(routing, objective):
+    return routing.u_BP if objective.contrast_of == "embedding" else routing.log_p_BG.exp().sqrt()
+
+
+def slow_balance(encodings, config):
+    """Sum over slices of the product of what was chosen there and the weights there, as shares of the whole step."""
+    router = config.router
+    molecules = sum(len(encoding.scaffold.u_BP) for encoding in encodings)
+    atoms = sum(len(encoding.h_ND) for encoding in encodings)
+    total = 0.0
+    for encoding in encodings:
+        top = encoding.scaffold.groups_BC[:, 0]
+        for g in range(router.groups):
+            share = (top == g).double().mean()
+            total = total + router.groups * share * encoding.scaffold.log_p_BG[:, g].exp().sum() / molecules
+        for routing in encoding.atoms:
+            used = routing.choices_NK[routing.choices_NK < router.experts]
+            for e in range(router.experts):
+                weight = routing.candidates.log_w_NM.exp()[routing.candidates.expert_NM == e].sum()
+                share = (used == e).double().mean()
+                total = total + router.experts * share * weight / atoms / len(encoding.atoms)
+    return total
 
 
 def mean(parts):
@@ -33,9 +61,9 @@ def mean(parts):
     return entries.sum() / max(1, len(entries))
 
 
-def reference_losses(model, config, parts):
+def reference_losses(model, config, parts, temperature):
     """The step's loss from its slices `(batch, masks)`; -> loss, and the encoding of each slice."""
-    atom, bond, contrast, z_scaffold, z_atom, encodings = [], [], [], [], [], []
+    atom, bond, contrast, z_scaffold, z_atom, entropy, encodings = [], [], [], [], [], [], []
     for batch, masks in parts:
         encoding = model(batch, masks)
         encodings.append(encoding)
@@ -52,23 +80,34 @@ def reference_losses(model, config, parts):
         bond.append(
             F.cross_entropy(logits[masks.bond_M], batch.bond_features_M3[masks.bond_M, 0].long(), reduction="none")
         )
+        view = None
+        if config.objective.contrast_bare_scaffold:
+            cyclic = batch.scaffold_key_B != 0
+            seen = compared(model.encoder.route(bare_scaffolds(batch, cyclic)), config.objective)
+            view = seen.new_zeros(len(cyclic), seen.shape[1]).index_put((cyclic.nonzero().squeeze(1),), seen)
         contrast.append(
             slow_contrast(
-                encoding.scaffold.u_BP,
+                compared(encoding.scaffold, config.objective),
                 batch.scaffold_key_B.tolist(),
                 batch.generic_key_B.tolist(),
-                config.objective.contrast_temperature,
+                temperature,
+                view,
             )
         )
+        for routing in encoding.atoms:
+            share = routing.candidates.log_w_NM.softmax(dim=1)
+            entropy.append(-(share * share.log()).sum(dim=1))
         z_scaffold.append(encoding.scaffold.z_B)
         z_atom.append(torch.stack([routing.z_N for routing in encoding.atoms]).mean(dim=0))
-    means = [mean(terms) for terms in (atom, bond, contrast, z_scaffold, z_atom)]
+    means = [mean(terms) for terms in (atom, bond, contrast, z_scaffold, z_atom, entropy)]
     objective = config.objective
     total = (
         means[0]
         + objective.bond_weight * means[1]
         + objective.contrast_weight * means[2]
         + objective.z_weight * (means[3] + means[4])
+        + objective.entropy_weight * means[5]
+        + objective.balance_weight * slow_balance(encodings, config)
     )
     return total, encodings
 
@@ -77,7 +116,10 @@ def reference_run(config):
     """-> (loss and gradient norm of each step, {(step, slice, molecule): choices}, final weights)."""
     model = HMoEModel(config.model, config.router, config.run.seed).double()
     matrices = [weight for weight in model.parameters() if weight.dim() > 1]
-    vectors = [weight for weight in model.parameters() if weight.dim() <= 1]
+    log_temperature = torch.tensor([config.objective.contrast_temperature]).log().double()
+    log_temperature.requires_grad_(config.objective.contrast_learned_temperature)
+    learned = [log_temperature] if config.objective.contrast_learned_temperature else []
+    vectors = [weight for weight in model.parameters() if weight.dim() <= 1] + learned
     optim = config.optim
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
@@ -93,12 +135,12 @@ def reference_run(config):
         for whole in plan.next_step():
             batch = gather(store, whole.rows_B)
             parts.append((batch, draw_masks(batch, whole.epoch_B, config.objective.mask_ratio, config.run.seed)))
-        loss, encodings = reference_losses(model, config, parts)
+        loss, encodings = reference_losses(model, config, parts, log_temperature.exp())
         for number, ((batch, _), encoding) in enumerate(zip(parts, encodings, strict=True)):
             choices |= {(step, number, key): chosen for key, chosen in molecule_choices(batch, encoding).items()}
         optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_([*model.parameters(), *learned], optim.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = optim.learning_rate * learning_rate_ratio(step, config.run.steps, optim)
         optimizer.step()
@@ -112,6 +154,11 @@ def move_biases(model, config, batches, encodings):
     router = config.router
     atoms_G = torch.zeros(router.groups)
     for batch, encoding in zip(batches, encodings, strict=True):
+        if router.form == "soft":  # its molecules choose no groups
+            for g in range(router.groups):
+                chosen = [routing.choices_NK * router.groups // router.experts == g for routing in encoding.atoms]
+                atoms_G[g] += float(sum(c.sum() for c in chosen))
+            continue
         for m, groups in enumerate(encoding.scaffold.groups_BC.tolist()):
             for g in groups:
                 atoms_G[g] += float((batch.molecule_N == m).sum())

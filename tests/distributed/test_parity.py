@@ -32,6 +32,9 @@ FP32 = dict(
         layout("4 ranks ep 2", "zero 3 spread", "", "recompute"),
         layout("1 rank", "zero 2", "mixture"),
         layout("2 ranks ep 2", "zero 1", "mixture"),
+        layout("2 ranks ep 2", "zero 2", "soft", "recompute"),
+        layout("2 ranks ep 2", "zero 3", "additive"),
+        layout("2 ranks", "zero 1", "random"),
     ]
 )
 BF16 = dict(

@@ -7,9 +7,10 @@ import pytest
 import torch
 from ogb.utils.mol import smiles2graph
 from torch_geometric.data import Batch, Data
+from torch_geometric.utils import subgraph
 
 from data_pipeline.errors import PipelineError
-from hmoe_ds.data.batch import gather, scaffold_keys
+from hmoe_ds.data.batch import bare_scaffolds, gather, scaffold_keys
 from hmoe_ds.data.store import ShardStore
 
 
@@ -93,3 +94,25 @@ def test_a_missing_or_cut_shard_is_named(dataset, tmp_path):
     shard.unlink()
     with pytest.raises(PipelineError, match=r"data-00001\.arrow is missing"):
         store.check_files()
+
+
+def test_bare_scaffolds_are_the_scaffold_atoms_of_some_molecules(store):
+    batch = gather(store, np.arange(30))
+    chosen_B = torch.arange(30) % 3 != 0
+    bare = bare_scaffolds(batch, chosen_B)
+    graphs, expected = batch.to_pyg().to_data_list(), []
+    for m, graph in enumerate(graphs):
+        if chosen_B[m]:
+            mask = batch.scaffold_mask_N[batch.ptr_B[m] : batch.ptr_B[m + 1]]
+            edges, attributes = subgraph(mask, graph.edge_index, graph.edge_attr, relabel_nodes=True)
+            expected.append(Data(x=graph.x[mask], edge_index=edges, edge_attr=attributes))
+    found = bare.to_pyg()
+    for name, value in Batch.from_data_list(expected):
+        assert torch.equal(found[name], value), name
+    assert torch.equal(bare.ptr_B, found.ptr)
+    assert torch.equal(bare.scaffold_key_B, batch.scaffold_key_B[chosen_B])
+
+
+def test_bare_scaffolds_of_no_molecule_are_an_empty_batch(store):
+    bare = bare_scaffolds(gather(store, np.arange(5)), torch.zeros(5, dtype=torch.bool))
+    assert (bare.num_molecules, bare.num_atoms, bare.num_bonds) == (0, 0, 0)

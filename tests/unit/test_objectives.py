@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from hmoe_ds.config import ModelConfig, RouterConfig
 from hmoe_ds.data.batch import gather
 from hmoe_ds.data.store import ShardStore
+from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.objectives.contrast import count_anchors, scaffold_contrast_loss
 from hmoe_ds.objectives.masking import draw_masks
+from hmoe_ds.objectives.router_losses import choice_entropy, router_balance_loss
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +93,56 @@ def test_the_hidden_share_is_the_ratio(store, ratio):
     for mask in masks:
         spread = math.sqrt(ratio * (1 - ratio) / len(mask))
         assert abs(mask.double().mean().item() - ratio) < 5 * spread
+
+
+def test_a_lone_molecule_takes_its_view_as_its_positive():
+    """Molecules 2, 3 and 7 are alone with their scaffolds, 4 and 5 are acyclic."""
+    u, view = unit_rows(len(KEYS)), unit_rows(len(KEYS), seed=1)
+    expected = slow_contrast(u, KEYS.tolist(), GENERIC.tolist(), 0.3)
+    for m in (2, 3, 7):
+        own = math.exp(float(u[m] @ view[m]) / 0.3)
+        others = sum(math.exp(float(u[m] @ u[n]) / 0.3) for n in range(len(KEYS)) if GENERIC[n] != GENERIC[m])
+        expected[m] = -math.log(own / (own + others))
+    assert count_anchors(KEYS.numpy(), with_views=True) == len(expected) == 6
+    loss = scaffold_contrast_loss(u, u, KEYS, GENERIC, 0, torch.tensor(0.3), view)
+    assert float(loss) == pytest.approx(sum(expected.values()))
+    parts = [scaffold_contrast_loss(u[a:b], u, KEYS, GENERIC, a, 0.3, view[a:b]) for a, b in ((0, 3), (3, 8))]
+    assert float(sum(parts)) == pytest.approx(float(loss))
+
+
+@pytest.fixture(params=["hard", "soft", "flat", "additive"])
+def routed(request, store):
+    """-> router, batch, and what a model makes of it."""
+    router = RouterConfig(experts=8, groups=4, experts_per_atom=2, gate_size=8, form=request.param, top_p=0.6)
+    model = HMoEModel(ModelConfig(hidden_size=16, dense_size=16), router).double()
+    for layer in model.encoder.moe_layers():
+        layer.gate.route_bias.normal_(generator=torch.Generator().manual_seed(0))
+    batch = gather(store, np.arange(40))
+    return router, batch, model(batch)
+
+
+def test_the_balance_loss_matches_the_definition(routed):
+    router, batch, encoding = routed
+    p = encoding.scaffold.log_p_BG.exp()
+    top = encoding.scaffold.groups_BC[:, 0].tolist()
+    expected = 4 * sum(top.count(g) / 40 * p[:, g].mean().item() for g in range(4))
+    for routing in encoding.atoms:
+        chosen = [e for e in routing.choices_NK.flatten().tolist() if e < 8]
+        mean = [0.0] * 8
+        experts, weights = routing.candidates.expert_NM.tolist(), routing.candidates.log_w_NM.exp().tolist()
+        for candidates, values in zip(experts, weights, strict=True):
+            for e, w in zip(candidates, values, strict=True):
+                mean[e] += w / batch.num_atoms
+        expected += 8 * sum(chosen.count(e) / len(chosen) * mean[e] for e in range(8)) / len(encoding.atoms)
+    loss = router_balance_loss(encoding, batch.molecule_N, router, 1, 40, batch.num_atoms)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_entropy_of_choices_matches_the_definition(routed):
+    _, batch, encoding = routed
+    entropies = []
+    for routing in encoding.atoms:
+        for row in routing.candidates.log_w_NM.exp().tolist():
+            shares = [w / sum(row) for w in row]
+            entropies.append(-sum(s * math.log(s) for s in shares))
+    assert choice_entropy(encoding, batch.num_atoms).item() == pytest.approx(np.mean(entropies))
