@@ -31,6 +31,32 @@ def load_imbalance(atoms_LE: Tensor) -> float:
     return float((atoms_LE.amax(dim=1) / atoms_LE.mean(dim=1)).mean())
 
 
+def rms_ratio(squares_L2: Tensor) -> float:
+    """RMS of the routed output over that of the dense one beside it, averaged over layers; nan without a dense one."""
+    return float((squares_L2[:, 0] / squares_L2[:, 1]).sqrt().mean())
+
+
+def mutual_information(scaffold_key: NDArray[np.int64], group: NDArray[np.int64]) -> float:
+    """Normalised mutual information of scaffolds and groups: 2 I / (H_scaffold + H_group), in [0, 1].
+
+    Acyclic molecules (key 0) are left out; nan when there are no others, 0 when nothing varies. With many scaffolds of
+    few molecules it is above 0 by chance, so compare it between gates, on the same molecules.
+    """
+    cyclic = scaffold_key != 0
+    scaffold = np.unique(scaffold_key[cyclic], return_inverse=True)[1]
+    if not len(scaffold):
+        return float("nan")
+    table = np.zeros((scaffold.max() + 1, group.max() + 1))
+    np.add.at(table, (scaffold, group[cyclic]), 1)
+    joint, rows, columns = (_entropy(counts) for counts in (table.ravel(), table.sum(axis=1), table.sum(axis=0)))
+    return 2 * (rows + columns - joint) / (rows + columns) if rows + columns > 0 else 0.0
+
+
+def _entropy(counts: NDArray[np.float64]) -> float:
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
+
+
 def consistency(scaffold_key: NDArray[np.int64], group: NDArray[np.int64]) -> float:
     """Do molecules with one scaffold go to one group, beyond chance?
 

@@ -10,7 +10,8 @@ from hmoe_ds.config import RunConfig
 from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.objectives.total import Losses, Normalizers
 from hmoe_ds.training.checkpoint import TrainState
-from hmoe_ds.training.metrics import MetricsFile, group_entropy, load_imbalance
+from hmoe_ds.training.health import health_warnings
+from hmoe_ds.training.metrics import MetricsFile, group_entropy, load_imbalance, rms_ratio
 from hmoe_ds.training.spool import FAILED, FINISHED, METRICS
 from hmoe_ds.training.tracking import Tracker
 
@@ -30,6 +31,7 @@ class Recorder:
         self._file: MetricsFile | None = None
         self._tracker: Tracker | None = None
         self._molecules, self._seconds = 0.0, 0.0
+        self._warned: set[str] = set()
         if self._active:
             folder = Path(config.run.out)
             self._file = MetricsFile(folder / METRICS, after_step=state.step)
@@ -76,21 +78,21 @@ class Recorder:
             "step": step,
             "time": time.time(),
             "loss": losses.total.item(),
-            "loss_atom": losses.atom.item(),
-            "loss_bond": losses.bond.item(),
-            "loss_contrast": losses.contrast.item(),
-            "loss_z": losses.z.item(),
+            **{f"loss_{term}": getattr(losses, term).item() for term in Losses._fields if term != "total"},
             "learning_rate": learning_rate,
             "grad_norm": float(grad_norm),
             "group_entropy": group_entropy(load.molecules_G),
             "expert_load_max_over_mean": load_imbalance(load.atoms_LE),
             "chosen_p": load.chosen_p.item() / norm.molecules,
+            "experts_per_atom": load.atoms_LE.sum(dim=1).mean().item() / norm.atoms,
+            "routed_over_dense_rms": rms_ratio(load.squares_L2),
             "molecules": norm.molecules,
             "molecules_per_second": self._molecules / self._seconds,
             **validation,
         }
         self._molecules, self._seconds = 0.0, 0.0
         self._write(metrics)
+        self._warn(metrics)
         print(
             f"step {step}/{self._config.run.steps}  loss {metrics['loss']:.4f}  atom {metrics['loss_atom']:.4f}  "
             f"contrast {metrics['loss_contrast']:.3f}  group entropy {metrics['group_entropy']:.2f}  "
@@ -100,6 +102,13 @@ class Recorder:
         if validation:
             shown = "  ".join(f"{name.removeprefix('validation_')} {value:.4f}" for name, value in validation.items())
             print(f"validation after step {step}: {shown}", flush=True)
+
+    def _warn(self, metrics: dict[str, float]) -> None:
+        """Say what is wrong, once while it lasts."""
+        found = health_warnings(self._config, metrics)
+        for sign in found.keys() - self._warned:
+            print(f"warning at step {metrics['step']}: {found[sign]}", flush=True)
+        self._warned = set(found)
 
     def _write(self, metrics: dict[str, float]) -> None:
         if self._file is not None:

@@ -17,6 +17,8 @@ from hmoe_ds.training.metrics import (
     consistency,
     group_entropy,
     load_imbalance,
+    mutual_information,
+    rms_ratio,
 )
 
 _UNIT = Normalizers(1.0, 1.0, 1.0, 1.0, 1.0)
@@ -43,23 +45,26 @@ def validate(
         load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
         terms = torch.stack([losses.atom, losses.bond]).double()
         sums.append([terms, counts.to(engine.device), histogram.to(engine.device), *load])
-        table_B2 = torch.stack([part.batch.scaffold_key_B, encoding.scaffold.groups_BC[:, 0]], dim=1)
-        routed.append(gather_rows(table_B2, part.counts))
+        keys = part.batch.scaffold_key_B, part.batch.generic_key_B
+        table_B3 = torch.stack([*keys, encoding.scaffold.groups_BC[:, 0]], dim=1)
+        routed.append(gather_rows(table_B3, part.counts))
     engine.train()
     if not sums:
         return {}
     totals = all_reduce_together([torch.stack(entry).sum(dim=0) for entry in zip(*sums, strict=True)])
-    (atom, bond), (atoms, bonds), histogram, molecules_G, _, atoms_LE, chosen_p = totals
-    key_and_group = torch.cat(routed).cpu().numpy()
+    (atom, bond), (atoms, bonds), histogram, molecules_G, _, atoms_LE, chosen_p, squares_L2 = totals
+    scaffold_key, generic_key, group = torch.cat(routed).cpu().numpy().T
     loss_atom, loss_bond = (atom / atoms).item(), (bond / bonds).item()
     return {
         "validation_loss": loss_atom + config.objective.bond_weight * loss_bond,
         "validation_loss_atom": loss_atom,
         "validation_loss_bond": loss_bond,
         "validation_atom_entropy": torch.special.entr(histogram / histogram.sum()).sum().item(),
-        "validation_consistency": consistency(key_and_group[:, 0], key_and_group[:, 1]),
+        "validation_consistency": consistency(scaffold_key, group),
+        "validation_group_scaffold_nmi": mutual_information(generic_key, group),
         "validation_group_entropy": group_entropy(molecules_G),
         "validation_expert_load_max_over_mean": load_imbalance(atoms_LE),
         "validation_chosen_p": (chosen_p / molecules_G.sum()).item(),
+        "validation_routed_over_dense_rms": rms_ratio(squares_L2),
         "validation_molecules": molecules_G.sum().item(),
     }

@@ -7,9 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import normalized_mutual_info_score
 
 from hmoe_ds.moe.balance import update_route_bias
-from hmoe_ds.training.metrics import MetricsFile, consistency, group_entropy, load_imbalance
+from hmoe_ds.training.metrics import (
+    MetricsFile,
+    consistency,
+    group_entropy,
+    load_imbalance,
+    mutual_information,
+    rms_ratio,
+)
 
 
 def slow_consistency(scaffolds, groups):
@@ -37,6 +45,25 @@ def test_consistency_of_perfect_and_collapsed_gates():
     assert consistency(scaffolds, np.array([0, 0, 1, 1, 2, 2, 0])) == pytest.approx(1.0)
     assert consistency(scaffolds, np.zeros(7, np.int64)) == 0.0
     assert math.isnan(consistency(np.array([1, 2, 3]), np.array([0, 1, 2])))
+
+
+@pytest.mark.parametrize("groups", [1, 3, 8])
+def test_mutual_information_is_sklearns(groups):
+    generator = np.random.default_rng(groups)
+    scaffolds = generator.integers(-3, 8, 200)
+    group = (scaffolds + generator.integers(0, 2, 200)) % groups
+    cyclic = scaffolds != 0
+    expected = normalized_mutual_info_score(scaffolds[cyclic], group[cyclic])
+    assert mutual_information(scaffolds, group) == pytest.approx(expected, abs=1e-12)
+
+
+def test_mutual_information_of_no_scaffolds_and_of_one():
+    assert math.isnan(mutual_information(np.zeros(3, np.int64), np.array([0, 1, 2])))
+    assert mutual_information(np.ones(3, np.int64), np.zeros(3, np.int64)) == 0.0
+
+
+def test_rms_ratio():
+    assert rms_ratio(torch.tensor([[4.0, 1.0], [9.0, 9.0]])) == pytest.approx((2.0 + 1.0) / 2)
 
 
 def test_group_entropy_and_load():

@@ -1,0 +1,37 @@
+"""Warnings come for gates that have degenerated, and for no others."""
+
+import pytest
+
+from hmoe_ds.config import load_config
+from hmoe_ds.training.health import health_warnings
+
+HEALTHY = {"step": 1000, "chosen_p": 0.36, "routed_over_dense_rms": 1.2, "group_entropy": 0.98}
+
+
+def config(*overrides):
+    return load_config(["--config", "tiny_cpu", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "words"),
+    [
+        ("chosen_p", 0.26, "0.26, hardly more than by chance (0.25): molecules get little of their routed output"),
+        ("routed_over_dense_rms", 0.03, "0.03 times as large as the dense one beside it (1 at the start): the experts"),
+        ("routed_over_dense_rms", 50.0, "the experts drown the rest"),
+        ("group_entropy", 0.2, "few groups take most molecules (entropy 0.20 of 1)"),
+    ],
+)
+def test_a_degenerate_gate_is_told_of(metric, value, words):
+    assert health_warnings(config(), HEALTHY) == {}
+    found = health_warnings(config(), HEALTHY | {metric: value})
+    assert list(found) == [metric]
+    assert words in found[metric]
+    # While the learning rate warms up, figures are those of an untrained gate.
+    assert health_warnings(config(), HEALTHY | {metric: value, "step": 50}) == {}
+
+
+@pytest.mark.parametrize(
+    "overrides", [["--router.form=soft"], ["--router.form=flat"], ["--router.group_choice=random"]]
+)
+def test_a_probability_that_no_weight_contains_is_of_no_concern(overrides):
+    assert "chosen_p" not in health_warnings(config(*overrides), HEALTHY | {"chosen_p": 0.25})
