@@ -4,8 +4,13 @@ Each dataset is an endless stream of runs (`runs.py`). A step is cut into `accum
 to a molecule, an atom and a bond budget; with several datasets the next run is always of the one that is furthest
 behind its share of the molecules dealt so far.
 
-All of it is a function of (datasets, seed, step): no rank takes part in any decision, and the state is four
-integers for each dataset. What a step holds never depends on the number of ranks; only `deal` does.
+All of it is a function of (datasets, seed, step, curriculum): no rank takes part in any decision, and the position is
+four integers for each dataset. What a step holds never depends on the number of ranks; only `deal` does.
+
+A curriculum admits the molecules whose complexity is at most a quantile of their dataset, the step's competence; the
+others are skipped in this epoch. The quantile is of each dataset on its own, so that none of a mixture is without
+molecules at any competence, and the shares hold from the first step. From competence 1 on, an epoch is the whole
+dataset again.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from hmoe_ds.data.runs import Cursor, Runs, RunStream, prefix, runs_within, span
 class Slice(NamedTuple):
     """The molecules of one forward and backward over all ranks; B molecules.
 
-    `epoch_B` says how often a molecule was dealt before: a step may reach over the end of an epoch.
+    `epoch_B` is the epoch of each molecule, in which it is dealt at most once: a step may reach over the end of one.
     """
 
     rows_B: NDArray[np.int64]
@@ -59,20 +64,31 @@ class BatchPlan:
             for number, store in enumerate(mixture.stores)
         ]
 
-    def next_step(self) -> list[Slice]:
-        """The slices of the next optimizer step; moves on. The molecules of earlier steps may be gone from now on."""
+    def next_step(self, competence: float = 1.0) -> list[Slice]:
+        """The slices of the next optimizer step; moves on. The molecules of earlier steps may be gone from now on.
+
+        Args:
+            competence: share of each dataset that is admitted, by complexity; a function of the step.
+        """
         for stream in self._streams:
             stream.forget()
+            stream.admit(competence)
         return [self._next_slice() for _ in range(self._accumulation)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, as plain data: one cursor per dataset."""
-        return {"cursors": [asdict(stream.cursor) for stream in self._streams]}
+        """The position, as plain data: one cursor per dataset, and the percentiles of complexity that it began with."""
+        return {
+            "cursors": [asdict(stream.cursor) for stream in self._streams],
+            "complexity_percentiles": [stream.percentiles for stream in self._streams],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the position that `state_dict` gave."""
         for stream, cursor in zip(self._streams, state["cursors"], strict=True):
             stream.cursor = Cursor(**cursor)
+        if "complexity_percentiles" in state:  # of a run that is older than the curriculum there are none
+            for stream, percentiles in zip(self._streams, state["complexity_percentiles"], strict=True):
+                stream.percentiles = percentiles
 
     def _next_slice(self) -> Slice:
         ahead = [

@@ -36,6 +36,7 @@ class Shard(NamedTuple):
     scaffold_key: NDArray[np.uint64]
     generic_key: NDArray[np.uint64]
     mol_key_n2: NDArray[np.uint64]
+    complexity: NDArray[np.float32]
 
     @property
     def rows(self) -> int:
@@ -67,6 +68,7 @@ class ShardStore:
             name: record.shards[: extent[name] if extent else None] for name, record in self.manifest.splits.items()
         }
         self._records = self._shards_of[split]
+        self._split = split
         self._cache = cache
         self.row_start = np.concatenate([[0], np.cumsum([record.rows for record in self._records])]).astype(np.int64)
         self._open: dict[int, Shard] = {}
@@ -143,6 +145,11 @@ class ShardStore:
         return {name: len(records) for name, records in self._shards_of.items()}
 
     @property
+    def complexity_percentiles(self) -> list[float]:
+        """Percentiles 0, 1, ..., 100 of complexity in the split, with what was appended since its `extent`."""
+        return self.manifest.splits[self._split].complexity_percentiles
+
+    @property
     def max_atoms(self) -> int:
         """Atoms of the largest molecule."""
         return max((record.max_atoms for record in self._records), default=0)
@@ -186,6 +193,7 @@ def shard_from_batch(batch: pa.RecordBatch) -> Shard:
         scaffold_key=_flat_column(batch, "scaffold_key"),
         generic_key=_flat_column(batch, "generic_key"),
         mol_key_n2=_key_column(batch, "mol_key"),
+        complexity=_flat_column(batch, "complexity"),
     )
 
 

@@ -20,7 +20,7 @@ def draw_masks(batch: MolBatch, epoch_B: NDArray[np.int64], ratio: float, seed: 
 
     Args:
         batch: B molecules, on the CPU.
-        epoch_B: how often each molecule was dealt before.
+        epoch_B: epoch of each molecule, in which it is dealt once.
         ratio: expected share of hidden atoms and bonds.
         seed: of the run.
     """

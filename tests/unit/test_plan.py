@@ -91,6 +91,22 @@ def test_a_restored_cursor_continues_the_plan(store):
     assert same(expected, [restored.next_step() for _ in range(20)])
 
 
+def test_a_curriculum_begins_with_the_simplest_molecules_and_reaches_all(store):
+    shards = [store.shard(index) for index in range(store.stores[0].num_shards)]
+    complexity = np.concatenate([shard.complexity for shard in shards])
+    plan = BatchPlan(store, DATA, 1, seed=0)
+    at_first = [plan.next_step(0.2)[0] for _ in range(5)]
+    while_growing = [plan.next_step(c)[0] for c in np.linspace(0.2, 1, 10)]
+    in_the_end = [plan.next_step()[0] for _ in range(45)]
+    fifth = np.sort(complexity)[int(np.ceil(0.2 * len(complexity))) - 1]
+    assert max(complexity[part.rows_B].max() for part in at_first) == fifth < complexity.max()
+    assert all(len(part.rows_B) > DATA.molecules_per_step - DATA.scaffold_run for part in at_first)
+    # The last epoch that the growing competence reaches into, then one that deals everything.
+    last = max(part.epoch_B.max() for part in while_growing)
+    rows, epochs = (np.concatenate(column) for column in list(zip(*in_the_end, strict=True))[:2])
+    assert np.array_equal(np.sort(rows[epochs == last + 1]), np.arange(len(store)))
+
+
 def test_a_budget_no_run_can_meet_is_refused(store):
     with pytest.raises(ConfigError, match=r"data.atoms_per_step is 40.*at least"):
         BatchPlan(store, replace(DATA, atoms_per_step=40), 1, 0)
