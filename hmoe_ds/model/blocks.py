@@ -7,7 +7,7 @@ from torch_geometric.nn import GINEConv
 
 from hmoe_ds.moe.experts import GatedFeedForward
 from hmoe_ds.moe.forms import ScaffoldRouting
-from hmoe_ds.moe.gate import AtomRouting
+from hmoe_ds.moe.gate import FINAL_STAGE, AtomRouting, RoutingStage
 from hmoe_ds.moe.layer import HMoELayer
 
 
@@ -70,8 +70,9 @@ class HMoEBlock(nn.Module):
         edge_MD: Tensor,
         routing: ScaffoldRouting,
         molecule_N: Tensor,
+        stage: RoutingStage = FINAL_STAGE,
     ) -> tuple[Tensor, AtomRouting]:
         """[N, D] -> [N, D] and the atom gate's decision."""
         h_ND = self.messages(h_ND, edge_index_2M, edge_MD)
-        y_ND, atom_routing = self.feed_forward(self.norm(h_ND), routing, molecule_N)
+        y_ND, atom_routing = self.feed_forward(self.norm(h_ND), routing, molecule_N, stage)
         return h_ND + y_ND, atom_routing

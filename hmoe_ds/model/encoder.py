@@ -15,7 +15,7 @@ from hmoe_ds.model.blocks import DenseBlock, HMoEBlock
 from hmoe_ds.model.embedding import atom_embedding, bond_embedding
 from hmoe_ds.moe.experts import Executor, LocalExecutor
 from hmoe_ds.moe.forms import ScaffoldRouting, groups_at_random
-from hmoe_ds.moe.gate import AtomRouting, ScaffoldGate
+from hmoe_ds.moe.gate import FINAL_STAGE, AtomRouting, RoutingStage, ScaffoldGate
 from hmoe_ds.moe.layer import HMoELayer
 
 # Features of the most common atoms and bonds of ZINC, about as often as they occur there.
@@ -82,24 +82,26 @@ class Encoder(nn.Module):
         if not self.norm.weight.is_meta:
             self._calibrate(seed)
 
-    def forward(self, batch: MolBatch, masks: Masks | None = None) -> Encoding:
+    def forward(self, batch: MolBatch, masks: Masks | None = None, stage: RoutingStage = FINAL_STAGE) -> Encoding:
         """Encode B molecules; states of hidden atoms and bonds start from the mask vector."""
-        h_ND, edge_MD, routing = self._route(batch, masks)
+        h_ND, edge_MD, routing = self._route(batch, masks, stage)
         edges_2M = batch.edge_index_2M
         atom_routings = []
         for block in self.upper:
             if isinstance(block, HMoEBlock):
-                h_ND, atom_routing = self._run(block, h_ND, edges_2M, edge_MD, routing, batch.molecule_N)
+                h_ND, atom_routing = self._run(block, h_ND, edges_2M, edge_MD, routing, batch.molecule_N, stage)
                 atom_routings.append(atom_routing)
             else:
                 h_ND = self._run(block, h_ND, edges_2M, edge_MD)
         return Encoding(self.norm(h_ND), routing, tuple(atom_routings))
 
-    def route(self, batch: MolBatch) -> ScaffoldRouting:
+    def route(self, batch: MolBatch, stage: RoutingStage = FINAL_STAGE) -> ScaffoldRouting:
         """The scaffold gate's decision for B molecules, without what comes after it."""
-        return self._route(batch, None)[2]
+        return self._route(batch, None, stage)[2]
 
-    def _route(self, batch: MolBatch, masks: Masks | None) -> tuple[Tensor, Tensor, ScaffoldRouting]:
+    def _route(
+        self, batch: MolBatch, masks: Masks | None, stage: RoutingStage
+    ) -> tuple[Tensor, Tensor, ScaffoldRouting]:
         """States of atoms and of directed edges below the upper blocks, and the scaffold gate's decision."""
         h_ND = self.atom_embedding(batch.atom_features_N9, masks.atom_N if masks else None)
         bond_MD = self.bond_embedding(batch.bond_features_M3, masks.bond_M if masks else None)
@@ -108,12 +110,17 @@ class Encoder(nn.Module):
             h_ND = self._run(block, h_ND, batch.edge_index_2M, edge_MD)
         # An acyclic molecule has no scaffold and goes by itself.
         key_B = torch.where(batch.scaffold_key_B == 0, batch.mol_key_B2[:, 0], batch.scaffold_key_B)
-        return h_ND, edge_MD, self._choose_groups(h_ND, batch.molecule_N, batch.scaffold_mask_N, key_B)
+        return h_ND, edge_MD, self._choose_groups(h_ND, batch.molecule_N, batch.scaffold_mask_N, key_B, stage)
 
     def _choose_groups(
-        self, h_ND: Tensor, molecule_N: Tensor, scaffold_mask_N: Tensor, key_B: Tensor
+        self,
+        h_ND: Tensor,
+        molecule_N: Tensor,
+        scaffold_mask_N: Tensor,
+        key_B: Tensor,
+        stage: RoutingStage = FINAL_STAGE,
     ) -> ScaffoldRouting:
-        routing = self.scaffold_gate(h_ND, molecule_N, scaffold_mask_N, len(key_B))
+        routing = self.scaffold_gate(h_ND, molecule_N, scaffold_mask_N, len(key_B), stage)
         return groups_at_random(routing, key_B, self._router) if self._router.group_choice == "random" else routing
 
     def _run(self, block: nn.Module, *inputs: Any) -> Any:

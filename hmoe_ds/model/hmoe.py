@@ -18,6 +18,7 @@ from hmoe_ds.data.batch import MolBatch
 from hmoe_ds.model.encoder import Encoder, Encoding, Masks
 from hmoe_ds.model.heads import MaskedAtomHead, MaskedBondHead
 from hmoe_ds.moe.experts import Executor, LocalExecutor
+from hmoe_ds.moe.gate import FINAL_STAGE, RoutingStage
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -48,9 +49,9 @@ class HMoEModel(nn.Module):
             self.atom_head = MaskedAtomHead(model.hidden_size)
             self.bond_head = MaskedBondHead(model.hidden_size)
 
-    def forward(self, batch: MolBatch, masks: Masks | None = None) -> Encoding:
-        """Atom states and routing of B molecules."""
-        return self.encoder(batch, masks)
+    def forward(self, batch: MolBatch, masks: Masks | None = None, stage: RoutingStage = FINAL_STAGE) -> Encoding:
+        """Atom states and routing of B molecules; `stage` is for training under a curriculum."""
+        return self.encoder(batch, masks, stage)
 
     @property
     def dtype(self) -> torch.dtype:

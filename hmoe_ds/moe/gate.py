@@ -4,6 +4,7 @@ Scaffold level, once per molecule m, from atom states h below the upper blocks:
     z_m = mean of h_i over scaffold atoms (all atoms when acyclic)
     u_m = MLP(z_m) / |MLP(z_m)|,   s_mg = <u_m, c_g> / tau with unit c_g,   p_m = softmax(s_m)
     chosen: the top `groups_per_molecule` of <u_m, c_g> + b_g
+    tau falls in the course of a routing curriculum
 Atom level, in each H-MoE layer:
     t_ie = <W h_i, v_e>,   w_ie by the form of the gate (`forms.py`), such as p_mg(e) * softmax(t_i over g's experts)
     chosen: the top `experts_per_atom` of log w_ie + b'_e; with `top_p` no more of them than it takes for their weights
@@ -11,7 +12,9 @@ Atom level, in each H-MoE layer:
 
 The biases b and b' balance the load (loss-free balancing; Wang et al., 2024). They take part in choosing only;
 weights never contain them and are never renormalised over the chosen groups, since with one group that would
-cut the gradient of the scaffold gate. Routing is computed in fp32 or wider whatever the model's dtype.
+cut the gradient of the scaffold gate. A routing curriculum fades the atom level into the weights: they are those of
+a * t_i, with a share a that grows from 0 (the atom has no say) to 1. Choices always take the whole t_i, so they do not
+tie. Routing is computed in fp32 or wider whatever the model's dtype.
 """
 
 from __future__ import annotations
@@ -25,6 +28,21 @@ from torch import Tensor, nn
 
 from hmoe_ds.config import RouterConfig
 from hmoe_ds.moe.forms import Candidates, ScaffoldRouting, candidates, scaffold_experts
+
+
+class RoutingStage(NamedTuple):
+    """How far a routing curriculum has come.
+
+    Attributes:
+        atom_share: share a of the atom level in the weights.
+        temperature: tau; None for `router.temperature`.
+    """
+
+    atom_share: float = 1.0
+    temperature: float | None = None
+
+
+FINAL_STAGE = RoutingStage()
 
 
 class AtomRouting(NamedTuple):
@@ -79,16 +97,24 @@ class ScaffoldGate(nn.Module):
         self.register_buffer("route_bias", torch.zeros(router.groups))
         self._router = router
 
-    def forward(self, h_ND: Tensor, molecule_N: Tensor, scaffold_mask_N: Tensor, num_molecules: int) -> ScaffoldRouting:
+    def forward(
+        self,
+        h_ND: Tensor,
+        molecule_N: Tensor,
+        scaffold_mask_N: Tensor,
+        num_molecules: int,
+        stage: RoutingStage = FINAL_STAGE,
+    ) -> ScaffoldRouting:
         """Route B molecules by the mean state of their scaffold atoms."""
-        return self.route(scaffold_mean(h_ND, molecule_N, scaffold_mask_N, num_molecules))
+        return self.route(scaffold_mean(h_ND, molecule_N, scaffold_mask_N, num_molecules), stage)
 
-    def route(self, z_BD: Tensor) -> ScaffoldRouting:
+    def route(self, z_BD: Tensor, stage: RoutingStage = FINAL_STAGE) -> ScaffoldRouting:
         """Route B molecules by their scaffold readouts."""
+        temperature = stage.temperature or self._router.temperature
         u_BP = F.normalize(self.project(F.silu(self.hidden(self.norm(z_BD)))), dim=-1)
         cosine_BG = u_BP @ F.normalize(_wide(self.centers), dim=-1).t()
-        logits_BG = cosine_BG / self._router.temperature
-        biased_BG = (cosine_BG.detach() + self.route_bias) / self._router.temperature
+        logits_BG = cosine_BG / temperature
+        biased_BG = (cosine_BG.detach() + self.route_bias) / temperature
         return ScaffoldRouting(
             u_BP=u_BP,
             log_p_BG=logits_BG.log_softmax(dim=-1),
@@ -115,29 +141,34 @@ class AtomGate(nn.Module):
         self.register_buffer("route_bias", torch.zeros(router.experts))
         self._router = router
 
-    def forward(self, x_ND: Tensor, routing: ScaffoldRouting, molecule_N: Tensor) -> AtomRouting:
+    def forward(
+        self, x_ND: Tensor, routing: ScaffoldRouting, molecule_N: Tensor, stage: RoutingStage = FINAL_STAGE
+    ) -> AtomRouting:
         """Route N atoms; `molecule_N` says whose scaffold routing each atom has."""
         router = self._router
         logits_NE = self.project(x_ND) @ _wide(self.keys).t()
         among = candidates(logits_NE, routing, molecule_N, router)
+        log_w_NM = among.log_w_NM
+        if stage.atom_share < 1:
+            log_w_NM = candidates(stage.atom_share * logits_NE, routing, molecule_N, router).log_w_NM
         if router.form == "additive":
-            choices_NK, weights_NK = self._choose(among, router.experts_per_atom - router.groups_per_molecule)
+            choices_NK, weights_NK = self._choose(among, log_w_NM, router.experts_per_atom - router.groups_per_molecule)
             fixed, p_NC = scaffold_experts(routing, molecule_N, router)
             choices_NK, weights_NK = torch.cat([fixed, choices_NK], 1), torch.cat([p_NC, weights_NK], 1)
         else:
-            choices_NK, weights_NK = self._choose(among, router.experts_per_atom)
+            choices_NK, weights_NK = self._choose(among, log_w_NM, router.experts_per_atom)
         z_N = logits_NE.logsumexp(dim=-1).square()
         return AtomRouting(choices_NK, weights_NK, among, z_N, squares_2=z_N.new_zeros(2))
 
-    def _choose(self, among: Candidates, count: int) -> tuple[Tensor, Tensor]:
-        """The experts that each atom takes, [N, count], and their weights."""
+    def _choose(self, among: Candidates, log_w_NM: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The experts that each atom takes, [N, count], and their weights, of `log_w_NM`."""
         biased_NM = among.biased_NM + self.route_bias[among.expert_NM]
         place_NK = biased_NM.topk(count, dim=-1).indices
         choices_NK = among.expert_NM.gather(1, place_NK)
-        weights_NK = among.log_w_NM.gather(1, place_NK).exp()
+        weights_NK = log_w_NM.gather(1, place_NK).exp()
         if self._router.top_p == 1:
             return choices_NK, weights_NK
-        share_NK = (weights_NK / among.log_w_NM.exp().sum(dim=1, keepdim=True)).detach()
+        share_NK = (among.log_w_NM.gather(1, place_NK).exp() / among.log_w_NM.exp().sum(dim=1, keepdim=True)).detach()
         # A choice is of use as long as those before it fall short.
         used_NK = share_NK.cumsum(dim=1) - share_NK < self._router.top_p
         return choices_NK.where(used_NK, self._router.experts), weights_NK.where(used_NK, 0.0)

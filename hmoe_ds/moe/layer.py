@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hmoe_ds.config import RouterConfig
 from hmoe_ds.moe.experts import Executor, GatedFeedForward
 from hmoe_ds.moe.forms import ScaffoldRouting
-from hmoe_ds.moe.gate import AtomGate, AtomRouting
+from hmoe_ds.moe.gate import FINAL_STAGE, AtomGate, AtomRouting, RoutingStage
 
 
 class HMoELayer(nn.Module):
@@ -31,9 +31,11 @@ class HMoELayer(nn.Module):
         self.shared = GatedFeedForward(hidden_size, router.shared_size) if router.shared_size else None
         self.register_buffer("route_scale", torch.ones(()))
 
-    def forward(self, x_ND: Tensor, routing: ScaffoldRouting, molecule_N: Tensor) -> tuple[Tensor, AtomRouting]:
+    def forward(
+        self, x_ND: Tensor, routing: ScaffoldRouting, molecule_N: Tensor, stage: RoutingStage = FINAL_STAGE
+    ) -> tuple[Tensor, AtomRouting]:
         """[N, D] -> [N, D] and the atom gate's decision."""
-        atom_routing = self.gate(x_ND, routing, molecule_N)
+        atom_routing = self.gate(x_ND, routing, molecule_N, stage)
         y_ND = self.route_scale.to(x_ND.dtype) * self.executor(x_ND, atom_routing.choices_NK, atom_routing.weights_NK)
         # Without a shared expert the input is the measure: it is normed, as that of a dense feed-forward.
         dense_ND = x_ND if self.shared is None else self.shared(x_ND)

@@ -20,6 +20,7 @@ from hmoe_ds.data.batch import MolBatch, to_device
 from hmoe_ds.model.encoder import Encoding, Masks
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.moe.forms import ScaffoldRouting
+from hmoe_ds.moe.gate import FINAL_STAGE, RoutingStage
 from hmoe_ds.objectives.contrast import count_anchors, scaffold_contrast_loss
 from hmoe_ds.objectives.gather import gather_rows
 from hmoe_ds.objectives.masking import masked_atom_loss, masked_bond_loss
@@ -112,6 +113,7 @@ def count_normalizers(slices: Sequence[RankSlice], device: torch.device | str) -
 def pretraining_losses(
     model: HMoEModel,
     encoding: Encoding,
+    views: ScaffoldRouting | None,
     part: RankSlice,
     objective: ObjectiveConfig,
     norm: Normalizers,
@@ -119,7 +121,7 @@ def pretraining_losses(
 ) -> Losses:
     """This rank's share of the step's loss on one slice; summed over slices and ranks it is the global loss.
 
-    `temperature` is that of the contrastive loss.
+    `views`: routing of the bare scaffolds `part.views`; `temperature`: of the contrastive loss.
     """
     batch, masks, h_ND = part.batch, part.masks, encoding.h_ND
     atom_logits = model.atom_head(h_ND[masks.atom_N])
@@ -127,7 +129,7 @@ def pretraining_losses(
     bond_logits = model.bond_head(h_ND[begin_M], h_ND[end_M])
     atom = masked_atom_loss(atom_logits, batch, masks) / norm.atoms_hidden
     bond = masked_bond_loss(bond_logits, batch, masks) / norm.bonds_hidden
-    contrast = _contrast(model, encoding, part, objective, temperature) / norm.anchors
+    contrast = _contrast(encoding, views, part, objective, temperature) / norm.anchors
     z = router_z_loss(encoding, norm.molecules, norm.atoms)
     balance = entropy = z.new_zeros(())
     if objective.balance_weight:
@@ -148,13 +150,16 @@ def pretraining_losses(
 
 
 def _contrast(
-    model: HMoEModel, encoding: Encoding, part: RankSlice, objective: ObjectiveConfig, temperature: float | Tensor
+    encoding: Encoding,
+    views: ScaffoldRouting | None,
+    part: RankSlice,
+    objective: ObjectiveConfig,
+    temperature: float | Tensor,
 ) -> Tensor:
     u_AP = _compared(encoding.scaffold, objective)
     view_AP = None
-    if part.views is not None and part.viewed_B is not None:
-        views = _compared(model.encoder.route(part.views), objective)
-        view_AP = torch.zeros_like(u_AP).masked_scatter(part.viewed_B.unsqueeze(1), views)
+    if views is not None and part.viewed_B is not None:
+        view_AP = torch.zeros_like(u_AP).masked_scatter(part.viewed_B.unsqueeze(1), _compared(views, objective))
     keys = part.scaffold_key_B, part.generic_key_B
     return scaffold_contrast_loss(u_AP, gather_rows(u_AP, part.counts), *keys, part.first, temperature, view_AP)
 
@@ -179,12 +184,16 @@ class PretrainingTask(nn.Module):
         start = torch.tensor([math.log(objective.contrast_temperature)])
         self.log_temperature = nn.Parameter(start) if objective.contrast_learned_temperature else None
 
-    def forward(self, part: RankSlice, norm: Normalizers) -> tuple[Losses, Encoding]:
+    def forward(self, part: RankSlice, norm: Normalizers, stage: RoutingStage = FINAL_STAGE) -> tuple[Losses, Encoding]:
         """This rank's share of the loss on one slice, and the encoding it came from."""
-        encoding = self.model(part.batch, part.masks)
-        return pretraining_losses(self.model, encoding, part, self._objective, norm, self._temperature()), encoding
+        encoding = self.model(part.batch, part.masks, stage)
+        views = None if part.views is None else self.model.encoder.route(part.views, stage)
+        losses = pretraining_losses(
+            self.model, encoding, views, part, self._objective, norm, self._contrast_temperature()
+        )
+        return losses, encoding
 
-    def _temperature(self) -> float | Tensor:
+    def _contrast_temperature(self) -> float | Tensor:
         if self.log_temperature is None:
             return self._objective.contrast_temperature
         # Without a bound, the loss can be made smaller and smaller by sharpening alone (as in CLIP).

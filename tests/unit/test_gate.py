@@ -1,6 +1,7 @@
 """The hierarchical gate against a slow, obvious reference: loops over molecules, atoms, groups and experts."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 
 from hmoe_ds.config import RouterConfig
 from hmoe_ds.moe.forms import ScaffoldRouting, groups_at_random
-from hmoe_ds.moe.gate import AtomGate, ScaffoldGate
+from hmoe_ds.moe.gate import AtomGate, RoutingStage, ScaffoldGate
 
 D, G, E = 12, 4, 8
 
@@ -119,6 +120,47 @@ def test_both_levels_match_the_reference(groups_per_molecule, biased, form, top_
         pairs, z = reference_atom_level(atom_gate, x_ND[i], p, biased_p, chosen, router)
         assert atoms.z_N[i].item() == pytest.approx(z)
         assert_routed(atoms, i, pairs, router)
+
+
+@pytest.mark.parametrize("form", ["hard", "soft", "flat", "additive"])
+@pytest.mark.parametrize("top_p", [1.0, 0.4])
+@pytest.mark.parametrize("atom_share", [0.0, 0.4, 1.0])
+def test_a_curriculum_fades_the_atom_level_into_the_weights_alone(form, top_p, atom_share):
+    torch.manual_seed(2)
+    router = make_router(form=form, top_p=top_p, groups_per_molecule=2, experts_per_atom=4)
+    scaffold_gate, atom_gate = ScaffoldGate(D, router).double(), AtomGate(D, router).double()
+    h_ND, molecule_N, mask_N, count = molecules()
+    routing = scaffold_gate(h_ND, molecule_N, mask_N, count)
+    final = atom_gate(h_ND, routing, molecule_N)
+    atoms = atom_gate(h_ND, routing, molecule_N, RoutingStage(atom_share))
+    assert torch.equal(atoms.choices_NK, final.choices_NK)
+    assert torch.equal(atoms.z_N, final.z_N)
+    assert torch.equal(atoms.weights_NK, final.weights_NK) == (atom_share == 1)
+    atoms.weights_NK.sum().backward()
+    assert bool(atom_gate.keys.grad.any()) == (atom_share > 0)
+
+    levels = list(reference_scaffold_level(scaffold_gate, h_ND, molecule_N, mask_N, count, router))
+    # A gate with faded keys, which gives weights to all that can be chosen.
+    faded_gate, all_of_them = AtomGate(D, router).double(), replace(router, experts_per_atom=router.experts, top_p=1.0)
+    faded_gate.load_state_dict(atom_gate.state_dict())
+    faded_gate.keys.data *= atom_share
+    for i, m in enumerate(molecule_N.tolist()):
+        _, p, biased_p, chosen, _ = levels[m]
+        pairs, _ = reference_atom_level(atom_gate, h_ND[i], p, biased_p, chosen, router)
+        faded = dict(reference_atom_level(faded_gate, h_ND[i], p, biased_p, chosen, all_of_them)[0])
+        assert_routed(atoms, i, [(e, faded[e]) for e, _ in pairs], router)
+        if form == "hard" and atom_share == 0:
+            assert all(faded[e] == pytest.approx(p[e // 2] / 2) for e, _ in pairs)
+
+
+def test_a_curriculum_anneals_the_temperature():
+    hot, cold = (ScaffoldGate(D, make_router(temperature=temperature)).double() for temperature in (0.9, 0.3))
+    hot.load_state_dict(cold.state_dict())
+    atoms = molecules()
+    for one, other in zip(cold(*atoms, RoutingStage(temperature=0.9)), hot(*atoms), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(cold(*atoms).groups_BC, hot(*atoms).groups_BC)
+    assert not torch.equal(cold(*atoms).log_p_BG, hot(*atoms).log_p_BG)
 
 
 def test_bias_changes_choices_but_never_weights():
