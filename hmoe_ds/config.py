@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -170,6 +171,48 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class CurriculumConfig:
+    """What changes in the course of a run; `training/curriculum.py` has the formulas. All of it is off by default.
+
+    Args:
+        competence: how the share of the training molecules that are admitted, the simplest ones, grows to 1: `linear`,
+            `root` (square root), `deepspeed` (by its curriculum scheduler), or `none` for all from the start.
+        competence_start: share that is admitted at the first step, of `linear` and `root`.
+        competence_steps: steps until all molecules are admitted, of `linear` and `root`.
+        deepspeed_schedule: of `deepspeed`: min_difficulty, max_difficulty (100), schedule_type and schedule_config as
+            in a DeepSpeed configuration; difficulties are percent of the molecules.
+        atom_fade_steps: steps in which the share of the atom level in the routing weights grows from 0 to 1; 0 for
+            its whole share from the start.
+        temperature_start: temperature of the scaffold gate at the first step.
+        temperature_steps: steps in which it falls, geometrically, to router.temperature; 0 for a constant one.
+        mask_start: share of atoms and bonds that are hidden at the first step.
+        mask_steps: steps in which it grows, linearly, to objective.mask_ratio; 0 for a constant one.
+    """
+
+    competence: Literal["none", "linear", "root", "deepspeed"] = "none"
+    competence_start: float = 0.2
+    competence_steps: int = 0
+    deepspeed_schedule: dict[str, Any] | None = None
+    atom_fade_steps: int = 0
+    temperature_start: float = 1.0
+    temperature_steps: int = 0
+    mask_start: float = 0.05
+    mask_steps: int = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether anything changes in the course of the run."""
+        return self.competence != "none" or bool(self.atom_fade_steps or self.temperature_steps or self.mask_steps)
+
+    @property
+    def lowest_competence(self) -> float:
+        """Share of the molecules that is admitted at any step, at least."""
+        if self.competence == "deepspeed" and self.deepspeed_schedule is not None:
+            return float(self.deepspeed_schedule["min_difficulty"]) / 100
+        return 1.0 if self.competence == "none" else self.competence_start
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay.
 
@@ -255,6 +298,7 @@ class RunConfig:
     router: RouterConfig = field(default_factory=RouterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     run: LoopConfig = field(default_factory=LoopConfig)
@@ -269,6 +313,7 @@ SECTIONS: dict[str, Any] = {
     "router": RouterConfig,
     "data": DataConfig,
     "objective": ObjectiveConfig,
+    "curriculum": CurriculumConfig,
     "optim": OptimConfig,
     "parallel": ParallelConfig,
     "run": LoopConfig,
@@ -340,6 +385,7 @@ def check_config(config: RunConfig) -> None:
         )
     _check_choices(router)
     _check_mixture(data)
+    _check_curriculum(config)
     for name, folder in (("run.out", config.run.out), ("data.cache_dir", data.cache_dir)):
         if "://" in folder:
             raise ConfigError(
@@ -411,6 +457,88 @@ def _check_mixture(data: DataConfig) -> None:
             )
 
 
+def _check_curriculum(config: RunConfig) -> None:
+    curriculum = config.curriculum
+    if curriculum.competence in ("linear", "root") and not curriculum.competence_steps:
+        raise ConfigError(
+            f"curriculum.competence is {curriculum.competence} with curriculum.competence_steps 0: set "
+            "curriculum.competence_steps to the steps until all molecules are admitted"
+        )
+    if (curriculum.competence == "deepspeed") != (curriculum.deepspeed_schedule is not None):
+        raise ConfigError(
+            f"curriculum.competence is {curriculum.competence} and curriculum.deepspeed_schedule is "
+            f"{curriculum.deepspeed_schedule}: set both, or leave curriculum.deepspeed_schedule out"
+        )
+    if curriculum.deepspeed_schedule is not None:
+        _check_deepspeed_schedule(curriculum.deepspeed_schedule)
+    if curriculum.temperature_steps and curriculum.temperature_start < config.router.temperature:
+        raise ConfigError(
+            f"curriculum.temperature_start is {curriculum.temperature_start}, but the temperature falls to "
+            f"router.temperature {config.router.temperature}: set it to at least that"
+        )
+    if curriculum.mask_steps and curriculum.mask_start > config.objective.mask_ratio:
+        raise ConfigError(
+            f"curriculum.mask_start is {curriculum.mask_start}, but the share of what is hidden grows to "
+            f"objective.mask_ratio {config.objective.mask_ratio}: set it to at most that"
+        )
+
+
+# Types of DeepSpeed's schedules, and what their schedule_config holds.
+_DEEPSPEED_SCHEDULES = {
+    "fixed_linear": {"total_curriculum_step", "difficulty_step"},
+    "fixed_root": {"total_curriculum_step", "difficulty_step", "root_degree"},
+    "fixed_discrete": {"difficulty", "max_step"},
+}
+
+
+def _check_deepspeed_schedule(schedule: dict[str, Any]) -> None:
+    """Raise ConfigError unless it is a schedule whose difficulty rises to 100 percent."""
+    name = "curriculum.deepspeed_schedule"
+    keys = {"min_difficulty", "max_difficulty", "schedule_type", "schedule_config"}
+    kind, settings = str(schedule.get("schedule_type")), schedule.get("schedule_config")
+    if schedule.keys() != keys or kind not in _DEEPSPEED_SCHEDULES:
+        raise ConfigError(
+            f"{name} is {schedule}: give it {', '.join(sorted(keys))}; schedule_type is one of "
+            f"{', '.join(_DEEPSPEED_SCHEDULES)}"
+        )
+    needed, listed = _DEEPSPEED_SCHEDULES[kind], kind == "fixed_discrete"
+    if (
+        not isinstance(settings, dict)
+        or settings.keys() != needed
+        or any(isinstance(value, list) != listed for value in settings.values())
+    ):
+        raise ConfigError(
+            f"{name} has schedule_config {settings}: for {kind} give it the {'lists' if listed else 'numbers'} "
+            f"{', '.join(sorted(needed))}"
+        )
+    lowest, highest = schedule["min_difficulty"], schedule["max_difficulty"]
+    numbers = itertools.chain(*settings.values()) if listed else settings.values()
+    for number in (lowest, highest, *numbers):
+        if type(number) is not int or number < 1:
+            raise ConfigError(f"{name} holds {number!r}: set it to a whole number of at least 1")
+    if lowest > highest or highest != 100:
+        raise ConfigError(
+            f"{name} goes from min_difficulty {lowest} to max_difficulty {highest}: let it end at 100 percent, when "
+            "all molecules are admitted"
+        )
+    if listed:
+        _check_stairs(settings["difficulty"], settings["max_step"], lowest)
+
+
+def _check_stairs(difficulty: list[int], last_steps: list[int], lowest: int) -> None:
+    rising = all(values == sorted(set(values)) for values in (difficulty, last_steps))
+    if not last_steps or len(difficulty) != len(last_steps) + 1 or not rising:
+        raise ConfigError(
+            f"curriculum.deepspeed_schedule has difficulty {difficulty} and max_step {last_steps}: give it rising "
+            "numbers, one more of difficulty than of max_step"
+        )
+    if difficulty[0] < lowest or difficulty[-1] != 100:
+        raise ConfigError(
+            f"curriculum.deepspeed_schedule has difficulty {difficulty}: let it rise from min_difficulty {lowest} or "
+            "more to 100 percent"
+        )
+
+
 def check_topology(config: RunConfig, ranks: int) -> None:
     """Raise ConfigError when `config` cannot be spread over `ranks` ranks."""
     ep_size = config.parallel.ep_size
@@ -455,6 +583,13 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("objective", "z_weight", 0, 1e6),
     ("objective", "balance_weight", 0, 1e6),
     ("objective", "entropy_weight", 0, 1e6),
+    ("curriculum", "competence_start", 0.01, 1),
+    ("curriculum", "competence_steps", 0, _LARGE),
+    ("curriculum", "atom_fade_steps", 0, _LARGE),
+    ("curriculum", "temperature_start", 1e-3, 1e3),
+    ("curriculum", "temperature_steps", 0, _LARGE),
+    ("curriculum", "mask_start", 1e-3, 0.999),
+    ("curriculum", "mask_steps", 0, _LARGE),
     ("optim", "learning_rate", 0, 1e3),
     ("optim", "min_ratio", 0, 1),
     ("optim", "warmup_steps", 0, _LARGE),

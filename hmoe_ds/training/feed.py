@@ -20,9 +20,18 @@ VALIDATION_MASK_SEED = 0
 
 
 def rank_slice(
-    mixture: Mixture, whole: Slice, objective: ObjectiveConfig, seed: int, rank: int, ranks: int
+    mixture: Mixture,
+    whole: Slice,
+    mask_ratio: float,
+    seed: int,
+    rank: int,
+    ranks: int,
+    with_views: bool = False,
 ) -> RankSlice:
-    """Deal a slice over the ranks and gather the molecules of `rank`, on the CPU."""
+    """Deal a slice over the ranks and gather the molecules of `rank`, on the CPU.
+
+    `with_views`: also the bare scaffolds of those that are alone with theirs.
+    """
     rank_B = deal(whole.num_atoms_B, ranks)
     order_B = np.argsort(rank_B, kind="stable")
     counts = np.bincount(rank_B, minlength=ranks)
@@ -31,12 +40,12 @@ def rank_slice(
     batch = gather(mixture, whole.rows_B[mine])
     scaffold_key, generic_key = scaffold_keys(mixture, whole.rows_B[order_B])
     views = viewed_B = None
-    if objective.contrast_bare_scaffold:
+    if with_views:
         viewed_B = torch.from_numpy(is_alone(scaffold_key)[first : first + len(mine)])
         views = bare_scaffolds(batch, viewed_B)
     return RankSlice(
         batch=batch,
-        masks=draw_masks(batch, whole.epoch_B[mine], objective.mask_ratio, seed),
+        masks=draw_masks(batch, whole.epoch_B[mine], mask_ratio, seed),
         counts=counts.tolist(),
         rank=rank,
         scaffold_key_B=torch.from_numpy(scaffold_key),
@@ -51,4 +60,4 @@ def validation_slices(
 ) -> Iterator[RankSlice]:
     """This rank's part of the validation molecules; every rank gets the same number of slices."""
     for whole in sequential_slices(mixture, data, data.validation_molecules):
-        yield rank_slice(mixture, whole, objective, VALIDATION_MASK_SEED, rank, ranks)
+        yield rank_slice(mixture, whole, objective.mask_ratio, VALIDATION_MASK_SEED, rank, ranks)

@@ -16,6 +16,7 @@ from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.moe.balance import RouterLoad, measure_load, update_route_bias
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from hmoe_ds.training.curriculum import Curriculum
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
 from hmoe_ds.training.feed import rank_slice
 from hmoe_ds.training.metrics import StepTotals
@@ -31,25 +32,27 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
     if rank == 0:
         begin_run(config, ranks, molecules.fingerprint, [store.extent for store in molecules.stores])
     plan = BatchPlan(molecules, config.data, config.optim.accumulation, config.run.seed)
+    curriculum = Curriculum(config)
     check_agreement(config, molecules.fingerprint)
     engine = build_engine(config)
     state = TrainState(step=0, plan=plan.state_dict())
     if has_checkpoint(config):
         state = load_checkpoint(engine, config)
         plan.load_state_dict(state.plan)
+    views = config.objective.contrast_bare_scaffold
     with Recorder(config, state, rank) as recorder:
         while state.step < config.run.steps:
             started = time.perf_counter()
-            learning_rate = engine.get_lr()[0]
+            learning_rate, stage = engine.get_lr()[0], curriculum.stage(state.step)
             slices = [
-                rank_slice(molecules, whole, config.objective, config.run.seed, rank, ranks)
-                for whole in plan.next_step()
+                rank_slice(molecules, whole, stage.mask_ratio, config.run.seed, rank, ranks, views)
+                for whole in plan.next_step(stage.competence)
             ]
             norm = count_normalizers(slices, engine.device)
             totals = StepTotals()
             for part in slices:
                 part = part.to(engine.device)
-                losses, encoding = engine(part, norm)
+                losses, encoding = engine(part, norm, stage.routing)
                 engine.backward(losses.total * loss_scale(config))
                 engine.step()
                 load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
@@ -62,7 +65,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
             validated = _due(state.step, config.run.validate_every, config.run.steps)
             validation = validate(engine, held_out, config, rank, ranks) if validated else {}
             recorder.record(
-                state.step, step_losses, step_load, norm, validation,
+                state.step, step_losses, step_load, norm, validation, stage=stage,
                 learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), seconds=seconds,
             )  # fmt: skip
             if _due(state.step, config.run.checkpoint_every, config.run.steps):

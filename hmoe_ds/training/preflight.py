@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from data_pipeline.errors import UsageError
@@ -78,8 +79,10 @@ def _check_mixable(config: RunConfig, mixture: Mixture) -> None:
 def _check_cache(config: RunConfig, training: Mixture, validation: Mixture) -> None:
     """Raise ConfigError unless data.cache_gb holds what a step and a validation look at."""
     data, needed = config.data, 0
+    # The molecules of a step lie among those that are skipped; any shard is a fair sample of the dataset.
+    passed = math.ceil(data.molecules_per_step / config.curriculum.lowest_competence)
     for store in training.stores:
-        needed += store.cached_bytes_of(store.shards_of_a_step(data.molecules_per_step, data.window_shards))
+        needed += store.cached_bytes_of(store.shards_of_a_step(passed, data.window_shards))
     counts = validation.first_molecules(data.validation_molecules)
     for store, molecules in zip(validation.stores, counts, strict=True):
         needed += store.cached_bytes_of(store.first_shards(molecules))

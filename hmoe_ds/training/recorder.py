@@ -10,6 +10,7 @@ from hmoe_ds.config import RunConfig
 from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.objectives.total import Losses, Normalizers
 from hmoe_ds.training.checkpoint import TrainState
+from hmoe_ds.training.curriculum import Stage
 from hmoe_ds.training.health import health_warnings
 from hmoe_ds.training.metrics import MetricsFile, group_entropy, load_imbalance, rms_ratio
 from hmoe_ds.training.spool import FAILED, FINISHED, METRICS
@@ -53,6 +54,7 @@ class Recorder:
         norm: Normalizers,
         validation: dict[str, float],
         *,
+        stage: Stage,
         learning_rate: float,
         grad_norm: float,
         seconds: float,
@@ -65,6 +67,7 @@ class Recorder:
             load: where the global batch was routed.
             norm: size of the global batch.
             validation: figures of a validation after this step, or none.
+            stage: of the curriculum, in this step.
             learning_rate: of this step.
             grad_norm: norm of the whole gradient before clipping.
             seconds: duration of the step.
@@ -88,6 +91,7 @@ class Recorder:
             "routed_over_dense_rms": rms_ratio(load.squares_L2),
             "molecules": norm.molecules,
             "molecules_per_second": self._molecules / self._seconds,
+            **(stage._asdict() if self._config.curriculum.active else {}),
             **validation,
         }
         self._molecules, self._seconds = 0.0, 0.0

@@ -30,6 +30,9 @@ def validate(
 ) -> dict[str, float]:
     """Losses and routing health on the validation split; {} when it is empty.
 
+    Whatever the stage of a curriculum, they are of its end: all molecules, the final mask ratio and routing. So they
+    compare over steps and runs, and are those of a model that is exported now.
+
     `validation_atom_entropy` is the entropy of the hidden atoms' elements: the loss of a model that knows
     nothing but how frequent each element is.
     """

@@ -60,7 +60,7 @@ def measure(words: list[str], rank: int, ranks: int) -> dict:
     plan = BatchPlan(store, config.data, config.optim.accumulation, config.run.seed)
     for _ in range(2):
         counted, states = CountedRows(rank), 0
-        slices = [rank_slice(store, whole, config.objective, 0, rank, ranks) for whole in plan.next_step()]
+        slices = [rank_slice(store, whole, config.objective.mask_ratio, 0, rank, ranks) for whole in plan.next_step()]
         norm = count_normalizers(slices, "cpu")
         deepspeed.comm.all_to_all_single = counted
         for part in slices:

@@ -61,6 +61,14 @@ ADDITIVE = CLIPPED | {
     "objective__balance_weight": 0.1,
 }
 RANDOM = CLIPPED | {"router__group_choice": "random", "objective__contrast_bare_scaffold": "true"}
+CURRICULUM = {
+    "curriculum__competence": "linear",
+    "curriculum__competence_start": 0.3,
+    "curriculum__competence_steps": 5,
+    "curriculum__atom_fade_steps": 3,
+    "curriculum__temperature_steps": 4,
+    "curriculum__mask_steps": 5,
+}
 BATCH = {
     "": CLIPPED,
     "accumulation": ACCUMULATED,
@@ -69,6 +77,7 @@ BATCH = {
     "soft": SOFT,
     "additive": ADDITIVE,
     "random": RANDOM,
+    "curriculum": TWO_GROUPS | CURRICULUM,
 }
 RECOMPUTE = {"": {}, "recompute": {"parallel__activation_checkpointing": "true"}}
 PRECISION = {"": {}, "bf16": {"parallel__precision": "bf16"}}

@@ -11,6 +11,7 @@ from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.objectives.masking import draw_masks
+from hmoe_ds.training.curriculum import Curriculum
 from hmoe_ds.training.engine import learning_rate_ratio
 from tests.distributed.routing_log import molecule_choices
 
@@ -61,11 +62,11 @@ def mean(parts):
     return entries.sum() / max(1, len(entries))
 
 
-def reference_losses(model, config, parts, temperature):
+def reference_losses(model, config, parts, stage, temperature):
     """The step's loss from its slices `(batch, masks)`; -> loss, and the encoding of each slice."""
     atom, bond, contrast, z_scaffold, z_atom, entropy, encodings = [], [], [], [], [], [], []
     for batch, masks in parts:
-        encoding = model(batch, masks)
+        encoding = model(batch, masks, stage.routing)
         encodings.append(encoding)
         h = encoding.h_ND
         atom.append(
@@ -83,7 +84,7 @@ def reference_losses(model, config, parts, temperature):
         view = None
         if config.objective.contrast_bare_scaffold:
             cyclic = batch.scaffold_key_B != 0
-            seen = compared(model.encoder.route(bare_scaffolds(batch, cyclic)), config.objective)
+            seen = compared(model.encoder.route(bare_scaffolds(batch, cyclic), stage.routing), config.objective)
             view = seen.new_zeros(len(cyclic), seen.shape[1]).index_put((cyclic.nonzero().squeeze(1),), seen)
         contrast.append(
             slow_contrast(
@@ -131,11 +132,11 @@ def reference_run(config):
     plan = BatchPlan(store, config.data, optim.accumulation, config.run.seed)
     history, choices = [], {}
     for step in range(config.run.steps):
-        parts = []
-        for whole in plan.next_step():
+        parts, stage = [], Curriculum(config).stage(step)
+        for whole in plan.next_step(stage.competence):
             batch = gather(store, whole.rows_B)
-            parts.append((batch, draw_masks(batch, whole.epoch_B, config.objective.mask_ratio, config.run.seed)))
-        loss, encodings = reference_losses(model, config, parts, log_temperature.exp())
+            parts.append((batch, draw_masks(batch, whole.epoch_B, stage.mask_ratio, config.run.seed)))
+        loss, encodings = reference_losses(model, config, parts, stage, log_temperature.exp())
         for number, ((batch, _), encoding) in enumerate(zip(parts, encodings, strict=True)):
             choices |= {(step, number, key): chosen for key, chosen in molecule_choices(batch, encoding).items()}
         optimizer.zero_grad()

@@ -23,8 +23,8 @@ def routing_log(out: Path, rank: int, accumulation: int):
     choices, calls = {}, []
     forward = PretrainingTask.forward
 
-    def logged(task, part, norm):
-        losses, encoding = forward(task, part, norm)
+    def logged(task, part, norm, *stage):
+        losses, encoding = forward(task, part, norm, *stage)
         if task.training:
             step, number = divmod(len(calls), accumulation)
             calls.append(None)

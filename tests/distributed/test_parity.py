@@ -35,6 +35,7 @@ FP32 = dict(
         layout("2 ranks ep 2", "zero 2", "soft", "recompute"),
         layout("2 ranks ep 2", "zero 3", "additive"),
         layout("2 ranks", "zero 1", "random"),
+        layout("2 ranks ep 2", "zero 3", "curriculum", "recompute"),
     ]
 )
 BF16 = dict(

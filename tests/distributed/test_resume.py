@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.build import PrepareOptions, prepare
+from data_pipeline.manifest import Manifest
 from hmoe_ds.config import ConfigError, load_config
 from hmoe_ds.downstream.export import CheckpointError, export_checkpoint
 from hmoe_ds.training.preflight import check_run
@@ -14,6 +15,21 @@ from hmoe_ds.training.run_folder import open_datasets
 from tests.distributed.harness import arguments, train_all
 
 pytestmark = pytest.mark.timeout(1500)  # of the launches in the fixture together
+# All at once, none of them at its end when the run stops.
+CURRICULA = {
+    "curriculum__competence": "deepspeed",
+    "curriculum__deepspeed_schedule": json.dumps(
+        {
+            "min_difficulty": 10,
+            "max_difficulty": 100,
+            "schedule_type": "fixed_root",
+            "schedule_config": {"total_curriculum_step": 6, "difficulty_step": 4, "root_degree": 2},
+        }
+    ),
+    "curriculum__atom_fade_steps": 6,
+    "curriculum__temperature_steps": 7,
+    "curriculum__mask_steps": 5,
+}
 LAYOUTS = {
     "ep 1, zero 1": {},
     "ep 2, zero 1": {"parallel__ep_size": 2},
@@ -30,6 +46,8 @@ LAYOUTS = {
     "ep 2, zero 3, bf16": {"parallel__ep_size": 2, "parallel__zero_stage": 3, "parallel__precision": "bf16"},
     "ep 2, zero 1, data appended": {"parallel__ep_size": 2, "data__path": "growing"},
     "ep 2, zero 1, bf16": {"parallel__ep_size": 2, "parallel__precision": "bf16"},
+    "ep 2, zero 2, data appended, curricula": CURRICULA
+    | {"parallel__ep_size": 2, "parallel__zero_stage": 2, "data__path": "growing"},
 }
 COMMON = {"run__steps": 6, "run__checkpoint_every": 2, "run__validate_every": 3, "data__molecules_per_step": 48}
 
@@ -54,7 +72,9 @@ def runs(dataset, second_dataset, growing, tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
     overrides = {name: COMMON | changes for name, changes in LAYOUTS.items()}
     overrides["ep 2, zero 1, mixture"]["data__path"] = [str(dataset), str(second_dataset)]
-    overrides["ep 2, zero 1, data appended"]["data__path"] = growing
+    for changes in overrides.values():
+        if changes.get("data__path") == "growing":
+            changes["data__path"] = growing
     whole = {folder / f"whole {name}": changes for name, changes in overrides.items()}
     resumed = {folder / f"resumed {name}": changes for name, changes in overrides.items()}
     whole_metrics = train_all(whole, dataset, ranks=2)
@@ -84,6 +104,23 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(layout, runs, tmp_path):
     )
     assert all((first[name] == second[name]).all() for name in first)
     assert any((first[name] != before[name]).any() for name in first)
+
+
+def test_the_curricula_went_on_where_they_were(runs, growing):
+    (whole, lines), (resumed, resumed_lines) = runs["ep 2, zero 2, data appended, curricula"]
+    for name in ("competence", "atom_share", "temperature", "mask_ratio"):
+        values = [line[name] for line in lines]
+        assert values == [line[name] for line in resumed_lines]
+        assert values == sorted(values, reverse=name == "temperature")
+        assert values[0] != values[2] != values[-1]
+        assert name not in runs["ep 2, zero 2"][0][1][0]
+    # The bounds are those of the molecules that the run began with.
+    first, last = (
+        json.loads((folder / "checkpoints" / "step00000006" / "checkpoint.json").read_text())["plan"]
+        for folder in (whole, resumed)
+    )
+    assert first == last
+    assert first["complexity_percentiles"] != [Manifest.load(growing).splits["train"].complexity_percentiles]
 
 
 def test_a_new_run_sees_what_was_appended(runs, dataset, growing, tmp_path):

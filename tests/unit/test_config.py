@@ -44,6 +44,28 @@ def test_overrides_win_over_the_file(tmp_path):
         (["--parallel.ep_size", "3"], "parallel.ep_size is 3, which does not divide router.experts 8"),
         (["--model.moe_every", "3"], "no H-MoE layer is left"),
         (["--objective.mask_ratio", "1.5"], "objective.mask_ratio is 1.5: set it to a value from"),
+        (["--curriculum.competence", "cubic"], "curriculum.competence"),
+        (
+            ["--curriculum.competence", "root"],
+            "root with curriculum.competence_steps 0: set curriculum.competence_steps",
+        ),
+        (
+            ["--curriculum.competence_start", "0"],
+            "curriculum.competence_start is 0.0: set it to a value from 0.01 to 1",
+        ),
+        (
+            ["--curriculum.temperature_steps", "5", "--curriculum.temperature_start", "0.1"],
+            "curriculum.temperature_start is 0.1, but the temperature falls to router.temperature 0.2",
+        ),
+        (
+            ["--curriculum.mask_steps", "5", "--curriculum.mask_start", "0.4"],
+            "curriculum.mask_start is 0.4, but the share of what is hidden grows to objective.mask_ratio 0.2",
+        ),
+        (["--curriculum.competence", "deepspeed"], "curriculum.deepspeed_schedule is None: set both, or leave"),
+        (
+            ["--curriculum.deepspeed_schedule", "{}"],
+            "curriculum.competence is none and curriculum.deepspeed_schedule is {}",
+        ),
         (["--optim.accumulation", "64"], "data.molecules_per_step is 128, too few"),
         (["--run.steps", "0"], "run.steps is 0: set it to at least 1"),
         (["--data.path", "[a, b, a]"], "data.path names a twice"),
@@ -65,6 +87,61 @@ def test_mistakes_get_one_line_with_the_mend(arguments, message):
         load_config(arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+STAIRS = {"difficulty": [20, 50, 100], "max_step": [10, 30]}
+RAMP = {"total_curriculum_step": 30, "difficulty_step": 1}
+SCHEDULE = {
+    "min_difficulty": 20,
+    "max_difficulty": 100,
+    "schedule_type": "fixed_discrete",
+    "schedule_config": STAIRS,
+}
+SCHEDULED = ["--curriculum.competence=deepspeed", "--curriculum.deepspeed_schedule"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule_type": "custom"}, "schedule_type is one of fixed_linear, fixed_root, fixed_discrete"),
+        ({"curriculum_type": "seqlen"}, "give it max_difficulty, min_difficulty, schedule_config, schedule_type;"),
+        ({"schedule_config": RAMP}, "for fixed_discrete give it the lists difficulty, max_step"),
+        ({"schedule_config": STAIRS | {"max_step": 10}}, "for fixed_discrete give it the lists difficulty, max_step"),
+        (
+            {"schedule_type": "fixed_root", "schedule_config": RAMP},
+            "the numbers difficulty_step, root_degree, total_curr",
+        ),
+        (
+            {"schedule_type": "fixed_linear", "schedule_config": RAMP | {"difficulty_step": 0}},
+            "holds 0: set it to a whole",
+        ),
+        ({"min_difficulty": 0.5}, "holds 0.5: set it to a whole number of at least 1"),
+        ({"max_difficulty": 90}, "from min_difficulty 20 to max_difficulty 90: let it end at 100 percent"),
+        ({"schedule_config": STAIRS | {"max_step": [30]}}, "one more of difficulty than of max_step"),
+        ({"schedule_config": STAIRS | {"max_step": [30, 10]}}, "give it rising numbers, one more of difficulty"),
+        (
+            {"schedule_config": STAIRS | {"difficulty": [20, 50, 90]}},
+            "let it rise from min_difficulty 20 or more to 100",
+        ),
+        (
+            {"schedule_config": STAIRS | {"difficulty": [10, 50, 100]}},
+            "let it rise from min_difficulty 20 or more to 100",
+        ),
+    ],
+)
+def test_a_deepspeed_schedule_rises_to_all_molecules(changes, message):
+    with pytest.raises(ConfigError) as error:
+        load_config([*SCHEDULED, json.dumps(SCHEDULE | changes)])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_deepspeed_schedule_round_trips(tmp_path):
+    config = load_config([*SCHEDULED, json.dumps(SCHEDULE)])
+    assert config.curriculum.deepspeed_schedule == SCHEDULE
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(["--config", str(tmp_path / "config.yaml")]) == config
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_data_path_is_one_folder_or_a_list():

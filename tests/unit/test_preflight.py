@@ -69,6 +69,12 @@ def test_a_cache_that_is_too_small_for_a_step(dataset, tmp_path):
         "", tmp_path, **settings, data__cache_gb=0.999 * enough / 1e9,
     )  # fmt: skip
     check_run(load_config(arguments(tmp_path / "run", "", **settings, data__cache_gb=1.001 * enough / 1e9)), ranks=1)
+    # Of molecules that are mostly skipped, a step looks at more.
+    settings |= {"curriculum__competence": "root", "curriculum__competence_steps": 9}
+    settings |= {"curriculum__competence_start": 0.02}
+    enough = sum(sizes) + held_out
+    refuse("data.cache_gb is", "", tmp_path, **settings, data__cache_gb=0.999 * enough / 1e9)
+    check_run(load_config(arguments(tmp_path / "run", "", **settings, data__cache_gb=1.001 * enough / 1e9)), ranks=1)
 
 
 @pytest.mark.parametrize(

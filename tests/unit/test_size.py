@@ -124,7 +124,7 @@ def case(request, store):
 def task_on_a_slice(config, store):
     """The loss of the first slice on one rank, as the engine sees it; and the slice."""
     plan = BatchPlan(store, config.data, config.optim.accumulation, seed=0)
-    part = rank_slice(store, plan.next_step()[0], config.objective, 0, rank=0, ranks=1)
+    part = rank_slice(store, plan.next_step()[0], config.objective.mask_ratio, 0, rank=0, ranks=1)
     model = HMoEModel(config.model, config.router)
     if config.parallel.precision == "bf16":
         for weight in model.parameters():
