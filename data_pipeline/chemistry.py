@@ -1,7 +1,8 @@
 """One text (SMILES, InChI or mol block) -> a sanitised molecule and its canonical SMILES, or a named reason why not."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from rdkit import Chem
@@ -9,6 +10,9 @@ from rdkit import Chem
 DEFAULT_MAX_ATOMS = 512
 MAX_TEXT_LENGTH = 10_000
 MAX_MOLBLOCK_LENGTH = 1_000_000
+
+# What RDKit raises for a broken invariant; one molecule must not stop a run.
+_RDKIT_ERRORS = (RuntimeError, ValueError, LookupError, OverflowError)
 
 _INCHI_PREFIX = "InChI="
 _CENTRE = re.compile("@+")
@@ -45,6 +49,17 @@ class MoleculeReject(ValueError):  # noqa: N818 - a verdict on a text, no error
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason}: {REJECT_REASONS[reason]}")
         self.reason = reason
+
+
+@contextmanager
+def rdkit_errors() -> Iterator[None]:
+    """Turns an error of RDKit into a reject."""
+    try:
+        yield
+    except MoleculeReject:
+        raise
+    except _RDKIT_ERRORS as error:
+        raise MoleculeReject("rdkit_error") from error
 
 
 class CanonicalMolecule(NamedTuple):

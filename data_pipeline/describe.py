@@ -1,6 +1,7 @@
 """What a person wants to know of a dataset first, as text."""
 
 from data_pipeline.manifest import Counts, Manifest, SplitRecord
+from data_pipeline.schema import DESCRIPTORS, FINGERPRINT_BINS
 
 
 def describe(manifest: Manifest) -> str:
@@ -17,6 +18,8 @@ def describe(manifest: Manifest) -> str:
     lines += [f"standard    {counts.standardized:,} molecules were changed by standardisation"]
     lines += [f"rejected    {reason}: {number:,}" for reason, number in counts.rejected.items()]
     lines += [f"{name:<12}{_split(split)}" for name, split in manifest.splits.items()]
+    if manifest.options["targets"]:
+        lines += [f"targets     fingerprint of {FINGERPRINT_BINS} bins, {len(DESCRIPTORS)} descriptors"]
     made_with = ", ".join(f"{library} {version}" for library, version in manifest.versions.items())
     return "\n".join([*lines, f"made with   {made_with}"])
 

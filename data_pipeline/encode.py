@@ -1,8 +1,7 @@
 """Texts -> rows of a dataset, and the rejects."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
@@ -11,7 +10,7 @@ import pyarrow as pa
 from rdkit import rdBase
 
 from data_pipeline import fast_path
-from data_pipeline.chemistry import DEFAULT_MAX_ATOMS, MoleculeReject, canonical_molecule
+from data_pipeline.chemistry import DEFAULT_MAX_ATOMS, MoleculeReject, canonical_molecule, rdkit_errors
 from data_pipeline.complexity import complexity
 from data_pipeline.fast_path import FastChunk
 from data_pipeline.featurize_fast import WrittenMolecule
@@ -24,9 +23,6 @@ from data_pipeline.standardize import Standardizer, standardizer
 from data_pipeline.watch import Watch
 
 _log = logging.getLogger(__name__)
-
-# What RDKit raises for a broken invariant; one molecule must not stop a run.
-_RDKIT_ERRORS = (RuntimeError, ValueError, LookupError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -122,17 +118,6 @@ def reject_batch(source: str, first_row: int, rejects: Sequence[Reject]) -> pa.R
     return pa.RecordBatch.from_arrays(arrays, schema=REJECT_SCHEMA)
 
 
-@contextmanager
-def _rdkit_errors() -> Iterator[None]:
-    """Turns an error of RDKit into a reject."""
-    try:
-        yield
-    except MoleculeReject:
-        raise
-    except _RDKIT_ERRORS as error:
-        raise MoleculeReject("rdkit_error") from error
-
-
 def _read(
     texts: Sequence[str],
     max_atoms: int,
@@ -145,7 +130,7 @@ def _read(
     for index, text in enumerate(texts):
         try:
             watch.at(index)
-            with _rdkit_errors():
+            with rdkit_errors():
                 first = molecule = canonical_molecule(text, max_atoms)
                 if standard is not None:
                     molecule = standard.standardize(first)
@@ -171,7 +156,7 @@ def _describe(
         scaffold = None
         try:
             watch.at(each.index)
-            with _rdkit_errors():
+            with rdkit_errors():
                 if is_exact[place]:
                     fast_path.check(each.molecule, each.key, chunk, place)
                     scaffold = chunk.scaffold(place)

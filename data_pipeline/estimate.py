@@ -5,10 +5,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from data_pipeline.encode import EncodedRows, encode_rows
 from data_pipeline.formats import SYNTH
+from data_pipeline.options import PrepareOptions
 from data_pipeline.row_count import COLUMNAR, count_rows
 from data_pipeline.sources import Source, SourceChunk, read_chunks
+from data_pipeline.targets import with_targets
+from data_pipeline.watch import Watch
 
 # Of many sources, fewer rows each are tried: a dry run takes seconds.
 _MOST_ROWS = 20_000
@@ -21,7 +26,7 @@ _OTHER_SECONDS_PER_ROW = 40e-6
 _TEMPORARY_PER_SHARD_BYTE = 1.0
 
 # A first call pays for what later calls share: tables are loaded, code is compiled.
-_WARM_UP = ("OC(=O)c1ccccc1OC(C)=O", "C[N+](C)(C)C.[Cl-]", "not a SMILES")
+_WARM_UP = ["OC(=O)c1ccccc1OC(C)=O", "C[N+](C)(C)C.[Cl-]", "not a SMILES"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class SourceEstimate:
 
     bytes: as stored; head_rows: rows that were read and encoded; examples: the first of them as (text, id);
     rejected: those that are no molecules, by reason; rows: of the whole source, counted when `exact`;
-    molecules: about, duplicates included; seconds: of one process; shard_bytes: of the molecules.
+    molecules: about, duplicates included; seconds: of one process; shard_bytes: of the molecules; temporary_bytes: of
+    the files between the stages, which hold no targets.
     """
 
     name: str
@@ -44,6 +50,7 @@ class SourceEstimate:
     molecules: int
     seconds: float
     shard_bytes: int
+    temporary_bytes: int
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,7 @@ class Estimate:
     temporary_bytes: int
 
 
-def estimate(
-    sources: Sequence[Source],
-    smiles_column: str | None,
-    id_column: str | None,
-    max_atoms: int,
-    standardize: bool,
-    workers: int,
-    head_rows: int = 1000,
-) -> Estimate:
+def estimate(sources: Sequence[Source], options: PrepareOptions, workers: int, head_rows: int = 1000) -> Estimate:
     """Read and encode the first `head_rows` rows of each source (fewer of more than 20), and scale up.
 
     It holds as far as the rest of a source is like its head. The number of rows is estimated as `row_count.count_rows`
@@ -78,9 +77,8 @@ def estimate(
         UsageError, PipelineError: as `sources.read_chunks`.
     """
     head_rows = min(head_rows, max(_FEWEST_ROWS, _MOST_ROWS // len(sources)))
-    encode_rows(_WARM_UP, _WARM_UP, max_atoms, standardize)
-    parts = [_estimate(source, smiles_column, id_column, max_atoms, standardize, head_rows) for source in sources]
-    shard_bytes = sum(part.shard_bytes for part in parts)
+    _timed_encoding(SourceChunk(0, _WARM_UP, _WARM_UP), options)
+    parts = [_estimate(source, options, head_rows) for source in sources]
     return Estimate(
         sources=parts,
         workers=workers,
@@ -88,18 +86,16 @@ def estimate(
         exact=all(part.exact for part in parts),
         molecules=sum(part.molecules for part in parts),
         seconds=sum(part.seconds for part in parts) / workers,
-        shard_bytes=shard_bytes,
-        temporary_bytes=round(_TEMPORARY_PER_SHARD_BYTE * shard_bytes),
+        shard_bytes=sum(part.shard_bytes for part in parts),
+        temporary_bytes=sum(part.temporary_bytes for part in parts),
     )
 
 
-def _estimate(
-    source: Source, smiles_column: str | None, id_column: str | None, max_atoms: int, standardize: bool, head_rows: int
-) -> SourceEstimate:
-    chunks = read_chunks(source, smiles_column=smiles_column, id_column=id_column, chunk_rows=head_rows)
+def _estimate(source: Source, options: PrepareOptions, head_rows: int) -> SourceEstimate:
+    chunks = read_chunks(source, options.smiles_column, options.id_column, chunk_rows=head_rows)
     head = next(chunks, SourceChunk(first_row=0, texts=[], ids=[]))
     is_whole = next(chunks, None) is None
-    encoded, seconds = _timed_encoding(head, max_atoms, standardize)
+    encoded, molecules, seconds = _timed_encoding(head, options)
     read = len(head.texts)
     rows = read if is_whole else max(read + 1, count_rows(source))
     scale = rows / max(1, read)
@@ -112,17 +108,19 @@ def _estimate(
         rejected=dict(Counter(reject.reason for reject in encoded.rejects).most_common()),
         rows=rows,
         exact=is_whole or source.format in (SYNTH, *COLUMNAR),
-        molecules=round(scale * encoded.batch.num_rows),
+        molecules=round(scale * molecules.num_rows),
         seconds=scale * seconds + rows * _OTHER_SECONDS_PER_ROW,
-        shard_bytes=round(scale * encoded.batch.nbytes),
+        shard_bytes=round(scale * molecules.nbytes),
+        temporary_bytes=round(scale * _TEMPORARY_PER_SHARD_BYTE * encoded.batch.nbytes),
     )
 
 
-def _timed_encoding(head: SourceChunk, max_atoms: int, standardize: bool) -> tuple[EncodedRows, float]:
-    """The head as molecules, and the CPU seconds that it took."""
+def _timed_encoding(head: SourceChunk, options: PrepareOptions) -> tuple[EncodedRows, pa.RecordBatch, float]:
+    """The head encoded; its molecules as a shard has them; and the CPU seconds that it took."""
     started = time.thread_time()
-    encoded = encode_rows(head.texts, head.ids, max_atoms, standardize)
-    return encoded, time.thread_time() - started
+    encoded = encode_rows(head.texts, head.ids, options.max_atoms, options.standardize)
+    molecules = with_targets(encoded.batch, Watch()) if options.targets else encoded.batch
+    return encoded, molecules, time.thread_time() - started
 
 
 def describe_estimate(estimate: Estimate) -> str:

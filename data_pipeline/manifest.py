@@ -7,12 +7,13 @@ folder that has one is complete.
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.keys import file_checksum
+from data_pipeline.options import LATER_OPTIONS
 from data_pipeline.remote import is_url, join_url, read_bytes, read_checksum, read_size
 from data_pipeline.schema import FORMAT_NAME, FORMAT_VERSION
 from data_pipeline.sources import Source
@@ -47,8 +48,19 @@ class ShardRecord(FileRecord):
 
 
 @dataclass(frozen=True)
+class DescriptorRecord:
+    """A descriptor over the `count` molecules of a split that have it; mean and standard deviation 0 without any."""
+
+    name: str
+    count: int
+    mean: float
+    standard_deviation: float
+
+
+@dataclass(frozen=True)
 class SplitRecord:
-    """A split. `scaffolds`: distinct ones; `complexity_percentiles`: 0, 1, ..., 100, or [] for an empty split."""
+    """A split. `scaffolds`: distinct ones; `complexity_percentiles`: 0, 1, ..., 100, or [] for an empty split;
+    `descriptors`: in the order of the column, or [] for a dataset without that column."""
 
     rows: int
     atoms: int
@@ -59,6 +71,7 @@ class SplitRecord:
     acyclic: int
     complexity_percentiles: list[float]
     shards: list[ShardRecord]
+    descriptors: list[DescriptorRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -172,7 +185,7 @@ class Manifest:
         try:
             return cls(
                 versions=content["versions"],
-                options=content["options"],
+                options={**LATER_OPTIONS, **content["options"]},
                 sources=[SourceRecord(**source) for source in content["sources"]],
                 exclusions=[ExclusionRecord(**exclusion) for exclusion in content["exclusions"]],
                 counts=Counts(**content["counts"]),
@@ -263,7 +276,9 @@ def _read_json(path: str | Path) -> dict[str, Any]:
 
 
 def _split(content: dict[str, Any]) -> SplitRecord:
-    return SplitRecord(**{**content, "shards": [ShardRecord(**shard) for shard in content["shards"]]})
+    shards = [ShardRecord(**shard) for shard in content["shards"]]
+    descriptors = [DescriptorRecord(**record) for record in content.get("descriptors", [])]
+    return SplitRecord(**{**content, "shards": shards, "descriptors": descriptors})
 
 
 def _damaged(path: str | Path, detail: object) -> PipelineError:

@@ -10,6 +10,9 @@ DEFAULT_MOLECULE_SECONDS = 10.0
 # The kernel's timer counts in hundredths of a second, at worst, and takes no number of any size.
 _MOLECULE_SECONDS = (0.01, 1e6)
 
+# Options that came later than FORMAT_VERSION 3, and what a dataset was prepared with whose manifest does not tell.
+LATER_OPTIONS = {"targets": False}
+
 
 @dataclass(frozen=True)
 class PrepareOptions:
@@ -18,8 +21,8 @@ class PrepareOptions:
     format: of all sources, found by itself when None; smiles_column, id_column: names in the header of the sources,
     found by themselves when None; validation_fraction: share of the scaffolds, in [0, 1); shard_rows: molecules in a
     shard, about; max_atoms: larger molecules are rejected; standardize: store the standard form of molecules
-    (`standardize`); molecule_seconds: CPU time after which a molecule is rejected,
-    from 0.01 to 1e6.
+    (`standardize`); molecule_seconds: CPU time after which a molecule is rejected, from 0.01 to 1e6; targets: store
+    what molecule-level objectives predict (`targets`).
     """
 
     format: str | None = None
@@ -30,6 +33,7 @@ class PrepareOptions:
     max_atoms: int = DEFAULT_MAX_ATOMS
     standardize: bool = True
     molecule_seconds: float = DEFAULT_MOLECULE_SECONDS
+    targets: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:

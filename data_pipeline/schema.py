@@ -7,7 +7,7 @@ as canonical SMILES; that string is parsed again, and the whole row comes from t
 * `ogb.utils.smiles2graph(row["smiles"])` equals the stored arrays exactly;
 * it does not matter which spelling of a duplicate was read first (only `source_id` tells).
 
-Columns are never null.
+Columns are never null. Those of `TARGET_FIELDS` are there when they were asked for (`hmoe prepare --targets`).
 """
 
 import pyarrow as pa
@@ -22,6 +22,17 @@ SPLITS = ("train", "validation")
 # aromatic, in a ring. Bonds: type, stereo, conjugated.
 ATOM_FEATURE_SIZES = (119, 5, 12, 12, 10, 6, 6, 2, 2)
 BOND_FEATURE_SIZES = (5, 6, 2)
+
+# What molecule-level objectives predict (`targets`): part of the format, so a change is a new FORMAT_VERSION.
+FINGERPRINT_RADIUS = 2
+FINGERPRINT_BINS = 1024
+MAX_FINGERPRINT_COUNT = 255
+# Names of `rdkit.Chem.Descriptors`.
+DESCRIPTORS = (
+    *("MolWt", "MolLogP", "MolMR", "TPSA", "LabuteASA", "FractionCSP3", "NumHeteroatoms", "NumHDonors"),
+    *("NumHAcceptors", "NumRotatableBonds", "NumAmideBonds", "RingCount", "NumAromaticRings", "NumAliphaticRings"),
+    *("NumSaturatedRings", "NumHeterocycles", "NumSpiroAtoms", "NumBridgeheadAtoms", "HallKierAlpha", "Kappa1"),
+)
 
 # Longest text kept in rejects.parquet, in characters.
 REJECT_TEXT_LIMIT = 1000
@@ -51,6 +62,24 @@ MOLECULE_SCHEMA = pa.schema(
     ]
 )
 
+# Behind those of MOLECULE_SCHEMA. The fingerprint is sparse: a list of bins, and a list of their counts.
+TARGET_FIELDS = (
+    _field(
+        "fingerprint_bins",
+        pa.list_(pa.uint16()),
+        "index",
+        f"bins of the Morgan count fingerprint (radius {FINGERPRINT_RADIUS}, folded to {FINGERPRINT_BINS} bins) that "
+        "are not 0, ascending; empty = it could not be computed",
+    ),
+    _field("fingerprint_counts", pa.list_(pa.uint8()), "environments", f"of each, at most {MAX_FINGERPRINT_COUNT}"),
+    _field(
+        "descriptors",
+        pa.list_(pa.float32(), len(DESCRIPTORS)),
+        "as in RDKit",
+        f"{', '.join(DESCRIPTORS)}; NaN = not a finite number, or could not be computed",
+    ),
+)
+
 # One row per source row that is not a molecule, in reading order.
 REJECT_SCHEMA = pa.schema(
     [
@@ -70,6 +99,11 @@ SCAFFOLD_SCHEMA = pa.schema(
         _field("count", pa.int64(), "molecules", "molecules of the dataset with this scaffold"),
     ]
 )
+
+
+def shard_schema(targets: bool) -> pa.Schema:
+    """The schema of a shard, with or without `TARGET_FIELDS`."""
+    return pa.schema([*MOLECULE_SCHEMA, *TARGET_FIELDS]) if targets else MOLECULE_SCHEMA
 
 
 def storable(text: str) -> str:

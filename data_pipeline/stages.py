@@ -48,7 +48,7 @@ from data_pipeline.reduce_stage import ReduceTask
 from data_pipeline.scaffold_table import ScaffoldTable
 from data_pipeline.schema import REJECT_SCHEMA, SPLITS
 from data_pipeline.sources import Source
-from data_pipeline.statistics import SplitStatistics
+from data_pipeline.statistics import DescriptorSums, SplitStatistics
 from data_pipeline.streams import file_name, split_compression
 from data_pipeline.synth import parse_synth
 from data_pipeline.write_stage import WriteTask, shard_file
@@ -138,10 +138,11 @@ class _Reduced:
 
 @dataclass
 class _Shards:
-    """The shards of a split, by the names they get, and by those they have in the work folder."""
+    """The shards of a split, by the names they get, and by those they have in the work folder; sums over them."""
 
     records: list[ShardRecord]
     built: list[str]
+    descriptors: DescriptorSums
 
 
 class Build:
@@ -177,6 +178,7 @@ class Build:
         shards = self._write(reduced)
         for split in SPLITS:
             statistics[split].add(reduced.statistics[split])
+            statistics[split].descriptors.add(shards[split].descriptors)
         counts = self._counts(mapped, reduced)
         manifest = self._manifest(mapped, excluded, counts, self._splits(statistics, scaffolds, shards))
         manifest.save(self._dataset)
@@ -292,13 +294,14 @@ class Build:
         listing = write_listing(self._work, [task.reduced_file for task in reduced.tasks])
         tasks = [task for split in SPLITS for task in self._write_tasks(split, reduced.statistics[split], listing)]
         total = sum(task.count for task in tasks)
-        written = {split: _Shards([], []) for split in SPLITS}
+        written = {split: _Shards([], [], DescriptorSums()) for split in SPLITS}
         done = 0
-        for task, shards in zip(tasks, self._executor.run(tasks), strict=True):
-            for shard in shards:
+        for task, result in zip(tasks, self._executor.run(tasks), strict=True):
+            split = written[task.split]
+            split.descriptors.add(result.descriptors)
+            for shard in result.shards:
                 # An append goes on after the shards that are there, without a gap for an empty one.
                 if shard.rows or self._existing is None:
-                    split = written[task.split]
                     number = self._first_shard(task.split) + len(split.records)
                     split.records.append(dataclasses.replace(shard, file=shard_file(task.split, number)))
                     split.built.append(shard.file)
@@ -310,10 +313,12 @@ class Build:
         return written
 
     def _write_tasks(self, split: str, statistics: SplitStatistics, listing: str) -> Iterator[WriteTask]:
-        shards = self._shard_count(statistics)
+        shards, options = self._shard_count(statistics), self._options
         group = shards_at_a_time(shards, mapped_bytes(statistics.rows, statistics.atoms), self._budget)
         for first in range(0, shards, group):
-            yield WriteTask(self._work, listing, split, first, min(group, shards - first), shards)
+            count = min(group, shards - first)
+            settings = (options.targets, options.molecule_seconds)
+            yield WriteTask(self._work, listing, split, first, count, shards, *settings)
 
     def _shard_count(self, statistics: SplitStatistics) -> int:
         rows = max(statistics.rows, statistics.atoms / SHARD_ATOMS)
@@ -342,7 +347,9 @@ class Build:
     ) -> dict[str, SplitRecord]:
         old = {split: self._existing.manifest.splits[split].shards if self._existing else [] for split in SPLITS}
         return {
-            split: _split_record(statistics[split], scaffolds[split], old[split] + shards[split].records)
+            split: _split_record(
+                statistics[split], scaffolds[split], old[split] + shards[split].records, self._options.targets
+            )
             for split in SPLITS
         }
 
@@ -410,7 +417,7 @@ def _total(counters: Sequence[Counter[str]]) -> Counter[str]:
     return sum(counters, Counter())
 
 
-def _split_record(statistics: SplitStatistics, scaffolds: int, shards: list[ShardRecord]) -> SplitRecord:
+def _split_record(statistics: SplitStatistics, scaffolds: int, shards: list[ShardRecord], targets: bool) -> SplitRecord:
     return SplitRecord(
         rows=statistics.rows,
         atoms=statistics.atoms,
@@ -421,4 +428,5 @@ def _split_record(statistics: SplitStatistics, scaffolds: int, shards: list[Shar
         acyclic=statistics.acyclic,
         complexity_percentiles=statistics.complexity_percentiles(),
         shards=shards,
+        descriptors=statistics.descriptors.records() if targets else [],
     )

@@ -11,17 +11,27 @@ from data_pipeline.keys import range_starts
 from data_pipeline.manifest import FileRecord, ShardRecord
 from data_pipeline.partitions import concatenate, mol_key_words, read_listing
 from data_pipeline.reduce_stage import REDUCED_SCHEMA, between, read_reduced
-from data_pipeline.schema import MOLECULE_SCHEMA
+from data_pipeline.schema import MOLECULE_SCHEMA, shard_schema
+from data_pipeline.statistics import DescriptorSums
+from data_pipeline.targets import with_targets
 from data_pipeline.task import Task, atomically, work_file
 from data_pipeline.watch import Watch
 
 
 @dataclass(frozen=True)
-class WriteTask(Task[list[ShardRecord]]):
+class WriteResult:
+    """`shards` have the names that they have in the work folder; `descriptors`: sums over all of them."""
+
+    shards: list[ShardRecord]
+    descriptors: DescriptorSums
+
+
+@dataclass(frozen=True)
+class WriteTask(Task[WriteResult]):
     """Write `count` shards of a split, from `first` on: the runs whose hash lies in these of `shards` equal ranges.
 
-    reduced: listing of the files that the reduce tasks wrote. The results have the names that the shards have in the
-    work folder.
+    reduced: listing of the files that the reduce tasks wrote; targets: compute `schema.TARGET_FIELDS` as well; of a
+    molecule that takes more CPU time than `molecule_seconds` they are left empty.
     """
 
     work: str
@@ -30,26 +40,37 @@ class WriteTask(Task[list[ShardRecord]]):
     first: int
     count: int
     shards: int
+    targets: bool
+    molecule_seconds: float
 
     def __str__(self) -> str:
         return f"{self.split} shards from {self.first}"
 
     @property
     def identity(self) -> tuple[object, ...]:
-        return (os.path.basename(self.reduced), self.split, self.first, self.count, self.shards)
+        targets = (self.targets, self.molecule_seconds)
+        return (os.path.basename(self.reduced), self.split, self.first, self.count, self.shards, *targets)
 
-    def outputs(self, result: list[ShardRecord]) -> list[str]:
+    def outputs(self, result: WriteResult) -> list[str]:
         return [self._file(shard) for shard in self._numbers]
 
-    def run(self, watch: Watch) -> list[ShardRecord]:
+    def run(self, watch: Watch) -> WriteResult:
         """Write the shards."""
+        watch.begin(self.molecule_seconds)
         bounds = [*range_starts(self.shards).tolist(), 1 << 64]
         low, high = bounds[self.first], bounds[self.first + self.count]
         pieces = [piece for path in read_listing(self.reduced) for piece in read_reduced(path, self.split, low, high)]
-        return [
-            self._write(shard, [between(piece, *bounds[shard : shard + 2]) for piece in pieces])
-            for shard in self._numbers
-        ]
+        result = WriteResult([], DescriptorSums())
+        rows = 0
+        for shard in self._numbers:
+            molecules = concatenate([between(piece, *bounds[shard : shard + 2]) for piece in pieces], REDUCED_SCHEMA)
+            molecules = _in_run_order(molecules)
+            if self.targets:
+                molecules = with_targets(molecules, watch, first_row=rows)
+                result.descriptors.add(DescriptorSums.of(molecules))
+            result.shards.append(self._write(shard, molecules))
+            rows += molecules.num_rows
+        return result
 
     @property
     def _numbers(self) -> range:
@@ -58,14 +79,13 @@ class WriteTask(Task[list[ShardRecord]]):
     def _file(self, shard: int) -> str:
         return work_file(self.work, "shard", f"{self.key}-{shard}")
 
-    def _write(self, shard: int, pieces: list[pa.RecordBatch]) -> ShardRecord:
-        """Write a shard: an Arrow stream of one record batch, with `MOLECULE_SCHEMA`."""
+    def _write(self, shard: int, molecules: pa.RecordBatch) -> ShardRecord:
+        """Write a shard: an Arrow stream of one record batch."""
         path = self._file(shard)
-        molecules = _in_run_order(concatenate(pieces, REDUCED_SCHEMA))
         with (
             atomically(path) as temporary,
             pa.OSFile(temporary, "wb") as sink,
-            pa.ipc.new_stream(sink, MOLECULE_SCHEMA) as writer,
+            pa.ipc.new_stream(sink, shard_schema(self.targets)) as writer,
         ):
             writer.write_batch(molecules)
         record = FileRecord.of(Path(self.work), os.path.basename(path))

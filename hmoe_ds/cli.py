@@ -22,6 +22,7 @@ from tqdm import tqdm
 from data_pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
+    from data_pipeline.options import PrepareOptions
     from data_pipeline.sources import Source
 
 Result = dict[str, Any]
@@ -64,12 +65,13 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
         standardize=options.standardize,
         molecule_seconds=options.molecule_seconds,
         format=options.format,
+        targets=options.targets,
     )
     resources = Resources(options.workers, options.scheduler, options.memory)
     if options.dry_run:
         existing = options.overwrite, options.append
         sources = check(options.sources, options.out, settings, resources, *existing, options.exclude, options.staging)
-        return _estimate(options, sources)
+        return _estimate(sources, settings, options.workers)
     started = time.perf_counter()
     with _Progress() as progress:
         result = prepare(
@@ -108,17 +110,10 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
     }
 
 
-def _estimate(options: argparse.Namespace, sources: list[Source]) -> Result:
+def _estimate(sources: list[Source], settings: PrepareOptions, workers: int) -> Result:
     from data_pipeline.estimate import describe_estimate, estimate
 
-    figures = estimate(
-        sources,
-        options.smiles_column,
-        options.id_column,
-        options.max_atoms,
-        options.standardize,
-        options.workers,
-    )
+    figures = estimate(sources, settings, workers)
     print(describe_estimate(figures))
     return dataclasses.asdict(figures)
 
@@ -260,6 +255,9 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
         "--molecule-seconds", type=float, default=10.0, help="CPU time after which a molecule is rejected (default: 10)"
     )
     no_standardize(prepare)
+    prepare.add_argument(
+        "--targets", action="store_true", help="also store a fingerprint and descriptors, for molecule-level objectives"
+    )
     existing = prepare.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace the dataset that is in --out")
     existing.add_argument("--append", action="store_true", help="add what is new to the dataset that is in --out")

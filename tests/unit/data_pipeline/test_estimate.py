@@ -4,6 +4,7 @@ import bz2
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from data_pipeline import row_count
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.estimate import Estimate, SourceEstimate, describe_estimate, estimate
 from data_pipeline.manifest import Manifest
+from data_pipeline.options import PrepareOptions
 from data_pipeline.row_count import count_rows
 from data_pipeline.sources import Source, resolve_sources
 from data_pipeline.synth import SynthSpec, synthesize
@@ -29,10 +31,9 @@ def source_of(path: Path) -> Source:
     return source
 
 
-def run(*names: str | Path, head_rows: int = 1000, **columns: str) -> Estimate:
-    options = {"smiles_column": None, "id_column": None, **columns}
+def run(*names: str | Path, head_rows: int = 1000, **options: Any) -> Estimate:
     sources = resolve_sources([str(name) for name in names])
-    return estimate(sources, max_atoms=512, standardize=True, workers=2, head_rows=head_rows, **options)
+    return estimate(sources, PrepareOptions(**options), workers=2, head_rows=head_rows)
 
 
 @pytest.mark.parametrize("file", ["zinc.smi.gz", "chembl.tsv.gz", "enamine50k.csv.gz"])
@@ -142,6 +143,13 @@ def test_sources_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert found.seconds == pytest.approx(sum(source.seconds for source in found.sources) / 2)
 
 
+def test_targets_are_in_the_shards_alone() -> None:
+    (plain,), (full,) = (run("nci5k", head_rows=100, targets=targets).sources for targets in (False, True))
+    assert full.temporary_bytes == plain.temporary_bytes
+    # 20 descriptors and two list offsets, and 3 bytes for each of some 10 to 60 bins.
+    assert 20 * 4 + 2 * 4 + 3 * 10 < (full.shard_bytes - plain.shard_bytes) / full.molecules < 20 * 4 + 2 * 4 + 3 * 60
+
+
 def test_mistakes_show(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("smiles,id\nCC,1\n")
     with pytest.raises(UsageError, match="no column 'structure'"):
@@ -161,6 +169,7 @@ def test_description() -> None:
         molecules=132_922,
         seconds=400.0,
         shard_bytes=70_000_000,
+        temporary_bytes=147_000_000,
     )
     text = describe_estimate(
         Estimate([source], 2, 133_456, False, 132_922, 200.0, shard_bytes=70_000_000, temporary_bytes=147_000_000)
