@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -139,6 +139,13 @@ class DataConfig:
         return self.path if isinstance(self.path, list) else [self.path] if self.path else []
 
 
+class MoleculeHeads(NamedTuple):
+    """Which heads of molecule-level objectives a model has."""
+
+    fingerprint: bool = False
+    descriptors: bool = False
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """What is optimised.
@@ -156,6 +163,9 @@ class ObjectiveConfig:
         balance_weight: weight of the auxiliary balance loss, beside or instead of the balance biases; 0 for none.
         entropy_weight: weight of the entropy of the atoms' weights, which keeps `router.top_p` from taking all experts;
             0 for none.
+        fingerprint_weight: weight of predicting each molecule's Morgan fingerprint; 0 for none. The dataset must be
+            made by `hmoe prepare --targets`.
+        descriptor_weight: the same for each molecule's descriptors.
     """
 
     mask_ratio: float = 0.2
@@ -168,6 +178,25 @@ class ObjectiveConfig:
     z_weight: float = 0.0001
     balance_weight: float = 0.0
     entropy_weight: float = 0.0
+    fingerprint_weight: float = 0.0
+    descriptor_weight: float = 0.0
+
+    @property
+    def molecule_heads(self) -> MoleculeHeads:
+        """The heads that these weights ask for."""
+        return MoleculeHeads(self.fingerprint_weight > 0, self.descriptor_weight > 0)
+
+    @property
+    def prediction_weights(self) -> dict[str, float]:
+        """Weights of the terms that predict something, by their names in the loss; of molecules those that are on."""
+        molecule = {"fingerprint": self.fingerprint_weight, "descriptors": self.descriptor_weight}
+        return {"atom": 1.0, "bond": self.bond_weight} | {name: w for name, w in molecule.items() if w > 0}
+
+    @property
+    def reported_terms(self) -> list[str]:
+        """Names of the terms of the loss that metrics show: those that are always there, and others that are on."""
+        gates = {"balance": self.balance_weight, "entropy": self.entropy_weight}
+        return [*self.prediction_weights, "contrast", "z", *(name for name, weight in gates.items() if weight > 0)]
 
 
 @dataclass(frozen=True)
@@ -590,6 +619,8 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("curriculum", "temperature_steps", 0, _LARGE),
     ("curriculum", "mask_start", 1e-3, 0.999),
     ("curriculum", "mask_steps", 0, _LARGE),
+    ("objective", "fingerprint_weight", 0, 1e6),
+    ("objective", "descriptor_weight", 0, 1e6),
     ("optim", "learning_rate", 0, 1e3),
     ("optim", "min_ratio", 0, 1),
     ("optim", "warmup_steps", 0, _LARGE),

@@ -24,13 +24,25 @@ def second_dataset(tmp_path_factory) -> Path:
     return prepare_nci(tmp_path_factory.mktemp("second"), 1500, 2200)
 
 
-def prepare_nci(folder: Path, first: int, last: int) -> Path:
+@pytest.fixture(scope="session")
+def dataset_with_targets(tmp_path_factory) -> Path:
+    """The molecules of `dataset`, with what molecule-level objectives predict."""
+    return prepare_nci(tmp_path_factory.mktemp("targets"), 0, 1500, targets=True)
+
+
+@pytest.fixture(scope="session")
+def second_dataset_with_targets(tmp_path_factory) -> Path:
+    """The molecules of `second_dataset`, likewise."""
+    return prepare_nci(tmp_path_factory.mktemp("second_targets"), 1500, 2200, targets=True)
+
+
+def prepare_nci(folder: Path, first: int, last: int, targets: bool = False) -> Path:
     from rdkit import RDConfig
 
     from data_pipeline.build import PrepareOptions, prepare
 
     lines = (Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi").read_text().splitlines()[first:last]
     (folder / "molecules.smi").write_text("\n".join(lines) + "\n")
-    options = PrepareOptions(validation_fraction=0.15, shard_rows=300)
+    options = PrepareOptions(validation_fraction=0.15, shard_rows=300, targets=targets)
     prepare([str(folder / "molecules.smi")], folder / "prepared", options)
     return folder / "prepared"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numba
 import numpy as np
@@ -12,15 +12,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
+from data_pipeline.schema import DESCRIPTORS, FINGERPRINT_BINS
+from hmoe_ds.data.runs import spans
 from hmoe_ds.data.store import Shard
 
 
 class MoleculeStore(Protocol):
     """What a batch can be gathered from: `ShardStore`, `Mixture` or `BatchStore`."""
 
+    @property
+    def with_targets(self) -> bool: ...
+
     def shard(self, index: int) -> Shard: ...
 
     def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+
+
+class MoleculeTargets(NamedTuple):
+    """What molecule-level objectives predict of B molecules.
+
+    Attributes:
+        fingerprint_BV: uint8, counts of the Morgan fingerprint in its V bins; all 0 = not known.
+        descriptors_BT: fp32, the T descriptors of `data_pipeline.schema.DESCRIPTORS`; NaN = not known.
+    """
+
+    fingerprint_BV: Tensor
+    descriptors_BT: Tensor
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,7 @@ class MolBatch:
         scaffold_key_B: int64 (the bits of a uint64); 0 = acyclic.
         generic_key_B: int64, likewise.
         mol_key_B2: int64, the two halves of the 128-bit identity.
+        targets: of molecule-level objectives; None unless the store was opened with them.
     """
 
     atom_features_N9: Tensor
@@ -48,6 +66,7 @@ class MolBatch:
     scaffold_key_B: Tensor
     generic_key_B: Tensor
     mol_key_B2: Tensor
+    targets: MoleculeTargets | None = None
 
     @property
     def num_molecules(self) -> int:
@@ -63,7 +82,9 @@ class MolBatch:
 
     def to(self, device: torch.device | str) -> MolBatch:
         """The same batch on `device`."""
-        return MolBatch(**{f.name: to_device(getattr(self, f.name), device) for f in fields(self)})
+        columns = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "targets"}
+        targets = None if self.targets is None else MoleculeTargets(*(to_device(c, device) for c in self.targets))
+        return MolBatch(**{name: to_device(column, device) for name, column in columns.items()}, targets=targets)
 
     def to_pyg(self) -> Batch:
         """The PyG batch of the same molecules, as `Batch.from_data_list` makes it from Open Graph Benchmark graphs."""
@@ -125,6 +146,7 @@ def gather(store: MoleculeStore, rows: NDArray[np.int64]) -> MolBatch:
         scaffold_key_B=torch.from_numpy(scaffold_key),
         generic_key_B=torch.from_numpy(generic_key),
         mol_key_B2=torch.from_numpy(mol_key.view(np.int64)),
+        targets=_gather_targets(shards, shard_of, local) if store.with_targets else None,
     )
 
 
@@ -149,6 +171,23 @@ def bare_scaffolds(batch: MolBatch, chosen_B: Tensor) -> MolBatch:
         generic_key_B=batch.generic_key_B[chosen_B],
         mol_key_B2=batch.mol_key_B2[chosen_B],
     )
+
+
+def _gather_targets(
+    shards: list[tuple[int, Shard]], shard_of: NDArray[np.int64], local: NDArray[np.int64]
+) -> MoleculeTargets:
+    """Targets of the molecules `local` of shards `shard_of`."""
+    fingerprint = np.zeros((len(local), FINGERPRINT_BINS), np.uint8)
+    descriptors = np.full((len(local), len(DESCRIPTORS)), np.nan, np.float32)
+    targets = [(index, shard.targets) for index, shard in shards if shard.targets is not None]
+    for index, (offset, bins, counts, values) in targets:
+        place = np.flatnonzero(shard_of == index)
+        row = local[place]
+        size = (offset[row + 1] - offset[row]).astype(np.int64)
+        source = spans(offset[row].astype(np.int64), size)
+        fingerprint[np.repeat(place, size), bins[source]] = counts[source]
+        descriptors[place] = values[row]
+    return MoleculeTargets(torch.from_numpy(fingerprint), torch.from_numpy(descriptors))
 
 
 def scaffold_keys(store: MoleculeStore, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -44,6 +44,11 @@ class Mixture:
     def __len__(self) -> int:
         return sum(len(store) for store in self.stores)
 
+    @property
+    def with_targets(self) -> bool:
+        """Whether batches have what molecule-level objectives predict."""
+        return all(store.with_targets for store in self.stores)
+
     def shard(self, index: int) -> Shard:
         """Views into shard `index`, counted over all datasets."""
         which = int(np.searchsorted(self._first_shard_S, index, side="right")) - 1
@@ -64,6 +69,22 @@ class Mixture:
         for store in self.stores:
             store.check_files()
 
+    def descriptor_scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each descriptor over the training molecules, datasets by their shares.
+
+        The datasets must have targets; -> two arrays [T].
+        """
+        moments_ST2 = np.array(
+            [
+                [(record.mean, record.standard_deviation) for record in store.manifest.splits["train"].descriptors]
+                for store in self.stores
+            ]
+        )
+        weight_S1, mean_ST, deviation_ST = self.weight_S[:, None], moments_ST2[..., 0], moments_ST2[..., 1]
+        mean_T = (weight_S1 * mean_ST).sum(axis=0)
+        variance_T = (weight_S1 * (deviation_ST**2 + (mean_ST - mean_T) ** 2)).sum(axis=0)
+        return mean_T, np.sqrt(variance_T)
+
     @cached_property
     def fingerprint(self) -> str:
         """Content hash of all splits of all datasets, in their order."""
@@ -78,6 +99,7 @@ def open_mixture(
     split: str,
     extents: Sequence[Extent] | None = None,
     caches: list[ShardCache] | None = None,
+    targets: bool = False,
 ) -> Mixture:
     """One split of the datasets that `data` names.
 
@@ -87,6 +109,7 @@ def open_mixture(
         extents: of each dataset, what of it belongs to a run that began earlier; without them all of it.
         caches: of the other splits that are open in this process; those of this one are added. They must know of
             each other because they share a bound.
+        targets: as in `ShardStore`.
 
     Raises:
         PipelineError: no dataset at a path, or one of another format version; a cache that cannot be used.
@@ -94,7 +117,7 @@ def open_mixture(
     limits = extents if extents is not None and len(extents) == len(data.paths) else [None] * len(data.paths)
     together = [] if caches is None else caches
     stores = [
-        ShardStore(path, split, extent, _open_cache(path, data, together) if is_url(path) else None)
+        ShardStore(path, split, extent, _open_cache(path, data, together) if is_url(path) else None, targets)
         for path, extent in zip(data.paths, limits, strict=True)
     ]
     return Mixture(stores, data.weights)

@@ -14,15 +14,28 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import PipelineError
 from data_pipeline.manifest import Manifest, ShardRecord
-from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES
+from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES, DESCRIPTORS
 from hmoe_ds.data.cache import ShardCache
+
+
+class ShardTargets(NamedTuple):
+    """What molecule-level objectives predict of the n molecules of a shard.
+
+    Offsets have length n + 1: the fingerprint of molecule i is rows `fingerprint_offset[i]` to
+    `fingerprint_offset[i + 1]` of bins and counts; none = not known. A descriptor that is not known is NaN.
+    """
+
+    fingerprint_offset: NDArray[np.int32]
+    fingerprint_bins: NDArray[np.uint16]
+    fingerprint_counts: NDArray[np.uint8]
+    descriptors_nT: NDArray[np.float32]
 
 
 class Shard(NamedTuple):
     """The columns of one shard; n molecules, N atoms, M bonds.
 
     Offsets have length n + 1: atom j of molecule i is row `atom_offset[i] + j`; bond j is row
-    `bond_end_offset[i] / 2 + j`, as its offsets count bond ends.
+    `bond_end_offset[i] / 2 + j`, as its offsets count bond ends. `targets` are there when they were asked for.
     """
 
     num_atoms: NDArray[np.uint16]
@@ -37,6 +50,7 @@ class Shard(NamedTuple):
     generic_key: NDArray[np.uint64]
     mol_key_n2: NDArray[np.uint64]
     complexity: NDArray[np.float32]
+    targets: ShardTargets | None = None
 
     @property
     def rows(self) -> int:
@@ -55,13 +69,19 @@ class ShardStore:
         split: `train` or `validation`.
         extent: only the first shards of each split; without it all of them.
         cache: where the shards of a URL are kept; a directory needs none.
+        targets: view the columns of molecule-level objectives too; the dataset must have them (`has_targets`).
 
     Raises:
         PipelineError: no dataset there, or one of another format version.
     """
 
     def __init__(
-        self, path: str | Path, split: str, extent: Extent | None = None, cache: ShardCache | None = None
+        self,
+        path: str | Path,
+        split: str,
+        extent: Extent | None = None,
+        cache: ShardCache | None = None,
+        targets: bool = False,
     ) -> None:
         self.path, self.manifest = str(path), Manifest.load(path)
         self._shards_of = {
@@ -69,7 +89,7 @@ class ShardStore:
         }
         self._records = self._shards_of[split]
         self._split = split
-        self._cache = cache
+        self._cache, self.with_targets = cache, targets
         self.row_start = np.concatenate([[0], np.cumsum([record.rows for record in self._records])]).astype(np.int64)
         self._open: dict[int, Shard] = {}
 
@@ -80,11 +100,16 @@ class ShardStore:
     def num_shards(self) -> int:
         return len(self._records)
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether the dataset has the columns of molecule-level objectives; `with_targets`: whether they are viewed."""
+        return bool(self.manifest.options["targets"])
+
     def shard(self, index: int) -> Shard:
         """Views into shard `index`, mapped at the first use."""
         if index not in self._open:
             with self._map(self._records[index]) as file:
-                self._open[index] = shard_from_batch(pa.ipc.open_stream(file).read_next_batch())
+                self._open[index] = shard_from_batch(pa.ipc.open_stream(file).read_next_batch(), self.with_targets)
         return self._open[index]
 
     def window(self, current: Collection[int], upcoming: Collection[int] = ()) -> None:
@@ -164,6 +189,7 @@ class BatchStore:
     """A record batch in memory behind the interface of `ShardStore`: molecules that were just featurised."""
 
     num_shards = 1
+    with_targets = False
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self._shard = shard_from_batch(batch)
@@ -178,8 +204,13 @@ class BatchStore:
         return np.zeros_like(rows), rows
 
 
-def shard_from_batch(batch: pa.RecordBatch) -> Shard:
-    """View a record batch with `data_pipeline.schema.MOLECULE_SCHEMA` as NumPy arrays, without a copy."""
+def shard_from_batch(batch: pa.RecordBatch, targets: bool = False) -> Shard:
+    """View a record batch with a schema that `data_pipeline.schema.shard_schema` gives as NumPy arrays, without a copy.
+
+    Args:
+        batch: the molecules.
+        targets: view the columns of molecule-level objectives too.
+    """
     return Shard(
         num_atoms=_flat_column(batch, "num_atoms"),
         num_bonds=_flat_column(batch, "num_bonds"),
@@ -194,6 +225,16 @@ def shard_from_batch(batch: pa.RecordBatch) -> Shard:
         generic_key=_flat_column(batch, "generic_key"),
         mol_key_n2=_key_column(batch, "mol_key"),
         complexity=_flat_column(batch, "complexity"),
+        targets=_targets_from_batch(batch) if targets else None,
+    )
+
+
+def _targets_from_batch(batch: pa.RecordBatch) -> ShardTargets:
+    return ShardTargets(
+        fingerprint_offset=_flat(batch.column("fingerprint_bins").offsets),
+        fingerprint_bins=_list_values(batch, "fingerprint_bins"),
+        fingerprint_counts=_list_values(batch, "fingerprint_counts"),
+        descriptors_nT=_list_values(batch, "descriptors").reshape(-1, len(DESCRIPTORS)),
     )
 
 

@@ -37,7 +37,7 @@ def export_checkpoint(path: str | Path, out: str | Path) -> dict[str, Any]:
         "dataset_fingerprint": record["dataset"],
         "config": config.to_dict(),
     }
-    write_pretrained(out, weights, config.model, config.router, metadata)
+    write_pretrained(out, weights, config.model, config.router, config.objective.molecule_heads, metadata)
     parameters = sum(value.numel() for value in weights.values())
     return {"checkpoint": str(folder), "step": metadata["step"], "parameters": parameters, "out": str(out)}
 
@@ -57,7 +57,7 @@ def find_checkpoint(path: Path) -> Path:
 def _check_complete(folder: Path, weights: dict[str, Tensor], config: RunConfig) -> None:
     """Raise CheckpointError unless `weights` are those of the model that `config` describes."""
     with torch.device("meta"):  # shapes without values
-        expected = HMoEModel(config.model, config.router).state_dict()
+        expected = HMoEModel(config.model, config.router, heads=config.objective.molecule_heads).state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         found, wanted = (tuple(state[name].shape) if name in state else None for state in (weights, expected))
         if found != wanted:

@@ -1,14 +1,21 @@
-"""Pretraining heads: what a hidden atom or bond is, from the states around it."""
+"""Pretraining heads: what a hidden atom or bond is, from the states around it; what a molecule is, from its mean state.
+
+Only the heads of the objectives that are on exist: a parameter without a gradient is no part of a model.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES
+from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES, DESCRIPTORS, FINGERPRINT_BINS
 
 NUM_ELEMENTS = ATOM_FEATURE_SIZES[0]
 NUM_BOND_TYPES = BOND_FEATURE_SIZES[0]
+NUM_DESCRIPTORS = len(DESCRIPTORS)
+
+# Atoms of a molecule, about: brings the number of atoms to the order of 1.
+_TYPICAL_ATOMS = 32
 
 
 class MaskedAtomHead(nn.Module):
@@ -45,3 +52,59 @@ class MaskedBondHead(nn.Module):
     def forward(self, begin_MD: Tensor, end_MD: Tensor) -> Tensor:
         """Two [M, D] -> logits [M, 5]; the direction of the bond does not matter."""
         return self.layers(torch.cat([begin_MD + end_MD, (begin_MD - end_MD).abs()], dim=-1))
+
+
+class FingerprintHead(nn.Module):
+    """Predicts how the environments of a molecule's atoms spread over the bins of its Morgan fingerprint.
+
+    Args:
+        hidden_size: width D.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, FINGERPRINT_BINS)
+        )
+
+    def forward(self, mean_BD: Tensor) -> Tensor:
+        """Mean atom states [B, D] -> logits [B, V]"""
+        return self.layers(mean_BD)
+
+
+class DescriptorHead(nn.Module):
+    """Predicts a molecule's descriptors, in standard deviations from their means.
+
+    Many of them (weight, surface, counts) grow with the molecule, which a mean over atoms cannot tell: so each is
+    predicted as a part by molecule plus a part by atom, times the number of atoms.
+
+    Args:
+        hidden_size: width D.
+    """
+
+    mean_T: Tensor
+    deviation_T: Tensor
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, 2 * NUM_DESCRIPTORS)
+        )
+        # Of the training molecules; buffers, so that who loads the model can give its predictions their units back.
+        self.register_buffer("mean_T", torch.zeros(NUM_DESCRIPTORS))
+        self.register_buffer("deviation_T", torch.ones(NUM_DESCRIPTORS))
+
+    def forward(self, mean_BD: Tensor, atoms_B: Tensor) -> Tensor:
+        """Mean atom states [B, D] and numbers of atoms [B] -> standardised descriptors [B, T]"""
+        by_molecule_BT, by_atom_BT = self.layers(mean_BD).chunk(2, dim=-1)
+        size_B = (atoms_B / _TYPICAL_ATOMS).to(mean_BD.dtype)
+        return by_molecule_BT + size_B.unsqueeze(-1) * by_atom_BT
+
+    def set_scale(self, mean_T: Tensor, deviation_T: Tensor) -> None:
+        """Standardise by these means and standard deviations; a descriptor that is constant is only shifted."""
+        self.mean_T.copy_(mean_T)
+        self.deviation_T.copy_(torch.where(deviation_T > 0, deviation_T, 1.0))
+
+    def standardize(self, descriptors_BT: Tensor) -> Tensor:
+        """Descriptors in their own units -> in standard deviations from their means."""
+        return (descriptors_BT - self.mean_T) / self.deviation_T

@@ -13,14 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data_pipeline.errors import UsageError
-from hmoe_ds.config import ModelConfig, RouterConfig
+from hmoe_ds.config import ModelConfig, MoleculeHeads, RouterConfig
 from hmoe_ds.data.batch import MolBatch
 from hmoe_ds.model.encoder import Encoder, Encoding, Masks
-from hmoe_ds.model.heads import MaskedAtomHead, MaskedBondHead
+from hmoe_ds.model.heads import DescriptorHead, FingerprintHead, MaskedAtomHead, MaskedBondHead
 from hmoe_ds.moe.experts import Executor, LocalExecutor
 from hmoe_ds.moe.gate import FINAL_STAGE, RoutingStage
 
 FORMAT_VERSION = 1
+_NO_HEADS = MoleculeHeads()
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
@@ -36,18 +37,26 @@ class HMoEModel(nn.Module):
         router: gate and experts.
         seed: of the initialisation; everything is drawn from it, whatever torch's global generator holds.
         executor: makes what runs the experts; the default runs them in this process.
+        heads: of molecule-level objectives; the others are always there.
     """
 
     def __init__(
-        self, model: ModelConfig, router: RouterConfig, seed: int = 0, executor: Executor = LocalExecutor
+        self,
+        model: ModelConfig,
+        router: RouterConfig,
+        seed: int = 0,
+        executor: Executor = LocalExecutor,
+        heads: MoleculeHeads = _NO_HEADS,
     ) -> None:
         super().__init__()
-        self.config, self.router = model, router
+        self.config, self.router, self.heads = model, router, heads
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder = Encoder(model, router, seed, executor)
             self.atom_head = MaskedAtomHead(model.hidden_size)
             self.bond_head = MaskedBondHead(model.hidden_size)
+            self.fingerprint_head = FingerprintHead(model.hidden_size) if heads.fingerprint else None
+            self.descriptor_head = DescriptorHead(model.hidden_size) if heads.descriptors else None
 
     def forward(self, batch: MolBatch, masks: Masks | None = None, stage: RoutingStage = FINAL_STAGE) -> Encoding:
         """Atom states and routing of B molecules; `stage` is for training under a curriculum."""
@@ -60,9 +69,14 @@ class HMoEModel(nn.Module):
 
     def embed(self, batch: MolBatch) -> Tensor:
         """Mean atom state of each molecule; -> [B, D]"""
-        h_ND = self.encoder(batch).h_ND
-        total_BD = h_ND.new_zeros(batch.num_molecules, h_ND.shape[1]).index_add(0, batch.molecule_N, h_ND)
-        return total_BD / batch.ptr_B.diff().unsqueeze(-1).to(h_ND.dtype)
+        return self.readout(self.encoder(batch).h_ND, batch)
+
+    def readout(self, h_ND: Tensor, batch: MolBatch) -> Tensor:
+        """Atom states to their mean over each molecule; -> [B, D]"""
+        wide = torch.promote_types(h_ND.dtype, torch.float32)  # a sum of many atoms in bf16 would lose the last ones
+        total_BD = h_ND.new_zeros(batch.num_molecules, h_ND.shape[1], dtype=wide)
+        total_BD = total_BD.index_add(0, batch.molecule_N, h_ND.to(wide))
+        return (total_BD / batch.ptr_B.diff().unsqueeze(-1)).to(h_ND.dtype)
 
     def save_pretrained(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write `model.safetensors` and `config.json`.
@@ -71,7 +85,7 @@ class HMoEModel(nn.Module):
             path: directory, made if need be.
             metadata: where the weights come from, kept in `config.json` under `training`.
         """
-        write_pretrained(path, self.state_dict(), self.config, self.router, metadata or {})
+        write_pretrained(path, self.state_dict(), self.config, self.router, self.heads, metadata or {})
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> HMoEModel:
@@ -95,7 +109,9 @@ class HMoEModel(nn.Module):
                 f"{path / CONFIG} has format_version {description.get('format_version')!r}: this version of "
                 f"hmoe_ds reads {FORMAT_VERSION}; export the checkpoint again"
             )
-        model = cls(ModelConfig(**description["model"]), RouterConfig(**description["router"]))
+        # Models exported before there were heads of molecules have none.
+        heads = MoleculeHeads(**description.get("molecule_heads", {}))
+        model = cls(ModelConfig(**description["model"]), RouterConfig(**description["router"]), heads=heads)
         state = model.state_dict(keep_vars=True)
         if state.keys() != weights.keys():
             different = sorted(state.keys() ^ weights.keys())
@@ -115,6 +131,7 @@ def write_pretrained(
     weights: dict[str, Tensor],
     model: ModelConfig,
     router: RouterConfig,
+    heads: MoleculeHeads,
     metadata: dict[str, Any],
 ) -> None:
     """Write an export from a full state dict; see `HMoEModel.save_pretrained`."""
@@ -127,6 +144,7 @@ def write_pretrained(
         "format_version": FORMAT_VERSION,
         "model": dataclasses.asdict(model),
         "router": dataclasses.asdict(router),
+        "molecule_heads": heads._asdict(),
         "training": metadata,
     }
     (path / CONFIG).write_text(json.dumps(description, indent=2) + "\n")

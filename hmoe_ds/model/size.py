@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES
-from hmoe_ds.config import ModelConfig, RouterConfig, RunConfig
+from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES, DESCRIPTORS, FINGERPRINT_BINS
+from hmoe_ds.config import ModelConfig, MoleculeHeads, RouterConfig, RunConfig
 
 BYTES = {"fp32": 4, "bf16": 2}
 # Gates and losses are computed in fp32 whatever the precision of the rest.
@@ -67,8 +67,8 @@ def moe_layers(model: ModelConfig) -> int:
     return model.upper_blocks // model.moe_every
 
 
-def count_parameters(model: ModelConfig, router: RouterConfig) -> ParameterCount:
-    """Parameters of `HMoEModel(model, router)`, exactly.
+def count_parameters(model: ModelConfig, router: RouterConfig, heads: MoleculeHeads) -> ParameterCount:
+    """Parameters of `HMoEModel(model, router, heads=heads)`, exactly.
 
     A linear of m inputs and n outputs has m*n (+ n with bias), a layer norm 2D, a gated feed-forward of width F 3DF, a
     GINE convolution two D x D linears with bias and its epsilon.
@@ -80,6 +80,7 @@ def count_parameters(model: ModelConfig, router: RouterConfig) -> ParameterCount
     expert = 3 * width * router.expert_size
     atom_head = _linear(width, width) + _linear(width, _ELEMENTS)
     bond_head = _linear(2 * width, width) + _linear(width, _BOND_TYPES)
+    molecule_heads = sum(_linear(width, width) + _linear(width, outputs) for outputs in _molecule_outputs(heads))
     gate_layers = _linear(width, width) + _linear(width, router.gate_size)
     return ParameterCount(
         embedding=(sum(ATOM_FEATURE_SIZES) + 1 + sum(BOND_FEATURE_SIZES) + 1) * width,
@@ -89,9 +90,14 @@ def count_parameters(model: ModelConfig, router: RouterConfig) -> ParameterCount
         atom_gates=layers * (width + router.experts) * router.gate_size,
         shared_experts=layers * 3 * width * router.shared_size,
         experts=layers * router.experts * expert,
-        heads=atom_head + bond_head,
+        heads=atom_head + bond_head + molecule_heads,
         active_experts=layers * router.experts_per_atom * expert,
     )
+
+
+def _molecule_outputs(heads: MoleculeHeads) -> list[int]:
+    """Outputs of each head of molecules that there is."""
+    return [size for size, exists in zip((FINGERPRINT_BINS, 2 * len(DESCRIPTORS)), heads, strict=True) if exists]
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -141,6 +147,8 @@ def flops_per_molecule(config: RunConfig, atoms: float, bonds: float) -> Flops:
     heads = config.objective.mask_ratio * (
         atoms * 2 * width * (width + _ELEMENTS) + bonds * 2 * width * (2 * width + _BOND_TYPES)
     )
+    outputs = _molecule_outputs(config.objective.molecule_heads)
+    heads += sum(2 * width * (width + size) for size in outputs)
     scaffold_gate = 2 * (width * width + router.gate_size * (width + router.groups))
     contrast = 2 * router.gate_size * molecules_per_slice(config, atoms, bonds)
     blocks = atoms * (dense_blocks * dense_block + layers * moe_block)
@@ -257,7 +265,15 @@ def _bytes_outside_blocks(config: RunConfig, batch: PackedSize) -> float:
     scaffold_gate = _WIDE * (width * batch.atoms + readout * batch.molecules)
     atom_head = ratio * batch.atoms * (size * 3 * width + _WIDE * _ELEMENTS)
     bond_head = ratio * batch.bonds * (size * 5 * width + _WIDE * _BOND_TYPES)
-    return features + last_norm + scaffold_gate + atom_head + bond_head
+    return features + last_norm + scaffold_gate + atom_head + bond_head + _molecule_head_bytes(config, batch)
+
+
+def _molecule_head_bytes(config: RunConfig, batch: PackedSize) -> float:
+    """The mean state, shared by the heads; of each 2 D; its outputs and its targets in fp32."""
+    width, size = config.model.hidden_size, BYTES[config.parallel.precision]
+    outputs = _molecule_outputs(config.objective.molecule_heads)
+    heads = sum(size * 2 * width + _WIDE * 2 * count for count in outputs)
+    return batch.molecules * (heads + (size * width if outputs else 0))
 
 
 def count_by_part(count: ParameterCount) -> dict[str, int]:

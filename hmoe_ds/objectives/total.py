@@ -1,4 +1,4 @@
-"""The pretraining loss: masked prediction, scaffold routing contrast and router z-loss, and their sum.
+"""The pretraining loss: masked prediction, molecule-level targets, scaffold routing contrast, router z-loss; their sum.
 
 Every term is normalised by a count over the whole optimizer step (all slices, all ranks), known before the
 first backward. So the loss, its gradient and its clip norm do not depend on how the step is spread.
@@ -24,6 +24,7 @@ from hmoe_ds.moe.gate import FINAL_STAGE, RoutingStage
 from hmoe_ds.objectives.contrast import count_anchors, scaffold_contrast_loss
 from hmoe_ds.objectives.gather import gather_rows
 from hmoe_ds.objectives.masking import masked_atom_loss, masked_bond_loss
+from hmoe_ds.objectives.molecule import count_targets, molecule_losses
 from hmoe_ds.objectives.router_losses import choice_entropy, router_balance_loss, router_z_loss
 
 
@@ -74,13 +75,16 @@ _LEAST_TEMPERATURE = 0.01
 
 
 class Normalizers(NamedTuple):
-    """Counts over a whole optimizer step: hidden atoms, hidden bonds, anchors, molecules, atoms."""
+    """Counts over a whole optimizer step: hidden atoms, hidden bonds, anchors, molecules, atoms; fingerprints and
+    descriptors that are known."""
 
     atoms_hidden: float
     bonds_hidden: float
     anchors: float
     molecules: float
     atoms: float
+    fingerprints: float
+    descriptors: float
 
 
 class Losses(NamedTuple):
@@ -93,6 +97,8 @@ class Losses(NamedTuple):
     z: Tensor
     balance: Tensor
     entropy: Tensor
+    fingerprint: Tensor
+    descriptors: Tensor
 
 
 def count_normalizers(slices: Sequence[RankSlice], device: torch.device | str) -> Normalizers:
@@ -103,7 +109,8 @@ def count_normalizers(slices: Sequence[RankSlice], device: torch.device | str) -
         # Anchors are counted from the whole slice, so each rank adds its share of the same number.
         anchors = count_anchors(part.scaffold_key_B.numpy(), part.views is not None) / ranks
         hidden = [int(mask.sum()) for mask in part.masks]
-        counts += torch.tensor([*hidden, anchors, part.batch.num_molecules, part.batch.num_atoms], dtype=counts.dtype)
+        sizes = [part.batch.num_molecules, part.batch.num_atoms, *count_targets(part.batch)]
+        counts += torch.tensor([*hidden, anchors, *sizes], dtype=counts.dtype)
     counts = counts.to(device)
     if ranks > 1:
         dist.all_reduce(counts)
@@ -138,6 +145,8 @@ def pretraining_losses(
         )
     if objective.entropy_weight:
         entropy = choice_entropy(encoding, norm.atoms)
+    fingerprint, descriptors = molecule_losses(model, h_ND, batch)
+    fingerprint, descriptors = fingerprint / norm.fingerprints, descriptors / norm.descriptors
     total = (
         atom
         + objective.bond_weight * bond
@@ -145,8 +154,11 @@ def pretraining_losses(
         + objective.z_weight * z
         + objective.balance_weight * balance
         + objective.entropy_weight * entropy
+        + objective.fingerprint_weight * fingerprint
+        + objective.descriptor_weight * descriptors
     )
-    return Losses(total, *(term.detach() for term in (atom, bond, contrast, z, balance, entropy)))
+    terms = (atom, bond, contrast, z, balance, entropy, fingerprint, descriptors)
+    return Losses(total, *(term.detach() for term in terms))
 
 
 def _contrast(

@@ -59,7 +59,7 @@ def dry_run(config: RunConfig, ranks: int) -> dict[str, Any]:
         "router": dataclasses.asdict(config.router),
         "parallel": dataclasses.asdict(config.parallel),
         "molecule": molecule._asdict(),
-        "parameters": count_by_part(count_parameters(config.model, config.router)),
+        "parameters": count_by_part(count_parameters(config.model, config.router, config.objective.molecule_heads)),
         "flops_per_molecule": dataclasses.asdict(flops) | {"total": flops.total},
         "flops_per_step": flops.total * in_slice * slices,
         "slices": slices,

@@ -45,7 +45,8 @@ def build_engine(config: RunConfig) -> deepspeed.DeepSpeedEngine:
     Its gradients are means over ranks, so a loss that is a share of a global sum is to be multiplied by
     `loss_scale`.
     """
-    model = HMoEModel(config.model, config.router, config.run.seed, executor=expert_parallel(config.parallel.ep_size))
+    executor, heads = expert_parallel(config.parallel.ep_size), config.objective.molecule_heads
+    model = HMoEModel(config.model, config.router, config.run.seed, executor, heads)
     model.encoder.recompute = config.parallel.activation_checkpointing
     task = PretrainingTask(model, config.objective)
     optimizer = _build_optimizer(task, config.optim)

@@ -111,7 +111,7 @@ def memory_per_rank(
 
 def parameters_per_rank(config: RunConfig, ranks: int) -> tuple[float, float]:
     """Parameters that a rank computes with (n), and its shard of the whole model (p)."""
-    count = count_parameters(config.model, config.router)
+    count = count_parameters(config.model, config.router, config.objective.molecule_heads)
     return count.dense + count.experts / config.parallel.ep_size, count.total / ranks
 
 

@@ -14,6 +14,7 @@ from data_pipeline.errors import PipelineError, UsageError
 from hmoe_ds.config import ConfigError, RunConfig, load_config
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.moe.balance import RouterLoad, measure_load, update_route_bias
+from hmoe_ds.objectives.molecule import set_descriptor_scale
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from hmoe_ds.training.curriculum import Curriculum
@@ -35,6 +36,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
     curriculum = Curriculum(config)
     check_agreement(config, molecules.fingerprint)
     engine = build_engine(config)
+    set_descriptor_scale(engine.module.model, molecules)
     state = TrainState(step=0, plan=plan.state_dict())
     if has_checkpoint(config):
         state = load_checkpoint(engine, config)

@@ -42,12 +42,25 @@ def check_data(config: RunConfig) -> Mixture:
         raise
     except UsageError as error:
         raise ConfigError(f"data.path: {error}") from error
+    _check_targets(config, training)
     _check_mixable(config, training)
     _check_cache(config, training, validation)
     training.check_files()
     validation.check_files()
     BatchPlan(training, config.data, config.optim.accumulation, config.run.seed)
     return training
+
+
+def _check_targets(config: RunConfig, mixture: Mixture) -> None:
+    """Raise ConfigError unless all datasets have what molecule-level objectives predict, if any is on."""
+    objective = config.objective
+    for name in ("fingerprint_weight", "descriptor_weight"):
+        for store in mixture.stores:
+            if getattr(objective, name) > 0 and not store.has_targets:
+                raise ConfigError(
+                    f"objective.{name} is {getattr(objective, name)}, but data.path {store.path} was prepared without "
+                    f"targets: prepare it again with `hmoe prepare --targets`, or set objective.{name} to 0"
+                )
 
 
 # Options of `hmoe prepare` that datasets of a mixture must have in common, and why.

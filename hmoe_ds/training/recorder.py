@@ -81,7 +81,7 @@ class Recorder:
             "step": step,
             "time": time.time(),
             "loss": losses.total.item(),
-            **{f"loss_{term}": getattr(losses, term).item() for term in Losses._fields if term != "total"},
+            **{f"loss_{name}": getattr(losses, name).item() for name in self._config.objective.reported_terms},
             "learning_rate": learning_rate,
             "grad_norm": float(grad_norm),
             "group_entropy": group_entropy(load.molecules_G),

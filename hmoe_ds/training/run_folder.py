@@ -64,7 +64,8 @@ def open_datasets(config: RunConfig) -> tuple[Mixture, Mixture]:
     """
     extents = read_run_record(Path(config.run.out))["shards"] if has_checkpoint(config) else None
     caches: list[ShardCache] = []
-    training, validation = (open_mixture(config.data, split, extents, caches) for split in SPLITS)
+    targets = any(config.objective.molecule_heads)
+    training, validation = (open_mixture(config.data, split, extents, caches, targets) for split in SPLITS)
     return training, validation
 
 

@@ -10,6 +10,7 @@ from hmoe_ds.config import RunConfig
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.moe.balance import measure_load
 from hmoe_ds.objectives.gather import gather_rows
+from hmoe_ds.objectives.molecule import count_targets
 from hmoe_ds.objectives.total import Normalizers, PretrainingTask
 from hmoe_ds.training.feed import validation_slices
 from hmoe_ds.training.metrics import (
@@ -21,7 +22,7 @@ from hmoe_ds.training.metrics import (
     rms_ratio,
 )
 
-_UNIT = Normalizers(1.0, 1.0, 1.0, 1.0, 1.0)
+_UNIT = Normalizers(*(1.0 for _ in Normalizers._fields))
 
 
 @torch.no_grad()
@@ -37,16 +38,19 @@ def validate(
     nothing but how frequent each element is.
     """
     task: PretrainingTask = engine.module
+    weights = config.objective.prediction_weights
     engine.eval()
     sums, routed = [], []
     for part in validation_slices(mixture, config.data, config.objective, rank, ranks):
-        counts = torch.tensor([int(mask.sum()) for mask in part.masks], dtype=torch.float64)
+        known = {"atom": int(part.masks.atom_N.sum()), "bond": int(part.masks.bond_M.sum())}
+        known |= count_targets(part.batch)._asdict()
+        counts = torch.tensor([known[name] for name in weights], dtype=torch.float64)
         elements = part.batch.atom_features_N9[part.masks.atom_N, 0].long()
         histogram = torch.bincount(elements, minlength=ATOM_FEATURE_SIZES[0]).double()
         part = part.to(engine.device)
         losses, encoding = task(part, _UNIT)
         load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
-        terms = torch.stack([losses.atom, losses.bond]).double()
+        terms = torch.stack([getattr(losses, name) for name in weights]).double()
         sums.append([terms, counts.to(engine.device), histogram.to(engine.device), *load])
         keys = part.batch.scaffold_key_B, part.batch.generic_key_B
         table_B3 = torch.stack([*keys, encoding.scaffold.groups_BC[:, 0]], dim=1)
@@ -55,13 +59,12 @@ def validate(
     if not sums:
         return {}
     totals = all_reduce_together([torch.stack(entry).sum(dim=0) for entry in zip(*sums, strict=True)])
-    (atom, bond), (atoms, bonds), histogram, molecules_G, _, atoms_LE, chosen_p, squares_L2 = totals
+    terms, counts, histogram, molecules_G, _, atoms_LE, chosen_p, squares_L2 = totals
     scaffold_key, generic_key, group = torch.cat(routed).cpu().numpy().T
-    loss_atom, loss_bond = (atom / atoms).item(), (bond / bonds).item()
+    means = dict(zip(weights, (terms / counts).tolist(), strict=True))
     return {
-        "validation_loss": loss_atom + config.objective.bond_weight * loss_bond,
-        "validation_loss_atom": loss_atom,
-        "validation_loss_bond": loss_bond,
+        "validation_loss": sum(weight * means[name] for name, weight in weights.items()),
+        **{f"validation_loss_{name}": mean for name, mean in means.items()},
         "validation_atom_entropy": torch.special.entr(histogram / histogram.sum()).sum().item(),
         "validation_consistency": consistency(scaffold_key, group),
         "validation_group_scaffold_nmi": mutual_information(generic_key, group),

@@ -80,6 +80,24 @@ def test_prepare_makes_a_dataset_that_opens(tmp_path):
     assert f"{shard.name}: {len(content) - 1} bytes, expected {len(content)}" in out
 
 
+def test_prepare_with_targets_and_a_run_that_wants_them(tmp_path):
+    (tmp_path / "some.smi").write_text("\n".join(SMILES) + "\n")
+    prepare = ["prepare", tmp_path / "some.smi", "--workers", 1, "--validation-fraction", 0, "--json"]
+    estimated = [hmoe(*prepare, "--out", tmp_path / "x", "--dry-run", *words)[0] for words in ([], ["--targets"])]
+    assert estimated[1]["shard_bytes"] > estimated[0]["shard_bytes"] + 5 * 20 * 4
+    result, out, _ = hmoe(*prepare, "--out", tmp_path / "with", "--targets")
+    assert "targets     fingerprint of 1024 bins, 20 descriptors" in out
+    assert result["splits"]["train"]["descriptors"][0]["name"] == "MolWt"
+    assert len(datasets.load_from_disk(str(tmp_path / "with"))["train"][0]["descriptors"]) == 20
+    hmoe(*prepare, "--out", tmp_path / "without")
+    _, _, err = hmoe(*prepare, "--out", tmp_path / "without", "--targets", "--append", expect=2)
+    assert "was prepared with targets False, not True" in err
+    paths = f"[{tmp_path / 'with'}, {tmp_path / 'without'}]"
+    words = ["--config", "tiny_cpu", "--run.out", tmp_path / "run", "--objective.descriptor_weight", 0.5]
+    _, _, err = hmoe("pretrain", *words, "--data.path", paths, expect=2)
+    assert f"{tmp_path / 'without'} was prepared without targets: prepare it again with `hmoe prepare --targets`" in err
+
+
 def test_prepare_dry_run_writes_nothing(tmp_path):
     (tmp_path / "some.smi").write_text("\n".join(f"{s} id{i}" for i, s in enumerate(SMILES)) + "\nnonsense bad\n")
     result, out, _ = hmoe("prepare", tmp_path / "some.smi", "--out", tmp_path / "out", "--dry-run", "--json")

@@ -69,6 +69,11 @@ CURRICULUM = {
     "curriculum__temperature_steps": 4,
     "curriculum__mask_steps": 5,
 }
+TARGETS = ACCUMULATED | {
+    "data__path": "targets",
+    "objective__fingerprint_weight": 0.3,
+    "objective__descriptor_weight": 0.6,
+}
 BATCH = {
     "": CLIPPED,
     "accumulation": ACCUMULATED,
@@ -78,6 +83,7 @@ BATCH = {
     "additive": ADDITIVE,
     "random": RANDOM,
     "curriculum": TWO_GROUPS | CURRICULUM,
+    "targets": TARGETS,
 }
 RECOMPUTE = {"": {}, "recompute": {"parallel__activation_checkpointing": "true"}}
 PRECISION = {"": {}, "bf16": {"parallel__precision": "bf16"}}
@@ -105,12 +111,17 @@ class Trained:
         folder: where the runs are put.
         layouts: {name: (ranks, overrides)}.
         second: dataset that mixtures mix with the first.
+        targets: dataset of layouts with molecule-level objectives.
     """
 
-    def __init__(self, dataset, folder, layouts, second=None):
+    def __init__(self, dataset, folder, layouts, second=None, targets=None):
         (folder / "zero3_spread.json").write_text(json.dumps(ZERO3_SPREAD))
         self.dataset = dataset
-        known = {"zero3_spread.json": str(folder / "zero3_spread.json"), "mixture": [str(dataset), str(second)]}
+        known = {
+            "zero3_spread.json": str(folder / "zero3_spread.json"),
+            "mixture": [str(dataset), str(second)],
+            "targets": str(targets),
+        }
         self._layouts = {
             name: (ranks, {key: known.get(str(value), value) for key, value in changes.items()})
             for name, (ranks, changes) in layouts.items()

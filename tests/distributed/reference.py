@@ -3,6 +3,7 @@
 One model in double precision, one batch, torch's AdamW, and losses written as their definitions say.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -56,6 +57,36 @@ def slow_balance(encodings, config):
     return total
 
 
+def slow_fingerprint(logits_BV, fingerprint_BV):
+    """Divergence of each molecule that has a fingerprint, bin by bin."""
+    terms = []
+    for logits_V, counts_V in zip(logits_BV, fingerprint_BV.double(), strict=True):
+        bins = counts_V.nonzero().flatten()
+        if len(bins):
+            share = counts_V[bins] / counts_V.sum()
+            p = torch.exp(logits_V - logits_V.max())
+            terms.append((share * torch.log(share * p.sum() / p[bins])).sum())
+    return torch.stack(terms) if terms else logits_BV.new_zeros(0)
+
+
+def slow_descriptors(predicted_BT, descriptors_BT, mean_T, deviation_T):
+    """Huber's loss of each descriptor that is known."""
+    known = ~descriptors_BT.isnan()
+    error = predicted_BT[known] - ((descriptors_BT.double() - mean_T) / deviation_T)[known]
+    return torch.where(error.abs() < 1, error.square() / 2, error.abs() - 0.5)
+
+
+def mean_states(h_ND, batch):
+    return torch.stack([h_ND[batch.molecule_N == m].mean(dim=0) for m in range(batch.num_molecules)])
+
+
+def descriptor_scale(store):
+    """Mean and standard deviation over all molecules of one dataset; 1 where they are all the same."""
+    values = gather(store, np.arange(len(store))).targets.descriptors_BT.double().numpy()
+    deviation = np.nanstd(values, axis=0)
+    return torch.from_numpy(np.nanmean(values, axis=0)), torch.from_numpy(np.where(deviation > 0, deviation, 1))
+
+
 def mean(parts):
     """Mean over the entries of all parts; zero, with a gradient, where there are none."""
     entries = torch.cat(parts)
@@ -64,7 +95,7 @@ def mean(parts):
 
 def reference_losses(model, config, parts, stage, temperature):
     """The step's loss from its slices `(batch, masks)`; -> loss, and the encoding of each slice."""
-    atom, bond, contrast, z_scaffold, z_atom, entropy, encodings = [], [], [], [], [], [], []
+    atom, bond, contrast, z_scaffold, z_atom, entropy, fingerprint, descriptors, encodings = ([] for _ in range(9))
     for batch, masks in parts:
         encoding = model(batch, masks, stage.routing)
         encodings.append(encoding)
@@ -98,6 +129,13 @@ def reference_losses(model, config, parts, stage, temperature):
         for routing in encoding.atoms:
             share = routing.candidates.log_w_NM.softmax(dim=1)
             entropy.append(-(share * share.log()).sum(dim=1))
+        if model.fingerprint_head is not None:
+            logits = model.fingerprint_head(mean_states(h, batch))
+            fingerprint.append(slow_fingerprint(logits, batch.targets.fingerprint_BV))
+        if model.descriptor_head is not None:
+            head = model.descriptor_head
+            predicted = head(mean_states(h, batch), batch.ptr_B.diff())
+            descriptors.append(slow_descriptors(predicted, batch.targets.descriptors_BT, head.mean_T, head.deviation_T))
         z_scaffold.append(encoding.scaffold.z_B)
         z_atom.append(torch.stack([routing.z_N for routing in encoding.atoms]).mean(dim=0))
     means = [mean(terms) for terms in (atom, bond, contrast, z_scaffold, z_atom, entropy)]
@@ -110,12 +148,17 @@ def reference_losses(model, config, parts, stage, temperature):
         + objective.entropy_weight * means[5]
         + objective.balance_weight * slow_balance(encodings, config)
     )
+    if fingerprint:
+        total = total + objective.fingerprint_weight * mean(fingerprint)
+    if descriptors:
+        total = total + objective.descriptor_weight * mean(descriptors)
     return total, encodings
 
 
 def reference_run(config):
     """-> (loss and gradient norm of each step, {(step, slice, molecule): choices}, final weights)."""
-    model = HMoEModel(config.model, config.router, config.run.seed).double()
+    heads = config.objective.molecule_heads
+    model = HMoEModel(config.model, config.router, config.run.seed, heads=heads).double()
     matrices = [weight for weight in model.parameters() if weight.dim() > 1]
     log_temperature = torch.tensor([config.objective.contrast_temperature]).log().double()
     log_temperature.requires_grad_(config.objective.contrast_learned_temperature)
@@ -128,7 +171,9 @@ def reference_run(config):
         betas=(optim.beta1, optim.beta2),
         eps=optim.epsilon,
     )
-    store = open_mixture(config.data, "train")
+    store = open_mixture(config.data, "train", targets=any(heads))
+    if heads.descriptors:
+        model.descriptor_head.mean_T, model.descriptor_head.deviation_T = descriptor_scale(store)
     plan = BatchPlan(store, config.data, optim.accumulation, config.run.seed)
     history, choices = [], {}
     for step in range(config.run.steps):

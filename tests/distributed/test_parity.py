@@ -16,6 +16,7 @@ from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.objectives.masking import draw_masks
 from hmoe_ds.training.feed import VALIDATION_MASK_SEED
 from tests.distributed.layouts import Trained, check_agreement, check_bf16, layout
+from tests.distributed.reference import descriptor_scale, mean_states, slow_descriptors, slow_fingerprint
 
 pytestmark = pytest.mark.timeout(1500)  # of the launches in the fixture together
 FP32 = dict(
@@ -36,12 +37,16 @@ FP32 = dict(
         layout("2 ranks ep 2", "zero 3", "additive"),
         layout("2 ranks", "zero 1", "random"),
         layout("2 ranks ep 2", "zero 3", "curriculum", "recompute"),
+        layout("1 rank", "zero 1", "targets"),
+        layout("2 ranks", "zero 2", "targets"),
+        layout("2 ranks ep 2", "zero 3 spread", "targets"),
     ]
 )
 BF16 = dict(
     [
         layout("2 ranks ep 2", "zero 1", precision="bf16"),
         layout("2 ranks ep 2", "zero 2", precision="bf16"),
+        layout("2 ranks ep 2", "zero 1", "targets", precision="bf16"),
         layout("2 ranks ep 2", "zero 2 offload", precision="bf16"),
         layout("4 ranks ep 2", "zero 3 spread", "", "recompute", "bf16"),
     ]
@@ -49,8 +54,9 @@ BF16 = dict(
 
 
 @pytest.fixture(scope="module")
-def trained(dataset, second_dataset, tmp_path_factory):
-    return Trained(dataset, tmp_path_factory.mktemp("parity"), FP32 | BF16, second_dataset)
+def trained(dataset, second_dataset, dataset_with_targets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parity")
+    return Trained(dataset, folder, FP32 | BF16, second_dataset, dataset_with_targets)
 
 
 @pytest.mark.parametrize("name", FP32)
@@ -107,3 +113,29 @@ def test_validation_does_not_depend_on_the_layout(trained):
     for other in others:
         for name in figures:
             assert other[name] == pytest.approx(one[name], rel=1e-3), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["1 rank, zero 1, targets", "2 ranks ep 2, zero 3 spread, targets"])
+def test_validation_measures_what_is_predicted_of_molecules(name, trained, dataset_with_targets, tmp_path):
+    folder, lines = trained.run(name)
+    export_checkpoint(folder, tmp_path / "model")
+    model = HMoEModel.from_pretrained(tmp_path / "model").double()
+    config = load_config(["--config", str(folder / "config.yaml")])
+    store = ShardStore(dataset_with_targets, "validation", targets=True)
+    batch = gather(store, np.arange(config.data.validation_molecules))
+    masks = draw_masks(
+        batch, np.zeros(batch.num_molecules, np.int64), config.objective.mask_ratio, VALIDATION_MASK_SEED
+    )
+    mean_BD = mean_states(model(batch, masks).h_ND, batch)
+    fingerprint = slow_fingerprint(model.fingerprint_head(mean_BD), batch.targets.fingerprint_BV).mean()
+    scale = descriptor_scale(ShardStore(dataset_with_targets, "train", targets=True))
+    predicted_BT = model.descriptor_head(mean_BD, batch.ptr_B.diff())
+    descriptors = slow_descriptors(predicted_BT, batch.targets.descriptors_BT, *scale).mean()
+    last = lines[-1]
+    assert last["validation_loss_fingerprint"] == pytest.approx(fingerprint.item(), rel=1e-5)
+    assert last["validation_loss_descriptors"] == pytest.approx(descriptors.item(), rel=1e-5)
+    masked = last["validation_loss_atom"] + config.objective.bond_weight * last["validation_loss_bond"]
+    assert last["validation_loss"] == pytest.approx(masked + 0.3 * fingerprint.item() + 0.6 * descriptors.item())
+    assert {"loss_fingerprint", "loss_descriptors"} <= last.keys()
+    assert not any("descriptors" in key for key in trained.run("1 rank, zero 1")[1][-1])

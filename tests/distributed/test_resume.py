@@ -44,7 +44,13 @@ LAYOUTS = {
         "parallel__offload_optimizer": "true",
     },
     "ep 2, zero 3, bf16": {"parallel__ep_size": 2, "parallel__zero_stage": 3, "parallel__precision": "bf16"},
-    "ep 2, zero 1, data appended": {"parallel__ep_size": 2, "data__path": "growing"},
+    # What the descriptors are standardised by must stay that of the molecules that the run began with.
+    "ep 2, zero 1, data appended": {
+        "parallel__ep_size": 2,
+        "data__path": "growing",
+        "objective__fingerprint_weight": 0.3,
+        "objective__descriptor_weight": 0.6,
+    },
     "ep 2, zero 1, bf16": {"parallel__ep_size": 2, "parallel__precision": "bf16"},
     "ep 2, zero 2, data appended, curricula": CURRICULA
     | {"parallel__ep_size": 2, "parallel__zero_stage": 2, "data__path": "growing"},
@@ -59,10 +65,10 @@ def cut_back(folder, step, last):
 
 
 @pytest.fixture(scope="module")
-def growing(dataset, tmp_path_factory):
+def growing(dataset_with_targets, tmp_path_factory):
     """A dataset that is appended to while a run trains on it."""
     folder = tmp_path_factory.mktemp("growing") / "prepared"
-    shutil.copytree(dataset, folder)
+    shutil.copytree(dataset_with_targets, folder)
     return folder
 
 
@@ -81,7 +87,7 @@ def runs(dataset, second_dataset, growing, tmp_path_factory):
     for before, after in zip(whole, resumed, strict=True):
         shutil.copytree(before, after)
         cut_back(after, step=4, last=6)
-    options = PrepareOptions(validation_fraction=0.15, shard_rows=300)
+    options = PrepareOptions(validation_fraction=0.15, shard_rows=300, targets=True)
     prepare([str(second_dataset.parent / "molecules.smi")], growing, options, append=True)
     resumed_metrics = train_all(resumed, dataset, ranks=2)
     return {
@@ -123,11 +129,11 @@ def test_the_curricula_went_on_where_they_were(runs, growing):
     assert first["complexity_percentiles"] != [Manifest.load(growing).splits["train"].complexity_percentiles]
 
 
-def test_a_new_run_sees_what_was_appended(runs, dataset, growing, tmp_path):
+def test_a_new_run_sees_what_was_appended(runs, dataset_with_targets, growing, tmp_path):
     (folder, _), _ = runs["ep 2, zero 1, data appended"]
     before = open_datasets(load_config(arguments(folder, growing)))
     after = open_datasets(load_config(arguments(tmp_path / "new", growing)))
-    ungrown = open_datasets(load_config(arguments(tmp_path / "new", dataset)))
+    ungrown = open_datasets(load_config(arguments(tmp_path / "new", dataset_with_targets)))
     for grown, original, first in zip(after, before, ungrown, strict=True):
         assert len(grown) > len(original) == len(first)
         assert original.fingerprint == first.fingerprint != grown.fingerprint

@@ -130,6 +130,17 @@ def test_datasets_that_do_not_mix(name, value, reason, tmp_path):
     refuse(message, "", tmp_path, data__path=paths)
 
 
+def test_targets_that_are_not_there(dataset, dataset_with_targets, second_dataset, tmp_path):
+    mend = "prepare it again with `hmoe prepare --targets`, or set objective"
+    message = f"objective.fingerprint_weight is 0.1, but data.path {dataset} was prepared without targets: {mend}"
+    refuse(message, dataset, tmp_path, objective__fingerprint_weight=0.1)
+    message = f"objective.descriptor_weight is 2.0, but data.path {second_dataset} was prepared without targets: {mend}"
+    paths = [str(dataset_with_targets), str(second_dataset)]
+    refuse(message, "", tmp_path, data__path=paths, objective__descriptor_weight=2)
+    both = {"objective__fingerprint_weight": 0.1, "objective__descriptor_weight": 2}
+    check_run(load_config(arguments(tmp_path / "run", dataset_with_targets, **both)), ranks=1)
+
+
 def test_a_dataset_without_molecules_to_train_on(tmp_path):
     (tmp_path / "some.smi").write_text("c1ccccc1\n")
     options = PrepareOptions(validation_fraction=0.999999)  # benzene is held out

@@ -23,6 +23,7 @@ from hmoe_ds.model.size import (
     flops_per_molecule,
     molecules_per_slice,
 )
+from hmoe_ds.objectives.molecule import set_descriptor_scale
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training.feed import rank_slice
 from tests.presets import shrunken
@@ -36,7 +37,7 @@ PARTS = {
     "shared_experts": r"encoder\.upper\.\d+\.feed_forward\.shared\.",
     "experts": r"encoder\.upper\.\d+\.feed_forward\.executor\.experts\.",
     "upper": r"encoder\.(upper\.\d+\.(messages|norm|feed_forward\.w\d)|norm)\.",
-    "heads": r"(atom|bond)_head\.",
+    "heads": r"(atom|bond|fingerprint|descriptor)_head\.",
 }
 VARIANTS = {
     "fp32": [],
@@ -46,6 +47,8 @@ VARIANTS = {
         *("--model.moe_every=2", "--model.lower_blocks=1", "--router.expert_size=32", "--model.dense_size=80"),
     ],
     "no shared expert": ["--router.shared_size=0"],
+    "heads of molecules": ["--objective.fingerprint_weight=0.1", "--objective.descriptor_weight=0.1"],
+    "descriptors, bf16": ["--objective.descriptor_weight=0.1", "--parallel.precision=bf16"],
     "recomputed": ["--parallel.activation_checkpointing=true"],
     "recomputed, no shared expert": ["--parallel.activation_checkpointing=true", "--router.shared_size=0"],
 }
@@ -53,25 +56,34 @@ VARIANTS = {
 
 def meta_model(config) -> HMoEModel:
     with torch.device("meta"):
-        return HMoEModel(config.model, config.router)
+        return model_of(config)
+
+
+def model_of(config) -> HMoEModel:
+    return HMoEModel(config.model, config.router, heads=config.objective.molecule_heads)
+
+
+def count(config):
+    return count_parameters(config.model, config.router, config.objective.molecule_heads)
 
 
 @pytest.mark.parametrize("overrides", [*preset_names(), *VARIANTS])
 def test_parameters_are_those_of_the_built_model(overrides):
     words = VARIANTS.get(overrides, ["--config", overrides])
     config = load_config(words)
-    model, count = meta_model(config), count_by_part(count_parameters(config.model, config.router))
+    model, counted = meta_model(config), count_by_part(count(config))
     built = {
         part: sum(weight.numel() for name, weight in model.named_parameters() if re.match(pattern, name))
         for part, pattern in PARTS.items()
     }
-    assert {part: count[part] for part in PARTS} == built
-    assert count["total"] == sum(weight.numel() for weight in model.parameters())
+    assert {part: counted[part] for part in PARTS} == built
+    assert counted["total"] == sum(weight.numel() for weight in model.parameters())
 
 
-def test_a_model_on_the_meta_device_is_the_model_without_its_values():
-    config = load_config([])
-    built = HMoEModel(config.model, config.router).state_dict()
+@pytest.mark.parametrize("variant", ["fp32", "heads of molecules"])
+def test_a_model_on_the_meta_device_is_the_model_without_its_values(variant):
+    config = load_config(VARIANTS[variant])
+    built = model_of(config).state_dict()
     assert {name: (value.shape, value.dtype) for name, value in meta_model(config).state_dict().items()} == {
         name: (value.shape, value.dtype) for name, value in built.items()
     }
@@ -81,14 +93,14 @@ def test_a_model_on_the_meta_device_is_the_model_without_its_values():
 def test_an_atom_passes_as_much_as_a_model_with_only_its_chosen_experts(preset):
     """The rest of the experts cost nothing but their keys in the gate."""
     config = load_config(["--config", preset])
-    count = count_parameters(config.model, config.router)
+    active = count(config).active
     chosen = config.router.experts_per_atom
     words = ["--router.groups=1", "--router.groups_per_molecule=1", f"--router.experts={chosen}"]
     model = meta_model(load_config(["--config", preset, *words, "--parallel.ep_size=1"]))
     layers = len(model.encoder.moe_layers())
     unchosen_keys = layers * (config.router.experts - chosen) * config.router.gate_size
     unchosen_centers = (config.router.groups - 1) * config.router.gate_size
-    assert count.active == sum(weight.numel() for weight in model.parameters()) + unchosen_keys + unchosen_centers
+    assert active == sum(weight.numel() for weight in model.parameters()) + unchosen_keys + unchosen_centers
 
 
 @pytest.mark.parametrize(
@@ -96,22 +108,20 @@ def test_an_atom_passes_as_much_as_a_model_with_only_its_chosen_experts(preset):
     [("base_8gpu", 100e6, 1e9), ("large_multinode", 300e6, 10e9)],
 )
 def test_presets_have_the_size_they_promise(preset, active, total):
-    config = load_config(["--config", preset])
-    count = count_parameters(config.model, config.router)
-    assert count.active == pytest.approx(active, rel=0.2)
-    assert count.total == pytest.approx(total, rel=0.2)
+    counted = count(load_config(["--config", preset]))
+    assert counted.active == pytest.approx(active, rel=0.2)
+    assert counted.total == pytest.approx(total, rel=0.2)
 
 
 def test_the_small_preset_is_between_10_and_30_million_active_parameters():
-    config = load_config(["--config", "small_1gpu"])
-    count = count_parameters(config.model, config.router)
-    assert 10e6 < count.active < 30e6
-    assert count.total == pytest.approx(100e6, rel=0.2)
+    counted = count(load_config(["--config", "small_1gpu"]))
+    assert 10e6 < counted.active < 30e6
+    assert counted.total == pytest.approx(100e6, rel=0.2)
 
 
 @pytest.fixture(scope="module")
-def store(dataset):
-    return open_mixture(DataConfig(path=str(dataset)), "train")
+def store(dataset_with_targets):
+    return open_mixture(DataConfig(path=str(dataset_with_targets)), "train", targets=True)
 
 
 @pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS.keys())
@@ -125,10 +135,11 @@ def task_on_a_slice(config, store):
     """The loss of the first slice on one rank, as the engine sees it; and the slice."""
     plan = BatchPlan(store, config.data, config.optim.accumulation, seed=0)
     part = rank_slice(store, plan.next_step()[0], config.objective.mask_ratio, 0, rank=0, ranks=1)
-    model = HMoEModel(config.model, config.router)
+    model = model_of(config)
     if config.parallel.precision == "bf16":
         for weight in model.parameters():
             weight.data = weight.data.bfloat16()
+    set_descriptor_scale(model, store)
     model.encoder.recompute = config.parallel.activation_checkpointing
     task, norm = PretrainingTask(model, config.objective), count_normalizers([part], "cpu")
     return task, functools.partial(task, part, norm), part.batch

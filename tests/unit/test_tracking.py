@@ -74,7 +74,7 @@ class Run:
         for step in steps:
             losses = Losses(*[torch.tensor(loss_of(step))] * len(Losses._fields))
             self.recorder.record(
-                step, losses, load, Normalizers(1, 1, 1, 8, 64), {"validation_consistency": math.nan},
+                step, losses, load, Normalizers(1, 1, 1, 8, 64, 1, 1), {"validation_consistency": math.nan},
                 stage=Stage(1.0, 1.0, 0.2, 0.2), learning_rate=0.1, grad_norm=2.0, seconds=0.5,
             )  # fmt: skip
 
