@@ -60,7 +60,7 @@ class RouterConfig:
         groups: number of scaffold groups G.
         experts: number of experts E of each H-MoE layer, over all groups.
         form: how the two levels together weigh the experts (`moe/forms.py`).
-        guidance: lambda of the form `soft`: how much the scaffold level says.
+        guidance: lambda of the form `soft`: how much the scaffold level says (for nothing at all take `flat`).
         group_choice: `learned` by the scaffold gate, or `random`, by the scaffold's key, to compare with.
         groups_per_molecule: groups a molecule is routed to.
         experts_per_atom: experts k an atom is routed to, at most; in the form `additive` those of its groups included.
@@ -589,7 +589,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("router", "experts", 1, _LARGE),
     ("router", "groups_per_molecule", 1, _LARGE),
     ("router", "experts_per_atom", 1, _LARGE),
-    ("router", "guidance", 0, 1e3),
+    ("router", "guidance", 1e-6, 1e3),
     ("router", "top_p", 1e-6, 1),
     ("router", "expert_size", 1, _LARGE),
     ("router", "shared_size", 0, _LARGE),
