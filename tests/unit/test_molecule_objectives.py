@@ -156,7 +156,7 @@ def losses_of_ranks(store, ranks, objective):
         part = dataclasses.replace(part, counts=[part.batch.num_molecules], rank=0)
         keys = {"scaffold_key_B": part.batch.scaffold_key_B, "generic_key_B": part.batch.generic_key_B}
         encoding = model(part.batch, part.masks)
-        losses = pretraining_losses(model, encoding, dataclasses.replace(part, **keys), objective, norm)
+        losses = pretraining_losses(model, encoding, None, dataclasses.replace(part, **keys), objective, norm, 0.2)
         losses.total.backward()
         totals += torch.stack([losses.fingerprint, losses.descriptors])
     return totals, {name: weight.grad for name, weight in model.named_parameters()}
