@@ -320,6 +320,43 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
+class ProbeTable:
+    """A table of molecules with a label each.
+
+    Args:
+        path: CSV file with a header, a path or an fsspec URL.
+        label: column of the labels: 0 and 1 are two classes, other numbers a quantity. A row without one is left out.
+        smiles: column of the SMILES; without it the one whose name says so.
+        name: of the metrics, `probe_<name>_...`; without it that of the file.
+    """
+
+    path: str
+    label: str
+    smiles: str | None = None
+    name: str | None = None
+
+    @property
+    def title(self) -> str:
+        """`name`, or the file's name up to its first point."""
+        return self.name or self.path.rsplit("/", 1)[-1].split(".")[0]
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Linear models on frozen embeddings that follow what a run learns; they change nothing of it.
+
+    Args:
+        tables: what they are fitted to and tested on, such as `[{path: bbbp.csv, label: p_np}]`.
+        every: steps between probes, and one at the end; 0 for one with every validation.
+        max_molecules: molecules of a table, at most; of a larger one the same sample in every run.
+    """
+
+    tables: list[ProbeTable] = field(default_factory=list)
+    every: int = 0
+    max_molecules: int = 2048
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The whole tree."""
 
@@ -331,6 +368,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     run: LoopConfig = field(default_factory=LoopConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, as written to `config.yaml` and into checkpoints."""
@@ -346,6 +384,7 @@ SECTIONS: dict[str, Any] = {
     "optim": OptimConfig,
     "parallel": ParallelConfig,
     "run": LoopConfig,
+    "probe": ProbeConfig,
 }
 
 
@@ -379,7 +418,11 @@ def load_config(argv: Sequence[str]) -> RunConfig:
 
 def config_from_dict(tree: dict[str, Any]) -> RunConfig:
     """Inverse of `RunConfig.to_dict`, for a tree that came from a checkpoint or an export."""
-    return RunConfig(**{name: SECTIONS[name](**values) for name, values in tree.items()})
+    sections = {name: SECTIONS[name](**values) for name, values in tree.items()}
+    if "probe" in sections:
+        tables = [ProbeTable(**values) for values in tree["probe"]["tables"]]
+        sections["probe"] = dataclasses.replace(sections["probe"], tables=tables)
+    return RunConfig(**sections)
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -415,6 +458,7 @@ def check_config(config: RunConfig) -> None:
     _check_choices(router)
     _check_mixture(data)
     _check_curriculum(config)
+    _check_probe(config.probe)
     for name, folder in (("run.out", config.run.out), ("data.cache_dir", data.cache_dir)):
         if "://" in folder:
             raise ConfigError(
@@ -568,6 +612,18 @@ def _check_stairs(difficulty: list[int], last_steps: list[int], lowest: int) -> 
         )
 
 
+def _check_probe(probe: ProbeConfig) -> None:
+    titles = [table.title for table in probe.tables]
+    for title in titles:
+        if not re.fullmatch(r"[\w-]+", title, re.ASCII):
+            raise ConfigError(
+                f"probe.tables has the name {title!r}, which cannot be part of a metric's name: give the table a name "
+                "of letters, digits, _ and -"
+            )
+        if titles.count(title) > 1:
+            raise ConfigError(f"probe.tables has two tables of the name {title}: give each a name of its own")
+
+
 def check_topology(config: RunConfig, ranks: int) -> None:
     """Raise ConfigError when `config` cannot be spread over `ranks` ranks."""
     ep_size = config.parallel.ep_size
@@ -637,6 +693,8 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("run", "log_every", 1, _LARGE),
     ("run", "validate_every", 0, _LARGE),
     ("run", "checkpoint_every", 0, _LARGE),
+    ("probe", "every", 0, _LARGE),
+    ("probe", "max_molecules", 10, _LARGE),
 )
 
 

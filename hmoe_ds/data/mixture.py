@@ -64,6 +64,11 @@ class Mixture:
         shares = zip(self.stores, self.weight_S.tolist(), strict=True)
         return [min(len(store), round(weight * molecules)) for store, weight in shares]
 
+    @property
+    def standardized(self) -> bool:
+        """Whether the molecules are in their standard form; all datasets of a run are alike in that."""
+        return bool(self.stores[0].manifest.options["standardize"])
+
     def check_files(self) -> None:
         """Raise PipelineError when a shard is missing or has another size than it was written with."""
         for store in self.stores:

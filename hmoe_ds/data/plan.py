@@ -15,6 +15,7 @@ dataset again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -164,8 +165,7 @@ def deal(num_atoms_B: NDArray[np.int64], ranks: int) -> NDArray[np.int64]:
 def sequential_slices(mixture: Mixture, data: DataConfig, molecules: int) -> list[Slice]:
     """The first molecules of each dataset in stored order, `molecules` in all, cut to the budgets of one step.
 
-    Each dataset provides its share of them, as far as it has so many. A molecule larger than a whole budget gets a
-    slice of its own.
+    Each dataset provides its share of them, as far as it has so many.
     """
     columns = [(np.empty(0, np.int64),) * 3]
     counts = mixture.first_molecules(molecules)
@@ -179,12 +179,19 @@ def sequential_slices(mixture: Mixture, data: DataConfig, molecules: int) -> lis
         )
         columns.append((first_row + np.arange(wanted), atoms, bonds))
     rows, atoms, bonds = (np.concatenate(column) for column in zip(*columns, strict=True))
-    befores = (np.arange(len(rows) + 1), prefix(atoms), prefix(bonds))
+    return [
+        Slice(rows[span], np.zeros(len(rows[span]), np.int64), atoms[span])
+        for span in within_budgets(atoms, bonds, data)
+    ]
+
+
+def within_budgets(num_atoms_B: NDArray[np.int64], num_bonds_B: NDArray[np.int64], data: DataConfig) -> Iterator[slice]:
+    """Cut B molecules, in their order, to the budgets of one step; one that is larger than a whole budget is alone."""
+    befores = (np.arange(len(num_atoms_B) + 1), prefix(num_atoms_B), prefix(num_bonds_B))
     budgets = (data.molecules_per_step, data.atoms_per_step, data.bonds_per_step)
-    slices, first = [], 0
-    while first < len(rows):
+    first = 0
+    while first < len(num_atoms_B):
         last = min(runs_within(before, first, budget) for before, budget in zip(befores, budgets, strict=True))
         last = max(last, first + 1)
-        slices.append(Slice(rows[first:last], np.zeros(last - first, np.int64), atoms[first:last]))
+        yield slice(first, last)
         first = last
-    return slices

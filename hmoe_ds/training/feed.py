@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hmoe_ds.config import DataConfig, ObjectiveConfig
 from hmoe_ds.data.batch import bare_scaffolds, gather, scaffold_keys
@@ -32,10 +33,8 @@ def rank_slice(
 
     `with_views`: also the bare scaffolds of those that are alone with theirs.
     """
-    rank_B = deal(whole.num_atoms_B, ranks)
-    order_B = np.argsort(rank_B, kind="stable")
-    counts = np.bincount(rank_B, minlength=ranks)
-    first = int(counts[:rank].sum())
+    order_B, counts = dealt_order(whole.num_atoms_B, ranks)
+    first = sum(counts[:rank])
     mine = order_B[first : first + counts[rank]]
     batch = gather(mixture, whole.rows_B[mine])
     scaffold_key, generic_key = scaffold_keys(mixture, whole.rows_B[order_B])
@@ -46,13 +45,19 @@ def rank_slice(
     return RankSlice(
         batch=batch,
         masks=draw_masks(batch, whole.epoch_B[mine], mask_ratio, seed),
-        counts=counts.tolist(),
+        counts=counts,
         rank=rank,
         scaffold_key_B=torch.from_numpy(scaffold_key),
         generic_key_B=torch.from_numpy(generic_key),
         views=views,
         viewed_B=viewed_B,
     )
+
+
+def dealt_order(num_atoms_B: NDArray[np.int64], ranks: int) -> tuple[NDArray[np.int64], list[int]]:
+    """The molecules of a slice in the order in which they lie when gathered rank by rank; how many each rank has."""
+    rank_B = deal(num_atoms_B, ranks)
+    return np.argsort(rank_B, kind="stable"), np.bincount(rank_B, minlength=ranks).tolist()
 
 
 def validation_slices(

@@ -22,6 +22,7 @@ from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
 from hmoe_ds.training.feed import rank_slice
 from hmoe_ds.training.metrics import StepTotals
 from hmoe_ds.training.preflight import check_run
+from hmoe_ds.training.probe import Probe
 from hmoe_ds.training.recorder import Recorder
 from hmoe_ds.training.run_folder import begin_run, has_checkpoint, open_datasets, steps_done
 from hmoe_ds.training.validation import validate
@@ -34,7 +35,8 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
         begin_run(config, ranks, molecules.fingerprint, [store.extent for store in molecules.stores])
     plan = BatchPlan(molecules, config.data, config.optim.accumulation, config.run.seed)
     curriculum = Curriculum(config)
-    check_agreement(config, molecules.fingerprint)
+    probe = Probe(config, molecules.standardized, rank, ranks)
+    check_agreement(config, molecules.fingerprint + probe.fingerprint)
     engine = build_engine(config)
     set_descriptor_scale(engine.module.model, molecules)
     state = TrainState(step=0, plan=plan.state_dict())
@@ -66,6 +68,8 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
             seconds = time.perf_counter() - started
             validated = _due(state.step, config.run.validate_every, config.run.steps)
             validation = validate(engine, held_out, config, rank, ranks) if validated else {}
+            if _due(state.step, probe.every, config.run.steps):
+                validation |= probe.measure(engine)
             recorder.record(
                 state.step, step_losses, step_load, norm, validation, stage=stage,
                 learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), seconds=seconds,
@@ -74,15 +78,15 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
                 save_checkpoint(engine, config, state, molecules.fingerprint)
 
 
-def check_agreement(config: RunConfig, dataset: str) -> None:
-    """Raise ConfigError, on all ranks, unless all of them see the same dataset and the same checkpoints."""
-    mine = (dataset, steps_done(config))
+def check_agreement(config: RunConfig, molecules: str) -> None:
+    """Raise ConfigError, on all ranks, unless all of them see the same molecules and the same checkpoints."""
+    mine = (molecules, steps_done(config))
     seen: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(seen, mine)
     if any(other != seen[0] for other in seen):
         raise ConfigError(
-            f"run.out {config.run.out} and data.path {config.data.path} are not the same on all ranks: "
-            "put them on a file system that all nodes share"
+            f"run.out {config.run.out}, data.path {config.data.path} or the files of probe.tables are not the same on "
+            "all ranks: put them on a file system that all nodes share"
         )
 
 

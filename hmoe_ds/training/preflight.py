@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UsageError
 from hmoe_ds.config import ConfigError, RunConfig, check_topology
+from hmoe_ds.data.labelled import read_labelled
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.training.deepspeed_config import deepspeed_config
@@ -23,6 +24,8 @@ def check_run(config: RunConfig, ranks: int) -> None:
     check_topology(config, ranks)
     check_run_folder(config)
     training = check_data(config)
+    for table in config.probe.tables:
+        read_labelled(table, config.probe.max_molecules, training.standardized)
     deepspeed_config(config)
     check_resumable(config, ranks, training.fingerprint)
     if config.run.mlflow:

@@ -66,7 +66,7 @@ class Recorder:
             losses: of the global batch.
             load: where the global batch was routed.
             norm: size of the global batch.
-            validation: figures of a validation after this step, or none.
+            validation: figures of a validation and of probes after this step, or none.
             stage: of the curriculum, in this step.
             learning_rate: of this step.
             grad_norm: norm of the whole gradient before clipping.

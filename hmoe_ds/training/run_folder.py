@@ -120,8 +120,13 @@ def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
 
 # What may change between the parts of one run without making it another run.
 _FREE_ON_RESUME = {
-    ("run", name) for name in ("out", "steps", "resume", "log_every", "validate_every", "checkpoint_every", "mlflow")
-} | {("data", name) for name in ("path", "validation_molecules", "cache_dir", "cache_gb")}
+    *(
+        ("run", name)
+        for name in ("out", "steps", "resume", "log_every", "validate_every", "checkpoint_every", "mlflow")
+    ),
+    *(("data", name) for name in ("path", "validation_molecules", "cache_dir", "cache_gb")),
+    *(("probe", name) for name in ("tables", "every", "max_molecules")),
+}
 
 
 def _check_unchanged(saved: dict[str, Any], config: RunConfig) -> None:
