@@ -78,7 +78,9 @@ def write(work: str, molecules: int, atoms: int, memory: int) -> int:
     shards = math.ceil(max(molecules, molecules * atoms / SHARD_ATOMS) / SHARD_ROWS)
     budget = Resources(memory=memory << 20).budget
     count = shards_at_a_time(shards, mapped_bytes(molecules, molecules * atoms), budget)
-    WriteTask(work, write_listing(work, [path] * partitions), "train", shards // 2, count, shards).run(Watch())
+    WriteTask(work, write_listing(work, [path] * partitions), "train", shards // 2, count, shards, False, 1.0).run(
+        Watch()
+    )
     return peak()
 
 
