@@ -86,7 +86,7 @@ def test_rows_are_the_references_on_all_real_molecules(name: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["*c1ccccc1", "[H][H]", "[2H]OC", "C->[Pt]", "C~C", "[CH3]", "[CH3:1]C", "C$C", "[Fe@OH1](C)(N)(O)(F)(Cl)Br"],
+    ["*c1ccccc1", "[H][H]", "[2H]OC", "C->[Pt]", "C~C", "[CH3]", "C$C", "[Fe@OH1](C)(N)(O)(F)(Cl)Br"],
 )
 def test_the_unusual_is_left_to_the_reference(text: str) -> None:
     assert not is_exact(canonical_molecule(text, max_atoms=512))
