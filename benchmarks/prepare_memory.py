@@ -57,7 +57,8 @@ def reduced(rows: int, atoms: int) -> pa.RecordBatch:
         "run_hash": pa.array(np.sort(hashes)),
     }
     for field in REDUCED_SCHEMA:
-        columns.setdefault(field.name, pa.array(np.full(rows, atoms), pa.int64()).cast(field.type))
+        if field.name not in columns:
+            columns[field.name] = pa.array(np.full(rows, atoms)).cast(field.type)
     return pa.RecordBatch.from_arrays([columns[name] for name in REDUCED_SCHEMA.names], schema=REDUCED_SCHEMA)
 
 
