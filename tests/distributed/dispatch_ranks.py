@@ -80,7 +80,7 @@ def difference(case, rank, ranks, ep_size) -> float:
 def main(ep_size: int) -> None:
     rank, ranks = init_distributed()
 
-    @settings(max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @settings(max_examples=30, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
     @given(cases(ranks, ep_size))
     def check(case):
         worst = torch.tensor(difference(case, rank, ranks, ep_size), dtype=torch.float64)
