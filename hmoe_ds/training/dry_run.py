@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from hmoe_ds.config import RunConfig, check_topology
+from hmoe_ds.config import RunConfig
+from hmoe_ds.config_checks import check_topology
 from hmoe_ds.model.size import (
     PackedSize,
     activation_bytes,

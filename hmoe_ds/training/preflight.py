@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 
 from data_pipeline.errors import UsageError
-from hmoe_ds.config import ConfigError, RunConfig, check_topology
+from hmoe_ds.config import ConfigError, RunConfig
+from hmoe_ds.config_checks import check_topology
 from hmoe_ds.data.labelled import read_labelled
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.plan import BatchPlan

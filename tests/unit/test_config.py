@@ -7,12 +7,12 @@ import pytest
 from hmoe_ds.config import (
     ConfigError,
     RunConfig,
-    check_topology,
     config_from_dict,
     load_config,
     preset_names,
     save_config,
 )
+from hmoe_ds.config_checks import check_topology
 from hmoe_ds.training.deepspeed_config import deepspeed_config
 
 

@@ -1,0 +1,308 @@
+"""What no run can be configured to: ranges of single fields, and fields that do not go together.
+
+`load_config` calls `check_config`; `check_topology` waits until the number of ranks is known.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+from data_pipeline.errors import UsageError
+
+if TYPE_CHECKING:  # config.py imports this file
+    from hmoe_ds.config import DataConfig, OptimConfig, ParallelConfig, ProbeConfig, RouterConfig, RunConfig
+
+_LARGE = 1 << 40
+# Section, field, least and greatest value.
+_RANGES: tuple[tuple[str, str, float, float], ...] = (
+    ("model", "hidden_size", 1, _LARGE),
+    ("model", "lower_blocks", 1, _LARGE),
+    ("model", "upper_blocks", 1, _LARGE),
+    ("model", "moe_every", 1, _LARGE),
+    ("model", "dense_size", 1, _LARGE),
+    ("router", "groups", 1, _LARGE),
+    ("router", "experts", 1, _LARGE),
+    ("router", "groups_per_molecule", 1, _LARGE),
+    ("router", "experts_per_atom", 1, _LARGE),
+    ("router", "guidance", 1e-6, 1e3),
+    ("router", "top_p", 1e-6, 1),
+    ("router", "expert_size", 1, _LARGE),
+    ("router", "shared_size", 0, _LARGE),
+    ("router", "gate_size", 1, _LARGE),
+    ("router", "temperature", 1e-3, 1e3),
+    ("router", "group_balance_rate", 0, 1),
+    ("router", "expert_balance_rate", 0, 1),
+    ("router", "max_received", 1, _LARGE),
+    ("data", "molecules_per_step", 1, _LARGE),
+    ("data", "atoms_per_step", 1, _LARGE),
+    ("data", "bonds_per_step", 1, _LARGE),
+    ("data", "scaffold_run", 1, _LARGE),
+    ("data", "window_shards", 1, _LARGE),
+    ("data", "validation_molecules", 1, _LARGE),
+    ("data", "cache_gb", 1e-6, _LARGE),
+    ("objective", "mask_ratio", 1e-3, 0.999),
+    ("objective", "bond_weight", 0, 1e6),
+    ("objective", "contrast_weight", 0, 1e6),
+    ("objective", "contrast_temperature", 1e-3, 1e3),
+    ("objective", "z_weight", 0, 1e6),
+    ("objective", "balance_weight", 0, 1e6),
+    ("objective", "entropy_weight", 0, 1e6),
+    ("objective", "fingerprint_weight", 0, 1e6),
+    ("objective", "descriptor_weight", 0, 1e6),
+    ("curriculum", "competence_start", 0.01, 1),
+    ("curriculum", "competence_steps", 0, _LARGE),
+    ("curriculum", "atom_fade_steps", 0, _LARGE),
+    ("curriculum", "temperature_start", 1e-3, 1e3),
+    ("curriculum", "temperature_steps", 0, _LARGE),
+    ("curriculum", "mask_start", 1e-3, 0.999),
+    ("curriculum", "mask_steps", 0, _LARGE),
+    ("optim", "learning_rate", 0, 1e3),
+    ("optim", "min_ratio", 0, 1),
+    ("optim", "warmup_steps", 0, _LARGE),
+    ("optim", "decay_steps", 0, _LARGE),
+    ("optim", "weight_decay", 0, 1e3),
+    ("optim", "beta1", 0, 0.999999),
+    ("optim", "beta2", 0, 0.999999),
+    ("optim", "epsilon", 0, 1),
+    ("optim", "clip_norm", 0, 1e6),
+    ("optim", "accumulation", 1, _LARGE),
+    ("parallel", "ep_size", 1, _LARGE),
+    ("run", "steps", 1, _LARGE),
+    ("run", "seed", 0, 2**31 - 1),
+    ("run", "log_every", 1, _LARGE),
+    ("run", "validate_every", 0, _LARGE),
+    ("run", "checkpoint_every", 0, _LARGE),
+    ("probe", "every", 0, _LARGE),
+    ("probe", "max_molecules", 10, _LARGE),
+)
+
+# Types of DeepSpeed's schedules, and what their schedule_config holds.
+_DEEPSPEED_SCHEDULES = {
+    "fixed_linear": {"total_curriculum_step", "difficulty_step"},
+    "fixed_root": {"total_curriculum_step", "difficulty_step", "root_degree"},
+    "fixed_discrete": {"difficulty", "max_step"},
+}
+
+
+class ConfigError(UsageError):
+    """A run that cannot start as configured. The message is one line and ends with the mend."""
+
+
+def check_config(config: RunConfig) -> None:
+    """Raise ConfigError for the first value that no run can have."""
+    _check_ranges(config)
+    _check_layers(config)
+    _check_choices(config.router)
+    _check_mixture(config.data)
+    _check_curriculum(config)
+    _check_probe(config.probe)
+    _check_folders(config)
+    _check_slices(config.data, config.optim)
+    _check_parallel(config.parallel, config.router)
+
+
+def check_topology(config: RunConfig, ranks: int) -> None:
+    """Raise ConfigError when `config` cannot be spread over `ranks` ranks."""
+    ep_size = config.parallel.ep_size
+    if ranks % ep_size:
+        raise ConfigError(
+            f"parallel.ep_size is {ep_size}, which does not divide the number of ranks {ranks}: "
+            f"start a multiple of {ep_size} ranks or set parallel.ep_size to a divisor of {ranks}"
+        )
+
+
+def _check_ranges(config: RunConfig) -> None:
+    for section, name, low, high in _RANGES:
+        value = getattr(getattr(config, section), name)
+        if not math.isfinite(value):
+            raise ConfigError(f"{section}.{name} is {value}: set it to a finite number")
+        if not low <= value <= high:
+            allowed = f"at least {low}" if high == _LARGE else f"a value from {low} to {high}"
+            raise ConfigError(f"{section}.{name} is {value}: set it to {allowed}")
+
+
+def _check_layers(config: RunConfig) -> None:
+    model, router = config.model, config.router
+    if model.moe_every > model.upper_blocks:
+        raise ConfigError(
+            f"model.moe_every is {model.moe_every} with model.upper_blocks {model.upper_blocks}: "
+            f"no H-MoE layer is left; set model.moe_every to at most {model.upper_blocks}"
+        )
+    if router.experts % router.groups:
+        raise ConfigError(
+            f"router.experts is {router.experts}, not divisible by router.groups {router.groups}: "
+            f"set router.experts to a multiple of {router.groups}"
+        )
+    if router.groups_per_molecule > router.groups:
+        raise ConfigError(
+            f"router.groups_per_molecule is {router.groups_per_molecule} with router.groups {router.groups}: "
+            f"set it to at most {router.groups}"
+        )
+
+
+def _check_choices(router: RouterConfig) -> None:
+    per_atom = router.experts_per_atom
+    if router.form == "additive":
+        least, most = router.groups_per_molecule + 1, router.groups_per_molecule + router.candidates
+        if not least <= per_atom <= most:
+            raise ConfigError(
+                f"router.experts_per_atom is {per_atom} with router.form additive, where the molecule chooses "
+                f"{least - 1} of them and the atom the others from a pool of {router.candidates} experts: set it to a "
+                f"value from {least} to {most}, or raise router.experts"
+            )
+    elif per_atom > router.candidates:
+        where = "the chosen groups hold" if router.form == "hard" else "a layer has"
+        raise ConfigError(
+            f"router.experts_per_atom is {per_atom} but {where} {router.candidates} experts: "
+            f"set it to at most {router.candidates}, or raise router.experts or router.groups_per_molecule"
+        )
+
+
+def _check_mixture(data: DataConfig) -> None:
+    if isinstance(data.path, str) and data.path.startswith("["):
+        raise ConfigError(
+            f"data.path is {data.path!r}, which is no list of texts: write --data.path '[data/one, \"2024\"]', with "
+            "quotes around what YAML takes for a number"
+        )
+    if isinstance(data.path, list) and not all(data.path):
+        raise ConfigError(f"data.path is {data.path}, with an empty entry: leave it out")
+    twice = [path for path in data.paths if data.paths.count(path) > 1]
+    if twice:
+        raise ConfigError(f"data.path names {twice[0]} twice: name it once, and give it more weight in data.weights")
+    if data.weights is None:
+        return
+    if len(data.weights) != len(data.paths):
+        raise ConfigError(
+            f"data.weights has {len(data.weights)} numbers for {len(data.paths)} datasets in data.path: give one each, "
+            "or set data.weights to null"
+        )
+    for path, weight in zip(data.paths, data.weights, strict=True):
+        if not 0 < weight < float("inf"):
+            raise ConfigError(
+                f"data.weights gives {path} the weight {weight}: set it to a positive number, or leave the dataset out"
+            )
+
+
+def _check_curriculum(config: RunConfig) -> None:
+    curriculum = config.curriculum
+    if curriculum.competence in ("linear", "root") and not curriculum.competence_steps:
+        raise ConfigError(
+            f"curriculum.competence is {curriculum.competence} with curriculum.competence_steps 0: set "
+            "curriculum.competence_steps to the steps until all molecules are admitted"
+        )
+    if (curriculum.competence == "deepspeed") != (curriculum.deepspeed_schedule is not None):
+        raise ConfigError(
+            f"curriculum.competence is {curriculum.competence} and curriculum.deepspeed_schedule is "
+            f"{curriculum.deepspeed_schedule}: set both, or leave curriculum.deepspeed_schedule out"
+        )
+    if curriculum.deepspeed_schedule is not None:
+        _check_deepspeed_schedule(curriculum.deepspeed_schedule)
+    if curriculum.temperature_steps and curriculum.temperature_start < config.router.temperature:
+        raise ConfigError(
+            f"curriculum.temperature_start is {curriculum.temperature_start}, but the temperature falls to "
+            f"router.temperature {config.router.temperature}: set it to at least that"
+        )
+    if curriculum.mask_steps and curriculum.mask_start > config.objective.mask_ratio:
+        raise ConfigError(
+            f"curriculum.mask_start is {curriculum.mask_start}, but the share of what is hidden grows to "
+            f"objective.mask_ratio {config.objective.mask_ratio}: set it to at most that"
+        )
+
+
+def _check_deepspeed_schedule(schedule: dict[str, Any]) -> None:
+    """Raise ConfigError unless it is a schedule whose difficulty rises to 100 percent."""
+    name = "curriculum.deepspeed_schedule"
+    keys = {"min_difficulty", "max_difficulty", "schedule_type", "schedule_config"}
+    kind, settings = str(schedule.get("schedule_type")), schedule.get("schedule_config")
+    if schedule.keys() != keys or kind not in _DEEPSPEED_SCHEDULES:
+        raise ConfigError(
+            f"{name} is {schedule}: give it {', '.join(sorted(keys))}; schedule_type is one of "
+            f"{', '.join(_DEEPSPEED_SCHEDULES)}"
+        )
+    needed, listed = _DEEPSPEED_SCHEDULES[kind], kind == "fixed_discrete"
+    if (
+        not isinstance(settings, dict)
+        or settings.keys() != needed
+        or any(isinstance(value, list) != listed for value in settings.values())
+    ):
+        raise ConfigError(
+            f"{name} has schedule_config {settings}: for {kind} give it the {'lists' if listed else 'numbers'} "
+            f"{', '.join(sorted(needed))}"
+        )
+    lowest, highest = schedule["min_difficulty"], schedule["max_difficulty"]
+    numbers = itertools.chain(*settings.values()) if listed else settings.values()
+    for number in (lowest, highest, *numbers):
+        if type(number) is not int or number < 1:
+            raise ConfigError(f"{name} holds {number!r}: set it to a whole number of at least 1")
+    if lowest > highest or highest != 100:
+        raise ConfigError(
+            f"{name} goes from min_difficulty {lowest} to max_difficulty {highest}: let it end at 100 percent, when "
+            "all molecules are admitted"
+        )
+    if listed:
+        _check_stairs(settings["difficulty"], settings["max_step"], lowest)
+
+
+def _check_stairs(difficulty: list[int], last_steps: list[int], lowest: int) -> None:
+    rising = all(values == sorted(set(values)) for values in (difficulty, last_steps))
+    if not last_steps or len(difficulty) != len(last_steps) + 1 or not rising:
+        raise ConfigError(
+            f"curriculum.deepspeed_schedule has difficulty {difficulty} and max_step {last_steps}: give it rising "
+            "numbers, one more of difficulty than of max_step"
+        )
+    if difficulty[0] < lowest or difficulty[-1] != 100:
+        raise ConfigError(
+            f"curriculum.deepspeed_schedule has difficulty {difficulty}: let it rise from min_difficulty {lowest} or "
+            "more to 100 percent"
+        )
+
+
+def _check_probe(probe: ProbeConfig) -> None:
+    titles = [table.title for table in probe.tables]
+    for title in titles:
+        if not re.fullmatch(r"[\w-]+", title, re.ASCII):
+            raise ConfigError(
+                f"probe.tables has the name {title!r}, which cannot be part of a metric's name: give the table a name "
+                "of letters, digits, _ and -"
+            )
+        if titles.count(title) > 1:
+            raise ConfigError(f"probe.tables has two tables of the name {title}: give each a name of its own")
+
+
+def _check_folders(config: RunConfig) -> None:
+    for name, folder in (("run.out", config.run.out), ("data.cache_dir", config.data.cache_dir)):
+        if "://" in folder:
+            raise ConfigError(
+                f"{name} is the URL {folder}: give a folder of this machine, or one that is mounted on it"
+            )
+
+
+def _check_slices(data: DataConfig, optim: OptimConfig) -> None:
+    least = optim.accumulation * data.scaffold_run
+    if data.molecules_per_step < least:
+        raise ConfigError(
+            f"data.molecules_per_step is {data.molecules_per_step}, too few for optim.accumulation "
+            f"{optim.accumulation} slices of data.scaffold_run {data.scaffold_run} molecules: "
+            f"set it to at least {least}"
+        )
+
+
+def _check_parallel(parallel: ParallelConfig, router: RouterConfig) -> None:
+    if router.experts % parallel.ep_size:
+        raise ConfigError(
+            f"parallel.ep_size is {parallel.ep_size}, which does not divide router.experts "
+            f"{router.experts}: set parallel.ep_size to a divisor of {router.experts}"
+        )
+    if parallel.zero_stage not in (1, 2, 3):
+        raise ConfigError(
+            f"parallel.zero_stage is {parallel.zero_stage}: expected 1, 2 or 3 (stage 0 computes a wrong clip "
+            "norm with expert parallelism, and stage 1 does all that it can); set parallel.zero_stage to 1, 2 or 3"
+        )
+    if parallel.offload_optimizer and parallel.zero_stage != 2:
+        raise ConfigError(
+            f"parallel.offload_optimizer is set with parallel.zero_stage {parallel.zero_stage}: "
+            "it is supported with stage 2 only; set parallel.zero_stage to 2 or leave parallel.offload_optimizer out"
+        )
