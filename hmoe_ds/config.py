@@ -208,6 +208,8 @@ class CurriculumConfig:
             its whole share from the start.
         temperature_start: temperature of the scaffold gate at the first step.
         temperature_steps: steps in which it falls, geometrically, to router.temperature; 0 for a constant one.
+        guidance_start: lambda of the form `soft` at the first step; at 0 the scaffold level has no say.
+        guidance_steps: steps in which it goes, linearly, to router.guidance; 0 for a constant one.
         mask_start: share of atoms and bonds that are hidden at the first step.
         mask_steps: steps in which it grows, linearly, to objective.mask_ratio; 0 for a constant one.
     """
@@ -219,13 +221,16 @@ class CurriculumConfig:
     atom_fade_steps: int = 0
     temperature_start: float = 1.0
     temperature_steps: int = 0
+    guidance_start: float = 0.0
+    guidance_steps: int = 0
     mask_start: float = 0.05
     mask_steps: int = 0
 
     @property
     def active(self) -> bool:
         """Whether anything changes in the course of the run."""
-        return self.competence != "none" or bool(self.atom_fade_steps or self.temperature_steps or self.mask_steps)
+        steps = (self.atom_fade_steps, self.temperature_steps, self.guidance_steps, self.mask_steps)
+        return self.competence != "none" or any(steps)
 
     @property
     def lowest_competence(self) -> float:

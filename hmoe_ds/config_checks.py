@@ -57,6 +57,8 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("curriculum", "atom_fade_steps", 0, _LARGE),
     ("curriculum", "temperature_start", 1e-3, 1e3),
     ("curriculum", "temperature_steps", 0, _LARGE),
+    ("curriculum", "guidance_start", 0, 1e3),
+    ("curriculum", "guidance_steps", 0, _LARGE),
     ("curriculum", "mask_start", 1e-3, 0.999),
     ("curriculum", "mask_steps", 0, _LARGE),
     ("optim", "learning_rate", 0, 1e3),
@@ -204,6 +206,12 @@ def _check_curriculum(config: RunConfig) -> None:
         raise ConfigError(
             f"curriculum.temperature_start is {curriculum.temperature_start}, but the temperature falls to "
             f"router.temperature {config.router.temperature}: set it to at least that"
+        )
+    if curriculum.guidance_steps and (config.router.form != "soft" or config.router.group_choice == "random"):
+        raise ConfigError(
+            f"curriculum.guidance_steps is {curriculum.guidance_steps} with router.form {config.router.form} and "
+            f"router.group_choice {config.router.group_choice}, where lambda changes nothing: set them to soft and "
+            "learned, or leave curriculum.guidance_steps out"
         )
     if curriculum.mask_steps and curriculum.mask_start > config.objective.mask_ratio:
         raise ConfigError(

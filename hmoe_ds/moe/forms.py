@@ -52,14 +52,15 @@ class Candidates(NamedTuple):
     biased_NM: Tensor
 
 
-def candidates(logits_NE: Tensor, routing: ScaffoldRouting, molecule_N: Tensor, router: RouterConfig) -> Candidates:
-    """The experts that each atom may choose, and their weights, by the form of the router."""
+def candidates(
+    logits_NE: Tensor, routing: ScaffoldRouting, molecule_N: Tensor, router: RouterConfig, guidance: float
+) -> Candidates:
+    """The experts that each atom may choose, and their weights, by the form of the router; `guidance` is lambda."""
     per_group = router.experts // router.groups
     match router.form:
         case "hard":
             return _hard(logits_NE, routing, molecule_N, per_group)
         case "soft":
-            guidance = router.guidance
             log_p_NE = routing.log_p_BG.repeat_interleave(per_group, dim=1)[molecule_N]
             biased_NE = routing.biased_BG.repeat_interleave(per_group, dim=1)[molecule_N]
             log_w_NE = (logits_NE + guidance * log_p_NE).log_softmax(dim=1)

@@ -14,7 +14,8 @@ The biases b and b' balance the load (loss-free balancing; Wang et al., 2024). T
 weights never contain them and are never renormalised over the chosen groups, since with one group that would
 cut the gradient of the scaffold gate. A routing curriculum fades the atom level into the weights: they are those of
 a * t_i, with a share a that grows from 0 (the atom has no say) to 1. Choices always take the whole t_i, so they do not
-tie. Routing is computed in fp32 or wider whatever the model's dtype.
+tie. Of the form `soft` it also moves lambda, for weights and choices alike. Routing is computed in fp32 or wider
+whatever the model's dtype.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ class RoutingStage(NamedTuple):
     Attributes:
         atom_share: share a of the atom level in the weights.
         temperature: tau; None for `router.temperature`.
+        guidance: lambda of the form `soft`; None for `router.guidance`.
     """
 
     atom_share: float = 1.0
     temperature: float | None = None
+    guidance: float | None = None
 
 
 FINAL_STAGE = RoutingStage()
@@ -147,10 +150,11 @@ class AtomGate(nn.Module):
         """Route N atoms; `molecule_N` says whose scaffold routing each atom has."""
         router = self._router
         logits_NE = self.project(x_ND) @ _wide(self.keys).t()
-        among = candidates(logits_NE, routing, molecule_N, router)
+        guidance = router.guidance if stage.guidance is None else stage.guidance
+        among = candidates(logits_NE, routing, molecule_N, router, guidance)
         log_w_NM = among.log_w_NM
         if stage.atom_share < 1:
-            log_w_NM = candidates(stage.atom_share * logits_NE, routing, molecule_N, router).log_w_NM
+            log_w_NM = candidates(stage.atom_share * logits_NE, routing, molecule_N, router, guidance).log_w_NM
         if router.form == "additive":
             choices_NK, weights_NK = self._choose(among, log_w_NM, router.experts_per_atom - router.groups_per_molecule)
             fixed, p_NC = scaffold_experts(routing, molecule_N, router)

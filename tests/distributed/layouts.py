@@ -49,6 +49,7 @@ SOFT = ACCUMULATED | {
     "router__form": "soft",
     "router__experts_per_atom": 4,
     "router__top_p": 0.6,
+    "curriculum__guidance_steps": 3,
     "objective__contrast_bare_scaffold": "true",
     "objective__contrast_of": "distribution",
     "objective__balance_weight": 0.1,

@@ -61,6 +61,10 @@ def test_overrides_win_over_the_file(tmp_path):
             ["--curriculum.mask_steps", "5", "--curriculum.mask_start", "0.4"],
             "curriculum.mask_start is 0.4, but the share of what is hidden grows to objective.mask_ratio 0.2",
         ),
+        (
+            ["--curriculum.guidance_steps", "5"],
+            "curriculum.guidance_steps is 5 with router.form hard and router.group_choice learned, where lambda",
+        ),
         (["--curriculum.competence", "deepspeed"], "curriculum.deepspeed_schedule is None: set both, or leave"),
         (
             ["--curriculum.deepspeed_schedule", "{}"],

@@ -14,7 +14,7 @@ LONG_AFTER = 1000
 def stages(**fields):
     config = RunConfig(
         curriculum=CurriculumConfig(**fields),
-        router=RouterConfig(temperature=0.3),
+        router=RouterConfig(form="soft", temperature=0.3, guidance=2.0),
         objective=ObjectiveConfig(mask_ratio=0.15),
     )
     curriculum = Curriculum(config)
@@ -23,7 +23,7 @@ def stages(**fields):
 
 def test_without_a_curriculum_every_stage_is_the_final_one():
     assert not CurriculumConfig().active
-    assert set(stages()) == {(1.0, 1.0, 0.3, 0.15)}
+    assert set(stages()) == {(1.0, 1.0, 0.3, 2.0, 0.15)}
 
 
 @pytest.mark.parametrize(("name", "power"), [("linear", 1), ("root", 2)])
@@ -40,16 +40,23 @@ def test_competence_has_the_closed_form_of_its_source(name, power, start):
 
 def test_the_other_curricula_have_their_closed_forms():
     found = stages(
-        atom_fade_steps=LAST, temperature_start=1.2, temperature_steps=LAST, mask_start=0.05, mask_steps=LAST
+        atom_fade_steps=LAST,
+        temperature_start=1.2,
+        temperature_steps=LAST,
+        guidance_start=0.5,
+        guidance_steps=LAST,
+        mask_start=0.05,
+        mask_steps=LAST,
     )
     assert {stage.competence for stage in found} == {1.0}
     for step, stage in enumerate(found[: LAST + 1]):
         assert stage.atom_share == pytest.approx(step / LAST)
         expected = math.log(1.2) + step / LAST * (math.log(0.3) - math.log(1.2))
         assert math.log(stage.temperature) == pytest.approx(expected)
+        assert stage.guidance == pytest.approx(0.5 + step / LAST * 1.5)
         assert stage.mask_ratio == pytest.approx(0.05 + step / LAST * 0.1)
-        assert stage.routing == (stage.atom_share, stage.temperature)
-    assert found[LAST] == found[-1] == (1.0, 1.0, 0.3, 0.15)
+        assert stage.routing == (stage.atom_share, stage.temperature, stage.guidance)
+    assert found[LAST] == found[-1] == (1.0, 1.0, 0.3, 2.0, 0.15)
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,22 @@ def test_a_curriculum_anneals_the_temperature():
     assert not torch.equal(cold(*atoms).log_p_BG, hot(*atoms).log_p_BG)
 
 
+@pytest.mark.parametrize(("guidance", "other"), [(0.3, {"guidance": 0.3}), (0.0, {"form": "flat"})])
+def test_a_curriculum_anneals_the_guidance(guidance, other):
+    torch.manual_seed(2)
+    router = make_router(form="soft", groups_per_molecule=2, experts_per_atom=4)
+    scaffold_gate, atom_gate = ScaffoldGate(D, router).double(), AtomGate(D, router).double()
+    h_ND, molecule_N, mask_N, count = molecules()
+    routing = scaffold_gate(h_ND, molecule_N, mask_N, count)
+    expected_gate = AtomGate(D, replace(router, **other)).double()
+    expected_gate.load_state_dict(atom_gate.state_dict())
+    expected = expected_gate(h_ND, routing, molecule_N)
+    atoms = atom_gate(h_ND, routing, molecule_N, RoutingStage(guidance=guidance))
+    assert torch.equal(atoms.choices_NK, expected.choices_NK)
+    torch.testing.assert_close(atoms.weights_NK, expected.weights_NK)
+    assert not torch.equal(atom_gate(h_ND, routing, molecule_N).weights_NK, expected.weights_NK)
+
+
 def test_bias_changes_choices_but_never_weights():
     torch.manual_seed(0)
     router = make_router(groups_per_molecule=1)
