@@ -67,7 +67,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
 
             seconds = time.perf_counter() - started
             validated = _due(state.step, config.run.validate_every, config.run.steps)
-            validation = validate(engine, held_out, config, rank, ranks) if validated else {}
+            validation = validate(engine.module, held_out, config, rank, ranks) if validated else {}
             if _due(state.step, probe.every, config.run.steps):
                 validation |= probe.measure(engine)
             recorder.record(

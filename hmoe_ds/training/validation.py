@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import deepspeed
 import torch
 
 from data_pipeline.schema import ATOM_FEATURE_SIZES
@@ -26,10 +25,8 @@ _UNIT = Normalizers(*(1.0 for _ in Normalizers._fields))
 
 
 @torch.no_grad()
-def validate(
-    engine: deepspeed.DeepSpeedEngine, mixture: Mixture, config: RunConfig, rank: int, ranks: int
-) -> dict[str, float]:
-    """Losses and routing health on the validation split; {} when it is empty.
+def validate(task: PretrainingTask, mixture: Mixture, config: RunConfig, rank: int, ranks: int) -> dict[str, float]:
+    """Losses and routing health of a model on the molecules of `mixture`, the validation split; {} when it is empty.
 
     Whatever the stage of a curriculum, they are of its end: all molecules, the final mask ratio and routing. So they
     compare over steps and runs, and are those of a model that is exported now.
@@ -37,9 +34,8 @@ def validate(
     `validation_atom_entropy` is the entropy of the hidden atoms' elements: the loss of a model that knows
     nothing but how frequent each element is.
     """
-    task: PretrainingTask = engine.module
-    weights = config.objective.prediction_weights
-    engine.eval()
+    weights, device = config.objective.prediction_weights, next(task.parameters()).device
+    task.eval()
     sums, routed = [], []
     for part in validation_slices(mixture, config.data, config.objective, rank, ranks):
         known = {"atom": int(part.masks.atom_N.sum()), "bond": int(part.masks.bond_M.sum())}
@@ -47,15 +43,15 @@ def validate(
         counts = torch.tensor([known[name] for name in weights], dtype=torch.float64)
         elements = part.batch.atom_features_N9[part.masks.atom_N, 0].long()
         histogram = torch.bincount(elements, minlength=ATOM_FEATURE_SIZES[0]).double()
-        part = part.to(engine.device)
+        part = part.to(device)
         losses, encoding = task(part, _UNIT)
         load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
         terms = torch.stack([getattr(losses, name) for name in weights]).double()
-        sums.append([terms, counts.to(engine.device), histogram.to(engine.device), *load])
+        sums.append([terms, counts.to(device), histogram.to(device), *load])
         keys = part.batch.scaffold_key_B, part.batch.generic_key_B
         table_B3 = torch.stack([*keys, encoding.scaffold.groups_BC[:, 0]], dim=1)
         routed.append(gather_rows(table_B3, part.counts))
-    engine.train()
+    task.train()
     if not sums:
         return {}
     totals = all_reduce_together([torch.stack(entry).sum(dim=0) for entry in zip(*sums, strict=True)])

@@ -1,0 +1,1 @@
+"""What each part of H-MoE is worth: `python -m benchmarks.ablation`."""

@@ -1,0 +1,121 @@
+"""What each part of H-MoE is worth: a search, a table of arms, a scaling curve.
+
+    python -m benchmarks.ablation zinc.smi.gz chembl.tsv.gz --out runs/ablation \
+        --table '{path: bbbp.csv, label: p_np}' --table '{path: esol.csv, label: logSolubility}'
+
+Prepares three sets with no scaffold in common (train, tune, report), searches on the tune set, then trains the arms of
+the table and of the scaling curve with equal training FLOPs and looks at the report set once per arm and seed. One run
+is one process with one thread; `--workers` of them run at a time. What has run is not run again, so the command goes on
+where it was stopped; with `--minutes` it stops by itself. Prints tables and one JSON line, and writes the line to
+docs/results/ablation.json, also when parts are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+from scipy.stats import t as student
+
+from benchmarks.ablation.arms import table_arms
+from benchmarks.ablation.bench import Bench, OutOfTimeError
+from benchmarks.ablation.datasets import make_datasets
+from benchmarks.ablation.search import BASE, FLAT, Search, find_arms
+from benchmarks.ablation.trial import Figures, Settings, training_flops
+from benchmarks.result import write_result
+
+COLUMNS = {
+    "report_loss": "loss",
+    "report_consistency": "consistency",
+    "report_group_entropy": "entropy",
+    "report_chosen_p": "chosen p",
+    "report_group_scaffold_nmi": "NMI",
+    "report_expert_load_max_over_mean": "load",
+    "molecules_per_second": "molecules/s",
+}
+
+
+def summary(runs: Sequence[Figures], against: Sequence[Figures]) -> dict[str, Any]:
+    """Means of all figures, spread of the loss, and its difference to `against`, seed by seed."""
+    found: dict[str, Any] = {name: mean(run[name] for run in runs) for name in runs[0]}
+    losses = [run["report_loss"] for run in runs]
+    found["report_loss_seeds"] = losses
+    if len(runs) > 1:
+        differences = [run["report_loss"] - other["report_loss"] for run, other in zip(runs, against, strict=True)]
+        found["report_loss_spread"] = stdev(losses)
+        found["against_flat"] = mean(differences)
+        # Half the 95% confidence interval of the mean difference: a smaller one cannot be told from none.
+        found["detectable"] = student.ppf(0.975, len(runs) - 1) * stdev(differences) / math.sqrt(len(runs))
+    return found
+
+
+def measure_table(bench: Bench, arms: Mapping[str, Settings], steps: int, seeds: int) -> dict[str, Any]:
+    """Every arm with `seeds` seeds; raises OutOfTimeError."""
+    trials = [bench.trial(arms[name], seed, steps, reported=True) for seed in range(seeds) for name in arms]
+    figures = bench.run(trials)
+    runs = {name: figures[place :: len(arms)] for place, name in enumerate(arms)}
+    found = {name: summary(runs[name], runs["flat"]) for name in arms}
+    for place, name in enumerate(arms):
+        found[name] |= {"settings": dict(trials[place].settings), "steps": trials[place].steps}
+    return found
+
+
+def show(table: dict[str, Any]) -> None:
+    """Print a table of arms."""
+    probes = [name for name in table["flat"] if name.startswith("probe_")]
+    titles = COLUMNS | {name: name.removeprefix("probe_") for name in probes}
+    print(f"{'arm':<30}{'against flat':>20}" + "".join(f"{title:>13}" for title in titles.values()))
+    for name, found in table.items():
+        against = f"{found['against_flat']:+.4f} +- {found['detectable']:.4f}" if "detectable" in found else ""
+        print(f"{name:<30}{against:>20}" + "".join(f"{found[key]:>13.4f}" for key in titles))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="+", help="molecule files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for datasets and runs")
+    parser.add_argument("--table", action="append", default=[], help="labelled molecules, as in probe.tables")
+    parser.add_argument("--steps", type=int, default=600, help="of the flat arm, at budget 1")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 3, 10], help="of the scaling curve")
+    parser.add_argument("--scaling-seeds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this time")
+    options = parser.parse_args()
+    tables = [yaml.safe_load(table) for table in options.table]
+    deadline = time.time() + 60 * options.minutes
+    labelled = [table["path"] for table in tables]
+    datasets = make_datasets(options.sources, labelled, options.out, options.workers)
+    base = {**BASE, "probe.tables": tables}
+    step_flops = training_flops({**base, **FLAT}, datasets)
+    bench = Bench(options.out / "trials", datasets, base, step_flops, options.workers, deadline)
+    result: dict[str, Any] = {"name": "ablation", "ratio": None, "target": 1.0, "steps": options.steps}
+    search = Search(bench, options.steps)
+    try:
+        arms = find_arms(search)
+        result["table"] = measure_table(bench, table_arms(arms), options.steps, options.seeds)
+        show(result["table"])
+        result["scaling"] = {}
+        for budget in options.budgets:
+            steps = budget * options.steps
+            result["scaling"][budget] = measure_table(bench, arms, steps, options.scaling_seeds)
+            print(f"\n{budget} times the molecules")
+            show(result["scaling"][budget])
+            at_budget = result["scaling"][budget]
+            result["ratio"] = at_budget["flat"]["report_loss"] / at_budget["H-MoE"]["report_loss"]
+    except OutOfTimeError as left:
+        print(f"stopped: {left}; run the same command again")
+    result["search"] = {name: [[str(change), loss] for change, loss in tried] for name, tried in search.tried.items()}
+    print(json.dumps(result["search"], indent=1))
+    write_result(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The search on the tune set: every arm its own learning rate, then the hierarchy's parts one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from benchmarks.ablation.bench import Bench
+from benchmarks.ablation.trial import Settings
+
+SEED = 1000
+RATES = (0.002, 0.004, 0.008)
+
+# The feed-forwards of all arms are 192 wide for an atom: 64 shared and 2 experts of 64, or the like.
+BASE: Settings = {
+    "model.hidden_size": 64,
+    "model.lower_blocks": 2,
+    "model.upper_blocks": 2,
+    "model.dense_size": 192,
+    "router.groups": 4,
+    "router.experts": 16,
+    "router.experts_per_atom": 2,
+    "router.expert_size": 64,
+    "router.shared_size": 64,
+    # So many atoms are in every step, however large the molecules are that a curriculum admits.
+    "data.molecules_per_step": 1024,
+    "data.atoms_per_step": 3072,
+    "data.bonds_per_step": 6144,
+    "data.validation_molecules": 8192,
+}
+NO_CONTRAST: Settings = {"objective.contrast_weight": 0}
+DENSE: Settings = {
+    "router.groups": 1,
+    "router.experts": 1,
+    "router.experts_per_atom": 1,
+    "router.expert_size": 192,
+    "router.shared_size": 0,
+    **NO_CONTRAST,
+}
+FLAT: Settings = {"router.form": "flat", **NO_CONTRAST}
+HIERARCHIES: Mapping[str, Settings] = {
+    "hard": {},
+    "hard, two groups": {"router.groups_per_molecule": 2},
+    "soft": {"router.form": "soft"},
+    "additive": {"router.form": "additive", "router.experts_per_atom": 3, "router.shared_size": 0},
+}
+_THIRD = Fraction(1, 3)
+_DATA: Settings = {"curriculum.competence": "root", "curriculum.competence_steps": _THIRD}
+_MASKS: Settings = {"curriculum.mask_steps": _THIRD}
+_GATES: Settings = {"curriculum.temperature_start": 0.5, "curriculum.temperature_steps": _THIRD}
+CURRICULA: Sequence[Settings] = [_DATA, _MASKS, _GATES, {**_DATA, **_MASKS, **_GATES}]
+
+
+class Search:
+    """Remembers what it tried.
+
+    Args:
+        bench: runs the trials.
+        steps: of each trial.
+
+    Attributes:
+        tried: what was tried for each question: the change and its loss on the tune set.
+    """
+
+    def __init__(self, bench: Bench, steps: int) -> None:
+        self._bench, self._steps = bench, steps
+        self.tried: dict[str, list[tuple[Settings, float]]] = {}
+
+    def best(self, question: str, start: Settings, changes: Sequence[Settings]) -> dict[str, Any]:
+        """`start` with the change of `changes` that gives the lowest loss."""
+        return self.best_of_each({question: (start, changes)})[question]
+
+    def best_of_each(self, questions: Mapping[str, tuple[Settings, Sequence[Settings]]]) -> dict[str, dict[str, Any]]:
+        """`best` for several questions that do not wait for each other."""
+        asked = [(name, {**start, **change}) for name, (start, changes) in questions.items() for change in changes]
+        trials = [self._bench.trial(settings, SEED, self._steps) for _, settings in asked]
+        losses = [figures["tune_loss"] for figures in self._bench.run(trials)]
+        found = {}
+        for name, (start, changes) in questions.items():
+            mine = [loss for (asker, _), loss in zip(asked, losses, strict=True) if asker == name]
+            self.tried[name] = list(zip(changes, mine, strict=True))
+            change, _ = min(self.tried[name], key=lambda entry: entry[1])
+            found[name] = {**start, **change}
+        return found
+
+    def loss(self, question: str) -> float:
+        """The lowest loss that was found."""
+        return min(loss for _, loss in self.tried[question])
+
+
+def find_arms(search: Search) -> dict[str, dict[str, Any]]:
+    """Settings of the three main arms: dense, flat, and H-MoE with all its parts in their best form."""
+    rates: list[Settings] = [{"optim.learning_rate": rate} for rate in RATES]
+    unchanged: Settings = {}
+    starts = {"dense": DENSE, "flat": FLAT, **HIERARCHIES}
+    arms = search.best_of_each({name: (settings, rates) for name, settings in starts.items()})
+    form = min(HIERARCHIES, key=search.loss)
+    more_experts: list[Settings] = [unchanged, {"router.experts": 32}]
+    hmoe = search.best("groups", arms[form], [unchanged, {"router.groups": 2}, {"router.groups": 8}])
+    if arms[form].get("router.form") == "soft":
+        guidance: list[Settings] = [{"router.guidance": value} for value in (0.3, 3.0)]
+        hmoe = search.best("guidance", hmoe, [unchanged, *guidance])
+    found = search.best_of_each({"experts": (hmoe, more_experts), "experts of flat": (arms["flat"], more_experts)})
+    hmoe, arms["flat"] = found["experts"], found["experts of flat"]
+    hmoe = search.best("contrast", hmoe, [{"objective.contrast_weight": value} for value in (0.03, 0.1, 0.3)])
+    hmoe = search.best("curriculum", hmoe, CURRICULA)
+    hmoe = search.best("allocation", hmoe, _allocations(hmoe))
+    return {"dense": arms["dense"], "flat": arms["flat"], "H-MoE": hmoe}
+
+
+def _allocations(hmoe: Settings) -> list[Settings]:
+    """Growth from half the experts over the first two thirds of the run."""
+    splits = int({**BASE, **hmoe}["router.experts"]) // 2
+    start: Settings = {"allocation.experts_at_start": splits, "allocation.every": Fraction(2, 3 * splits)}
+    return [{**start, "allocation.hot": hot} for hot in (1.0, 1.5)]
