@@ -88,7 +88,10 @@ class Normalizers(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Terms of the loss, unweighted, each this rank's share of the global mean; `total` is their weighted sum."""
+    """Terms of the loss, unweighted, each this rank's share of the global mean; `total` is their weighted sum.
+
+    `contrast_temperature` is no term, but this rank's share of what the contrastive loss took as t.
+    """
 
     total: Tensor
     atom: Tensor
@@ -99,6 +102,7 @@ class Losses(NamedTuple):
     entropy: Tensor
     fingerprint: Tensor
     descriptors: Tensor
+    contrast_temperature: Tensor
 
 
 def count_normalizers(slices: Sequence[RankSlice], device: torch.device | str) -> Normalizers:
@@ -158,7 +162,9 @@ def pretraining_losses(
         + objective.descriptor_weight * descriptors
     )
     terms = (atom, bond, contrast, z, balance, entropy, fingerprint, descriptors)
-    return Losses(total, *(term.detach() for term in terms))
+    # A share by molecules, so that it adds up over slices and ranks as the terms do.
+    contrast_temperature = z.new_full((), batch.num_molecules / norm.molecules) * temperature
+    return Losses(total, *(term.detach() for term in (*terms, contrast_temperature)))
 
 
 def _contrast(
@@ -209,4 +215,4 @@ class PretrainingTask(nn.Module):
         if self.log_temperature is None:
             return self._objective.contrast_temperature
         # Without a bound, the loss can be made smaller and smaller by sharpening alone (as in CLIP).
-        return self.log_temperature.float().exp().clamp(min=_LEAST_TEMPERATURE)
+        return self.log_temperature.squeeze().float().exp().clamp(min=_LEAST_TEMPERATURE)

@@ -77,11 +77,14 @@ class Recorder:
         due = step in (1, self._config.run.steps) or step % self._config.run.log_every == 0 or bool(validation)
         if not (self._active and due):
             return
+        objective = self._config.objective
+        learned = objective.contrast_learned_temperature
         metrics = {
             "step": step,
             "time": time.time(),
             "loss": losses.total.item(),
-            **{f"loss_{name}": getattr(losses, name).item() for name in self._config.objective.reported_terms},
+            **{f"loss_{name}": getattr(losses, name).item() for name in objective.reported_terms},
+            **({"contrast_temperature": losses.contrast_temperature.item()} if learned else {}),
             "learning_rate": learning_rate,
             "grad_norm": float(grad_norm),
             "group_entropy": group_entropy(load.molecules_G),

@@ -162,8 +162,8 @@ def check_agreement(trained, name, tmp_path):
     history, choices, weights = trained.reference(name)
     assert trained.routing(name) == choices
     assert [line["step"] for line in lines] == list(range(1, len(history) + 1))
-    assert all(norm > trained.clip_norm(name) for _, norm in history), "clipping must bite to mean anything"
-    for line, (loss, norm) in zip(lines, history, strict=True):
+    assert all(norm > trained.clip_norm(name) for _, norm, _ in history), "clipping must bite to mean anything"
+    for line, (loss, norm, _) in zip(lines, history, strict=True):
         assert line["loss"] == pytest.approx(loss, abs=2e-5)
         assert line["grad_norm"] == pytest.approx(norm, rel=2e-4)
     exported = _export(folder, tmp_path).state_dict()
@@ -180,7 +180,7 @@ def check_bf16(trained, name, tmp_path):
     folder, lines = trained.run(name)
     history, choices, weights = trained.reference(name)
     assert _share_routed_alike(trained.routing(name), choices) > 0.93
-    for line, (loss, norm) in zip(lines, history, strict=True):
+    for line, (loss, norm, _) in zip(lines, history, strict=True):
         assert line["loss"] == pytest.approx(loss, rel=0.02)
         assert line["grad_norm"] == pytest.approx(norm, rel=0.02 if line["step"] <= 2 else 0.1)
     model = _export(folder, tmp_path)

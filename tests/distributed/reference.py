@@ -156,7 +156,7 @@ def reference_losses(model, config, parts, stage, temperature):
 
 
 def reference_run(config):
-    """-> (loss and gradient norm of each step, {(step, slice, molecule): choices}, final weights)."""
+    """-> (loss, norm and contrast temperature of each step, {(step, slice, molecule): choices}, final weights)."""
     heads = config.objective.molecule_heads
     model = HMoEModel(config.model, config.router, config.run.seed, heads=heads).double()
     matrices = [weight for weight in model.parameters() if weight.dim() > 1]
@@ -186,13 +186,14 @@ def reference_run(config):
             choices |= {(step, number, key): chosen for key, chosen in molecule_choices(batch, encoding).items()}
         optimizer.zero_grad()
         loss.backward()
+        temperature = log_temperature.exp().item()
         norm = torch.nn.utils.clip_grad_norm_([*model.parameters(), *learned], optim.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = optim.learning_rate * learning_rate_ratio(step, config.run.steps, optim)
         optimizer.step()
         with torch.no_grad():
             move_biases(model, config, [batch for batch, _ in parts], encodings)
-        history.append((loss.item(), norm.item()))
+        history.append((loss.item(), norm.item(), temperature))
     return history, choices, model.state_dict()
 
 

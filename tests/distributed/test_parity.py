@@ -93,6 +93,14 @@ def test_the_exported_model_is_the_trained_model(name, trained, dataset, tmp_pat
     )
 
 
+def test_a_learned_temperature_is_reported(trained):
+    name = "2 ranks ep 2, zero 3, additive"
+    found = [line["contrast_temperature"] for line in trained.run(name)[1]]
+    assert found == pytest.approx([temperature for *_, temperature in trained.reference(name)[0]], rel=1e-4)
+    assert len(set(found)) == len(found)
+    assert "contrast_temperature" not in trained.run("1 rank, zero 1")[1][0]
+
+
 def test_validation_does_not_depend_on_the_layout(trained):
     one, *others = (
         trained.run(name)[1][-1]
