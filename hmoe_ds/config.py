@@ -181,16 +181,30 @@ class ObjectiveConfig:
         return MoleculeHeads(self.fingerprint_weight > 0, self.descriptor_weight > 0)
 
     @property
-    def prediction_weights(self) -> dict[str, float]:
-        """Weights of the terms that predict something, by their names in the loss; of molecules those that are on."""
-        molecule = {"fingerprint": self.fingerprint_weight, "descriptors": self.descriptor_weight}
-        return {"atom": 1.0, "bond": self.bond_weight} | {name: w for name, w in molecule.items() if w > 0}
+    def weights(self) -> dict[str, float]:
+        """Weights of all terms of the loss, by their names in it (`objectives/total.py`)."""
+        return {
+            "atom": 1.0,
+            "bond": self.bond_weight,
+            "contrast": self.contrast_weight,
+            "z": self.z_weight,
+            "balance": self.balance_weight,
+            "entropy": self.entropy_weight,
+            "fingerprint": self.fingerprint_weight,
+            "descriptors": self.descriptor_weight,
+        }
 
     @property
     def reported_terms(self) -> list[str]:
-        """Names of the terms of the loss that metrics show: those that are always there, and others that are on."""
-        gates = {"balance": self.balance_weight, "entropy": self.entropy_weight}
-        return [*self.prediction_weights, "contrast", "z", *(name for name, weight in gates.items() if weight > 0)]
+        """Names of the terms that metrics show: those that are always computed, and others that are on."""
+        always = {"atom", "bond", "contrast", "z"}
+        return [name for name, weight in self.weights.items() if name in always or weight > 0]
+
+    @property
+    def prediction_weights(self) -> dict[str, float]:
+        """Weights of those of them that predict something."""
+        predictions = {"atom", "bond", "fingerprint", "descriptors"}
+        return {name: self.weights[name] for name in self.reported_terms if name in predictions}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from hmoe_ds.objectives.masking import masked_atom_loss, masked_bond_loss
 from hmoe_ds.objectives.molecule import count_targets, molecule_losses
 from hmoe_ds.objectives.router_losses import choice_entropy, router_balance_loss, router_z_loss
 
+_LEAST_TEMPERATURE = 0.01
+
 
 @dataclass(frozen=True)
 class RankSlice:
@@ -69,9 +71,6 @@ class RankSlice:
             None if self.views is None else self.views.to(device),
             None if self.viewed_B is None else to_device(self.viewed_B, device),
         )
-
-
-_LEAST_TEMPERATURE = 0.01
 
 
 class Normalizers(NamedTuple):
@@ -138,9 +137,6 @@ def pretraining_losses(
     atom_logits = model.atom_head(h_ND[masks.atom_N])
     begin_M, end_M = batch.edge_index_2M[:, ::2][:, masks.bond_M]
     bond_logits = model.bond_head(h_ND[begin_M], h_ND[end_M])
-    atom = masked_atom_loss(atom_logits, batch, masks) / norm.atoms_hidden
-    bond = masked_bond_loss(bond_logits, batch, masks) / norm.bonds_hidden
-    contrast = _contrast(encoding, views, part, objective, temperature) / norm.anchors
     z = router_z_loss(encoding, norm.molecules, norm.atoms)
     balance = entropy = z.new_zeros(())
     if objective.balance_weight:
@@ -150,21 +146,22 @@ def pretraining_losses(
     if objective.entropy_weight:
         entropy = choice_entropy(encoding, norm.atoms)
     fingerprint, descriptors = molecule_losses(model, h_ND, batch)
-    fingerprint, descriptors = fingerprint / norm.fingerprints, descriptors / norm.descriptors
-    total = (
-        atom
-        + objective.bond_weight * bond
-        + objective.contrast_weight * contrast
-        + objective.z_weight * z
-        + objective.balance_weight * balance
-        + objective.entropy_weight * entropy
-        + objective.fingerprint_weight * fingerprint
-        + objective.descriptor_weight * descriptors
-    )
-    terms = (atom, bond, contrast, z, balance, entropy, fingerprint, descriptors)
+    terms = {
+        "atom": masked_atom_loss(atom_logits, batch, masks) / norm.atoms_hidden,
+        "bond": masked_bond_loss(bond_logits, batch, masks) / norm.bonds_hidden,
+        "contrast": _contrast(encoding, views, part, objective, temperature) / norm.anchors,
+        "z": z,
+        "balance": balance,
+        "entropy": entropy,
+        "fingerprint": fingerprint / norm.fingerprints,
+        "descriptors": descriptors / norm.descriptors,
+    }
+    weights = objective.weights
+    total = sum((weights[name] * term for name, term in terms.items()), start=z.new_zeros(()))
     # A share by molecules, so that it adds up over slices and ranks as the terms do.
     contrast_temperature = z.new_full((), batch.num_molecules / norm.molecules) * temperature
-    return Losses(total, *(term.detach() for term in (*terms, contrast_temperature)))
+    parts = {name: term.detach() for name, term in terms.items()}
+    return Losses(total, **parts, contrast_temperature=contrast_temperature.detach())
 
 
 def _contrast(
