@@ -107,6 +107,11 @@ def to_device(values: Tensor, device: torch.device | str) -> Tensor:
     return values.to(device)
 
 
+def sum_by_molecule(x_N: Tensor, molecule_N: Tensor, num_molecules: int) -> Tensor:
+    """Sum of what the atoms of each molecule have; [N, ...] -> [B, ...]"""
+    return x_N.new_zeros(num_molecules, *x_N.shape[1:]).index_add(0, molecule_N, x_N)
+
+
 def gather(store: MoleculeStore, rows: NDArray[np.int64]) -> MolBatch:
     """The molecules `rows` of `store`, in that order, as one batch.
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UsageError
 from hmoe_ds.config import ModelConfig, MoleculeHeads, RouterConfig
-from hmoe_ds.data.batch import MolBatch
+from hmoe_ds.data.batch import MolBatch, sum_by_molecule
 from hmoe_ds.model.encoder import Encoder, Encoding, Masks
 from hmoe_ds.model.heads import DescriptorHead, FingerprintHead, MaskedAtomHead, MaskedBondHead
 from hmoe_ds.moe.experts import Executor, LocalExecutor
 from hmoe_ds.moe.gate import FINAL_STAGE, RoutingStage
+from hmoe_ds.moe.wide import wide
 
 FORMAT_VERSION = 1
 _NO_HEADS = MoleculeHeads()
@@ -73,9 +74,8 @@ class HMoEModel(nn.Module):
 
     def readout(self, h_ND: Tensor, batch: MolBatch) -> Tensor:
         """Atom states to their mean over each molecule; -> [B, D]"""
-        wide = torch.promote_types(h_ND.dtype, torch.float32)  # a sum of many atoms in bf16 would lose the last ones
-        total_BD = h_ND.new_zeros(batch.num_molecules, h_ND.shape[1], dtype=wide)
-        total_BD = total_BD.index_add(0, batch.molecule_N, h_ND.to(wide))
+        # A sum of many atoms in bf16 would lose the last ones.
+        total_BD = sum_by_molecule(wide(h_ND), batch.molecule_N, batch.num_molecules)
         return (total_BD / batch.ptr_B.diff().unsqueeze(-1)).to(h_ND.dtype)
 
     def save_pretrained(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:

@@ -28,7 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmoe_ds.config import RouterConfig
+from hmoe_ds.data.batch import sum_by_molecule
 from hmoe_ds.moe.forms import Candidates, ScaffoldRouting, candidates, scaffold_experts
+from hmoe_ds.moe.wide import WideLayerNorm, WideLinear, wide
 
 
 class RoutingStage(NamedTuple):
@@ -67,20 +69,6 @@ class AtomRouting(NamedTuple):
     squares_2: Tensor
 
 
-class WideLinear(nn.Linear):
-    """`nn.Linear` that computes in fp32, or wider, whatever the dtype of its parameters and input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(_wide(x), _wide(self.weight), None if self.bias is None else _wide(self.bias))
-
-
-class WideLayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` that computes in fp32, or wider, whatever the dtype of its parameters and input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(_wide(x), self.normalized_shape, _wide(self.weight), _wide(self.bias), self.eps)
-
-
 class ScaffoldGate(nn.Module):
     """Chooses groups of experts for each molecule.
 
@@ -115,7 +103,7 @@ class ScaffoldGate(nn.Module):
         """Route B molecules by their scaffold readouts."""
         temperature = stage.temperature or self._router.temperature
         u_BP = F.normalize(self.project(F.silu(self.hidden(self.norm(z_BD)))), dim=-1)
-        cosine_BG = u_BP @ F.normalize(_wide(self.centers), dim=-1).t()
+        cosine_BG = u_BP @ F.normalize(wide(self.centers), dim=-1).t()
         logits_BG = cosine_BG / temperature
         biased_BG = (cosine_BG.detach() + self.route_bias) / temperature
         return ScaffoldRouting(
@@ -149,7 +137,7 @@ class AtomGate(nn.Module):
     ) -> AtomRouting:
         """Route N atoms; `molecule_N` says whose scaffold routing each atom has."""
         router = self._router
-        logits_NE = self.project(x_ND) @ _wide(self.keys).t()
+        logits_NE = self.project(x_ND) @ wide(self.keys).t()
         guidance = router.guidance if stage.guidance is None else stage.guidance
         among = candidates(logits_NE, routing, molecule_N, router, guidance)
         log_w_NM = among.log_w_NM
@@ -180,15 +168,9 @@ class AtomGate(nn.Module):
 
 def scaffold_mean(h_ND: Tensor, molecule_N: Tensor, scaffold_mask_N: Tensor, num_molecules: int) -> Tensor:
     """Mean state over the scaffold atoms of each molecule, over all its atoms when it has none; -> [B, D]."""
-    h_ND = _wide(h_ND)
-    scaffold_atoms_B = h_ND.new_zeros(num_molecules).index_add(0, molecule_N, scaffold_mask_N.to(h_ND.dtype))
+    h_ND = wide(h_ND)
+    scaffold_atoms_B = sum_by_molecule(scaffold_mask_N.to(h_ND.dtype), molecule_N, num_molecules)
     acyclic_N = (scaffold_atoms_B == 0)[molecule_N]
     weight_N = (scaffold_mask_N | acyclic_N).to(h_ND.dtype)
-    total_BD = h_ND.new_zeros(num_molecules, h_ND.shape[1]).index_add(0, molecule_N, h_ND * weight_N.unsqueeze(-1))
-    count_B = h_ND.new_zeros(num_molecules).index_add(0, molecule_N, weight_N)
-    return total_BD / count_B.unsqueeze(-1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """`x` in fp32, or wider if it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    total_BD = sum_by_molecule(h_ND * weight_N.unsqueeze(-1), molecule_N, num_molecules)
+    return total_BD / sum_by_molecule(weight_N, molecule_N, num_molecules).unsqueeze(-1)

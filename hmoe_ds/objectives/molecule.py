@@ -24,6 +24,7 @@ from torch import Tensor
 from hmoe_ds.data.batch import MolBatch
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.moe.wide import wide
 
 
 class KnownTargets(NamedTuple):
@@ -43,7 +44,7 @@ def count_targets(batch: MolBatch) -> KnownTargets:
 
 def fingerprint_loss(logits_BV: Tensor, fingerprint_BV: Tensor) -> Tensor:
     """Sum of l_m, in nats; a fingerprint that is not known adds nothing."""
-    log_p_BV = _wide(logits_BV).log_softmax(dim=-1)
+    log_p_BV = wide(logits_BV).log_softmax(dim=-1)
     count_BV = fingerprint_BV.to(log_p_BV.dtype)
     share_BV = count_BV / count_BV.sum(dim=-1, keepdim=True).clamp(min=1)
     return F.kl_div(log_p_BV, share_BV, reduction="sum")
@@ -54,7 +55,7 @@ def descriptor_loss(predicted_BT: Tensor, standardized_BT: Tensor) -> Tensor:
     known_BT = standardized_BT.isfinite()
     # Zeroed on both sides before the difference: NaN times 0 would be NaN.
     target_BT = standardized_BT.masked_fill(~known_BT, 0.0)
-    return F.smooth_l1_loss(_wide(predicted_BT).masked_fill(~known_BT, 0.0), target_BT, reduction="sum")
+    return F.smooth_l1_loss(wide(predicted_BT).masked_fill(~known_BT, 0.0), target_BT, reduction="sum")
 
 
 def molecule_losses(model: HMoEModel, h_ND: Tensor, batch: MolBatch) -> tuple[Tensor, Tensor]:
@@ -84,8 +85,3 @@ def set_descriptor_scale(model: HMoEModel, molecules: Mixture) -> None:
     """
     if model.descriptor_head is not None:
         model.descriptor_head.set_scale(*map(torch.from_numpy, molecules.descriptor_scale()))
-
-
-def _wide(x: Tensor) -> Tensor:
-    """`x` in fp32, or wider if it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
