@@ -1,7 +1,8 @@
-"""Rows of all ranks, with gradient: what a loss over the whole slice needs."""
+"""What a loss over the whole slice needs of all ranks: their rows, with gradient, and sums over them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,3 +38,16 @@ def gather_rows(rows_BD: Tensor, counts: list[int]) -> Tensor:
     if len(counts) == 1:
         return rows_BD
     return _GatherRows.apply(rows_BD, counts)
+
+
+def sum_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Sums over all ranks, in one all-reduce and without gradient.
+
+    Args:
+        tensors: of one dtype, and of the same shapes on all ranks; one rank needs no process group.
+    """
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from hmoe_ds.config import RouterConfig
 from hmoe_ds.model.encoder import Encoding
-from hmoe_ds.moe.balance import RouterLoad, measure_load
+from hmoe_ds.moe.balance import measure_load
 from hmoe_ds.moe.gate import AtomRouting
+from hmoe_ds.objectives.gather import sum_over_ranks
 
 
 def router_z_loss(encoding: Encoding, molecules: float, atoms: float) -> Tensor:
@@ -27,7 +27,7 @@ def router_z_loss(encoding: Encoding, molecules: float, atoms: float) -> Tensor:
 
 
 def router_balance_loss(
-    encoding: Encoding, molecule_N: Tensor, router: RouterConfig, ranks: int, molecules: float, atoms: float
+    encoding: Encoding, molecule_N: Tensor, router: RouterConfig, molecules: float, atoms: float
 ) -> Tensor:
     """Auxiliary balance loss of both levels: the share of what was chosen times the mean weight, times their number.
 
@@ -40,14 +40,14 @@ def router_balance_loss(
         encoding: this rank's molecules.
         molecule_N: the molecule of each atom.
         router: sizes.
-        ranks: ranks that the slice is spread over.
         molecules: molecules to average the scaffold level over.
         atoms: atoms to average the atom level over.
     """
-    load = _global_load(measure_load(encoding.scaffold, encoding.atoms, molecule_N, router), ranks)
+    load = measure_load(encoding.scaffold, encoding.atoms, molecule_N, router)
+    molecules_G, atoms_LE = sum_over_ranks([load.molecules_G, load.atoms_LE])
     p_G = encoding.scaffold.log_p_BG.exp().sum(dim=0) / molecules
-    total = router.groups * (_shares(load.molecules_G) * p_G).sum()
-    for routing, atoms_E in zip(encoding.atoms, load.atoms_LE, strict=True):
+    total = router.groups * (_shares(molecules_G) * p_G).sum()
+    for routing, atoms_E in zip(encoding.atoms, atoms_LE, strict=True):
         among = routing.candidates
         w_E = among.log_w_NM.new_zeros(router.experts).index_add(
             0, among.expert_NM.flatten(), among.log_w_NM.exp().flatten()
@@ -75,12 +75,3 @@ def _entropy(routing: AtomRouting) -> Tensor:
 
 def _shares(counts: Tensor) -> Tensor:
     return (counts / counts.sum().clamp(min=1)).float()
-
-
-def _global_load(load: RouterLoad, ranks: int) -> RouterLoad:
-    if ranks == 1:
-        return load
-    flat = torch.cat([counts.flatten() for counts in (load.molecules_G, load.atoms_LE)])
-    dist.all_reduce(flat)
-    groups = len(load.molecules_G)
-    return load._replace(molecules_G=flat[:groups], atoms_LE=flat[groups:].view_as(load.atoms_LE))

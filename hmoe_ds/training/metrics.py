@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hmoe_ds.moe.balance import RouterLoad
+from hmoe_ds.objectives.gather import sum_over_ranks
 from hmoe_ds.objectives.total import Losses
 from hmoe_ds.training.run_folder import replace_text
 
@@ -99,18 +98,8 @@ class StepTotals:
             torch.stack([value.detach().double() for value in entry]) for entry in zip(*self._losses, strict=True)
         ]
         loads = [torch.stack(list(entry)) for entry in zip(*self._loads, strict=True)]
-        sums = [entry.sum(dim=0) for entry in (*losses, *loads)]
-        sums = all_reduce_together(sums)
+        sums = sum_over_ranks([entry.sum(dim=0) for entry in (*losses, *loads)])
         return Losses(*sums[: len(losses)]), RouterLoad(*sums[len(losses) :])
-
-
-def all_reduce_together(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Sum float64 tensors over all ranks in one all-reduce."""
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(flat)
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 class MetricsFile:

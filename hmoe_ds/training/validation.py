@@ -8,18 +8,11 @@ from data_pipeline.schema import ATOM_FEATURE_SIZES
 from hmoe_ds.config import RunConfig
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.moe.balance import measure_load
-from hmoe_ds.objectives.gather import gather_rows
+from hmoe_ds.objectives.gather import gather_rows, sum_over_ranks
 from hmoe_ds.objectives.molecule import count_targets
 from hmoe_ds.objectives.total import Normalizers, PretrainingTask
 from hmoe_ds.training.feed import validation_slices
-from hmoe_ds.training.metrics import (
-    all_reduce_together,
-    consistency,
-    group_entropy,
-    load_imbalance,
-    mutual_information,
-    rms_ratio,
-)
+from hmoe_ds.training.metrics import consistency, group_entropy, load_imbalance, mutual_information, rms_ratio
 
 _UNIT = Normalizers(*(1.0 for _ in Normalizers._fields))
 
@@ -54,7 +47,7 @@ def validate(task: PretrainingTask, mixture: Mixture, config: RunConfig, rank: i
     task.train()
     if not sums:
         return {}
-    totals = all_reduce_together([torch.stack(entry).sum(dim=0) for entry in zip(*sums, strict=True)])
+    totals = sum_over_ranks([torch.stack(entry).sum(dim=0) for entry in zip(*sums, strict=True)])
     terms, counts, histogram, molecules_G, _, atoms_LE, chosen_p, squares_L2 = totals
     scaffold_key, generic_key, group = torch.cat(routed).cpu().numpy().T
     means = dict(zip(weights, (terms / counts).tolist(), strict=True))
