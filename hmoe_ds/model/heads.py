@@ -27,9 +27,7 @@ class MaskedAtomHead(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, NUM_ELEMENTS)
-        )
+        self.layers = _mlp(hidden_size, hidden_size, NUM_ELEMENTS)
 
     def forward(self, h_ND: Tensor) -> Tensor:
         """[N, D] -> logits [N, 119]"""
@@ -45,9 +43,7 @@ class MaskedBondHead(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(2 * hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, NUM_BOND_TYPES)
-        )
+        self.layers = _mlp(2 * hidden_size, hidden_size, NUM_BOND_TYPES)
 
     def forward(self, begin_MD: Tensor, end_MD: Tensor) -> Tensor:
         """Two [M, D] -> logits [M, 5]; the direction of the bond does not matter."""
@@ -63,9 +59,7 @@ class FingerprintHead(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, FINGERPRINT_BINS)
-        )
+        self.layers = _mlp(hidden_size, hidden_size, FINGERPRINT_BINS)
 
     def forward(self, mean_BD: Tensor) -> Tensor:
         """Mean atom states [B, D] -> logits [B, V]"""
@@ -87,9 +81,7 @@ class DescriptorHead(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, 2 * NUM_DESCRIPTORS)
-        )
+        self.layers = _mlp(hidden_size, hidden_size, 2 * NUM_DESCRIPTORS)
         # Of the training molecules; buffers, so that who loads the model can give its predictions their units back.
         self.register_buffer("mean_T", torch.zeros(NUM_DESCRIPTORS))
         self.register_buffer("deviation_T", torch.ones(NUM_DESCRIPTORS))
@@ -108,3 +100,7 @@ class DescriptorHead(nn.Module):
     def standardize(self, descriptors_BT: Tensor) -> Tensor:
         """Descriptors in their own units -> in standard deviations from their means."""
         return (descriptors_BT - self.mean_T) / self.deviation_T
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
