@@ -60,7 +60,8 @@ class Bench:
 
     def flops(self, settings: Settings) -> float:
         """Training FLOPs of one step with `settings`, all of them."""
-        key = json.dumps(settings, sort_keys=True)
+        shapes = {name: value for name, value in settings.items() if not name.startswith("optim.")}
+        key = json.dumps(shapes, sort_keys=True)
         if key not in self._flops:
             self._flops[key] = training_flops(settings, self.datasets)
         return self._flops[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hmoe_ds.config import RunConfig
+from hmoe_ds.config import RouterConfig, RunConfig
 
 # A gate that knows nothing gives its chosen groups C of G parts of the probability; one that learns, clearly more.
 _LEAST_P_OVER_CHANCE = 1.1
@@ -27,7 +27,7 @@ def health_warnings(config: RunConfig, metrics: Mapping[str, float]) -> dict[str
     if metrics["step"] <= config.optim.warmup_steps:
         return {}
     chance = router.groups_per_molecule / router.groups
-    if _weighs_by_p(config) and metrics["chosen_p"] < _LEAST_P_OVER_CHANCE * chance:
+    if _weighs_by_p(router) and metrics["chosen_p"] < _LEAST_P_OVER_CHANCE * chance:
         found["chosen_p"] = (
             f"the chosen groups have a mean probability of {metrics['chosen_p']:.2f}, hardly more than by chance "
             f"({chance:.2f}): molecules get little of their routed output; raise objective.contrast_weight, or lower "
@@ -40,7 +40,7 @@ def health_warnings(config: RunConfig, metrics: Mapping[str, float]) -> dict[str
             + ("the experts hardly matter" if ratio < least else "the experts drown the rest")
             + "; look at chosen_p, and try a lower optim.learning_rate or a higher objective.z_weight"
         )
-    if router.groups > 1 and router.group_choice == "learned" and metrics["group_entropy"] < _LEAST_GROUP_ENTROPY:
+    if _chooses_groups(router) and metrics["group_entropy"] < _LEAST_GROUP_ENTROPY:
         found["group_entropy"] = (
             f"few groups take most molecules (entropy {metrics['group_entropy']:.2f} of 1): the gate collapses; raise "
             "objective.contrast_weight or router.group_balance_rate"
@@ -48,7 +48,10 @@ def health_warnings(config: RunConfig, metrics: Mapping[str, float]) -> dict[str
     return found
 
 
-def _weighs_by_p(config: RunConfig) -> bool:
-    router = config.router
-    chooses = router.group_choice == "learned" and router.groups_per_molecule < router.groups
-    return chooses and router.form in ("hard", "additive")
+def _chooses_groups(router: RouterConfig) -> bool:
+    return router.groups > 1 and router.group_choice == "learned" and router.form != "flat"
+
+
+def _weighs_by_p(router: RouterConfig) -> bool:
+    fewer = router.groups_per_molecule < router.groups
+    return fewer and _chooses_groups(router) and router.form in ("hard", "additive")

@@ -35,3 +35,7 @@ def test_a_degenerate_gate_is_told_of(metric, value, words):
 )
 def test_a_probability_that_no_weight_contains_is_of_no_concern(overrides):
     assert "chosen_p" not in health_warnings(config(*overrides), HEALTHY | {"chosen_p": 0.25})
+
+
+def test_groups_that_say_nothing_are_of_no_concern():
+    assert health_warnings(config("--router.form=flat"), HEALTHY | {"group_entropy": 0.2}) == {}
