@@ -143,12 +143,11 @@ class AtomGate(nn.Module):
         log_w_NM = among.log_w_NM
         if stage.atom_share < 1:
             log_w_NM = candidates(stage.atom_share * logits_NE, routing, molecule_N, router, guidance).log_w_NM
-        if router.form == "additive":
-            choices_NK, weights_NK = self._choose(among, log_w_NM, router.experts_per_atom - router.groups_per_molecule)
-            fixed, p_NC = scaffold_experts(routing, molecule_N, router)
-            choices_NK, weights_NK = torch.cat([fixed, choices_NK], 1), torch.cat([p_NC, weights_NK], 1)
-        else:
-            choices_NK, weights_NK = self._choose(among, log_w_NM, router.experts_per_atom)
+        fixed = router.groups_per_molecule if router.form == "additive" else 0
+        choices_NK, weights_NK = self._choose(among, log_w_NM, router.experts_per_atom - fixed)
+        if fixed:
+            fixed_NC, p_NC = scaffold_experts(routing, molecule_N, router)
+            choices_NK, weights_NK = torch.cat([fixed_NC, choices_NK], 1), torch.cat([p_NC, weights_NK], 1)
         z_N = logits_NE.logsumexp(dim=-1).square()
         return AtomRouting(choices_NK, weights_NK, among, z_N, squares_2=z_N.new_zeros(2))
 
