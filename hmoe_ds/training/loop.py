@@ -17,10 +17,9 @@ from hmoe_ds.moe.balance import RouterLoad, measure_load, update_route_bias
 from hmoe_ds.objectives.molecule import set_descriptor_scale
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from hmoe_ds.training.curriculum import Curriculum
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
-from hmoe_ds.training.feed import rank_slice
 from hmoe_ds.training.metrics import StepTotals
+from hmoe_ds.training.prefetch import Prefetcher
 from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.probe import Probe
 from hmoe_ds.training.recorder import Recorder
@@ -34,7 +33,6 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
     if rank == 0:
         begin_run(config, ranks, molecules.fingerprint, [store.extent for store in molecules.stores])
     plan = BatchPlan(molecules, config.data, config.optim.accumulation, config.run.seed)
-    curriculum = Curriculum(config)
     probe = Probe(config, molecules.standardized, rank, ranks)
     check_agreement(config, molecules.fingerprint + probe.fingerprint)
     engine = build_engine(config)
@@ -43,15 +41,13 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
     if has_checkpoint(config):
         state = load_checkpoint(engine, config)
         plan.load_state_dict(state.plan)
-    views = config.objective.contrast_bare_scaffold
-    with Recorder(config, state, rank) as recorder:
+    ahead = Prefetcher(molecules, plan, config, state.step, rank, ranks)
+    with Recorder(config, state, rank) as recorder, ahead:
         while state.step < config.run.steps:
             started = time.perf_counter()
-            learning_rate, stage = engine.get_lr()[0], curriculum.stage(state.step)
-            slices = [
-                rank_slice(molecules, whole, stage.mask_ratio, config.run.seed, rank, ranks, views)
-                for whole in plan.next_step(stage.competence)
-            ]
+            learning_rate = engine.get_lr()[0]
+            slices, stage, plan_state = ahead.step()
+            waited = time.perf_counter() - started
             norm = count_normalizers(slices, engine.device)
             totals = StepTotals()
             for part in slices:
@@ -63,7 +59,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
                 totals.add(losses, load)
             step_losses, step_load = totals.reduce()
             balance_routers(engine.module, step_load, config)
-            state.step, state.plan = state.step + 1, plan.state_dict()
+            state.step, state.plan = state.step + 1, plan_state
 
             seconds = time.perf_counter() - started
             validated = _due(state.step, config.run.validate_every, config.run.steps)
@@ -72,7 +68,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
                 validation |= probe.measure(engine)
             recorder.record(
                 state.step, step_losses, step_load, norm, validation, stage=stage,
-                learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), seconds=seconds,
+                learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), seconds=seconds, waited=waited,
             )  # fmt: skip
             if _due(state.step, config.run.checkpoint_every, config.run.steps):
                 save_checkpoint(engine, config, state, molecules.fingerprint)

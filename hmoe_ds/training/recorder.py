@@ -31,7 +31,7 @@ class Recorder:
         self._active = rank == 0
         self._file: MetricsFile | None = None
         self._tracker: Tracker | None = None
-        self._molecules, self._seconds = 0.0, 0.0
+        self._molecules = self._seconds = self._waited = 0.0
         self._warned: set[str] = set()
         if self._active:
             folder = Path(config.run.out)
@@ -58,6 +58,7 @@ class Recorder:
         learning_rate: float,
         grad_norm: float,
         seconds: float,
+        waited: float,
     ) -> None:
         """Record optimizer step `step` (1-based): the first, the last, every `log_every`-th, those with a validation.
 
@@ -71,9 +72,11 @@ class Recorder:
             learning_rate: of this step.
             grad_norm: norm of the whole gradient before clipping.
             seconds: duration of the step.
+            waited: seconds of it that were spent waiting for molecules.
         """
         self._molecules += norm.molecules
         self._seconds += seconds
+        self._waited += waited
         due = step in (1, self._config.run.steps) or step % self._config.run.log_every == 0 or bool(validation)
         if not (self._active and due):
             return
@@ -94,10 +97,11 @@ class Recorder:
             "routed_over_dense_rms": rms_ratio(load.squares_L2),
             "molecules": norm.molecules,
             "molecules_per_second": self._molecules / self._seconds,
+            "data_wait": self._waited / self._seconds,
             **(stage._asdict() if self._config.curriculum.active else {}),
             **validation,
         }
-        self._molecules, self._seconds = 0.0, 0.0
+        self._molecules = self._seconds = self._waited = 0.0
         self._write(metrics)
         self._warn(metrics)
         print(
