@@ -52,7 +52,7 @@ class RouterConfig:
 
     Args:
         groups: number of scaffold groups G.
-        experts: number of experts E of each H-MoE layer, over all groups.
+        experts: number of experts E of each H-MoE layer, over all groups; at most, if they start with fewer.
         form: how the two levels together weigh the experts (`moe/forms.py`).
         guidance: lambda of the form `soft`: how much the scaffold level says (for nothing at all take `flat`).
         group_choice: `learned` by the scaffold gate, or `random`, by the scaffold's key, to compare with.
@@ -67,6 +67,13 @@ class RouterConfig:
         expert_balance_rate: the same for experts.
         max_received: rows that the experts of a rank compute at once; more are computed in chunks that are recomputed
             in the backward, so that memory stays bounded under any routing.
+        experts_at_start: experts that live at the start, over all groups; from them the others are split (dynamic
+            allocation, `moe/allocation.py`). 0: all live for good.
+        split_every: steps between decisions on splits; in each of them one expert of a layer may split.
+        split_load: load over the mean from which an expert may split; with 1 experts split until all live.
+        reclaim_load: share of the mean load below which an expert is dead: one that splits may take its place.
+        split_generations: how often the descendants of one expert may split in a row; so it is the root of at most
+            2^generations experts.
     """
 
     groups: int = 4
@@ -84,6 +91,11 @@ class RouterConfig:
     group_balance_rate: float = 0.003
     expert_balance_rate: float = 0.01
     max_received: int = 65536
+    experts_at_start: int = 0
+    split_every: int = 500
+    split_load: float = 1.0
+    reclaim_load: float = 0.1
+    split_generations: int = 4
 
     @property
     def candidates(self) -> int:

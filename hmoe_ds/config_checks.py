@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -36,6 +37,11 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("router", "group_balance_rate", 0, 1),
     ("router", "expert_balance_rate", 0, 1),
     ("router", "max_received", 1, _LARGE),
+    ("router", "experts_at_start", 0, _LARGE),
+    ("router", "split_every", 1, _LARGE),
+    ("router", "split_load", 1, 1e6),
+    ("router", "reclaim_load", 0, 1),
+    ("router", "split_generations", 1, 16),
     ("data", "molecules_per_step", 1, _LARGE),
     ("data", "atoms_per_step", 1, _LARGE),
     ("data", "bonds_per_step", 1, _LARGE),
@@ -104,6 +110,7 @@ def check_config(config: RunConfig) -> None:
     _check_folders(config)
     _check_slices(config.data, config.optim)
     _check_parallel(config.parallel, config.router)
+    _check_allocation(config.router, config.parallel)
 
 
 def check_topology(config: RunConfig, ranks: int) -> None:
@@ -160,6 +167,35 @@ def _check_choices(router: RouterConfig) -> None:
         raise ConfigError(
             f"router.experts_per_atom is {per_atom} but {where} {router.candidates} experts: "
             f"set it to at most {router.candidates}, or raise router.experts or router.groups_per_molecule"
+        )
+
+
+def _check_allocation(router: RouterConfig, parallel: ParallelConfig) -> None:
+    start = router.experts_at_start
+    if not start:
+        return
+    name = f"router.experts_at_start is {start}"
+    if start > router.experts or start % router.groups:
+        raise ConfigError(
+            f"{name} with router.experts {router.experts} and router.groups {router.groups}: set it to a multiple of "
+            f"{router.groups}, at most {router.experts}, or to 0"
+        )
+    chosen = router.experts_per_atom - (router.groups_per_molecule if router.form == "additive" else 0)
+    candidates = dataclasses.replace(router, experts=start).candidates
+    if candidates < chosen:
+        raise ConfigError(
+            f"{name}: an atom would choose {chosen} of {candidates} experts; raise router.experts_at_start, or lower "
+            "router.experts_per_atom"
+        )
+    if not router.expert_balance_rate:
+        raise ConfigError(
+            f"{name} with router.expert_balance_rate 0, so that nothing would share the atoms of an expert that "
+            "splits: set router.expert_balance_rate above 0"
+        )
+    if parallel.zero_stage == 3:
+        raise ConfigError(
+            f"{name} with parallel.zero_stage 3, under which experts are spread over ranks in parts and cannot split: "
+            "set parallel.zero_stage to 1 or 2, or router.experts_at_start to 0"
         )
 
 

@@ -133,6 +133,12 @@ class Encoder(nn.Module):
         """The H-MoE layers, from below."""
         return [block.feed_forward for block in self.upper if isinstance(block, HMoEBlock)]
 
+    def live_experts(self) -> Tensor | None:
+        """How many experts of each H-MoE layer live, [L]; None when all live for good."""
+        slots = [layer.gate.slots for layer in self.moe_layers()]
+        counts = [one.live_E.sum() for one in slots if one is not None]
+        return torch.stack(counts) if counts else None
+
     @torch.no_grad()
     def _calibrate(self, seed: int) -> None:
         """Set every layer's `route_scale` on chains of common atoms, as they pass the blocks without their experts.

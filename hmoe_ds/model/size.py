@@ -152,10 +152,12 @@ def flops_per_molecule(config: RunConfig, atoms: float, bonds: float) -> Flops:
     scaffold_gate = 2 * (width * width + router.gate_size * (width + router.groups))
     contrast = 2 * router.gate_size * molecules_per_slice(config, atoms, bonds)
     blocks = atoms * (dense_blocks * dense_block + layers * moe_block)
+    # Which expert of a family an atom goes to, as far as experts split; without gradient.
+    descent = atoms * layers * 2 * router.gate_size * router.experts if router.experts_at_start else 0.0
     forward = blocks + scaffold_gate + heads + contrast
     last_products = 2 * width * atoms * (dense_blocks * model.dense_size + layers * router.shared_size)
-    recomputed = blocks - last_products if config.parallel.activation_checkpointing else 0.0
-    return Flops(forward, 2 * forward + recomputed)
+    recomputed = blocks + descent - last_products if config.parallel.activation_checkpointing else 0.0
+    return Flops(forward + descent, 2 * forward + recomputed)
 
 
 def molecules_per_slice(config: RunConfig, atoms: float, bonds: float) -> float:

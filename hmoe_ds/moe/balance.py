@@ -14,6 +14,7 @@ from torch import Tensor
 from hmoe_ds.config import RouterConfig
 from hmoe_ds.moe.forms import ScaffoldRouting
 from hmoe_ds.moe.gate import AtomRouting
+from hmoe_ds.moe.slots import ExpertSlots
 
 
 class RouterLoad(NamedTuple):
@@ -70,3 +71,23 @@ def update_route_bias(route_bias: Tensor, load: Tensor, rate: float) -> None:
     if rate:
         route_bias += rate * torch.sign(load.mean() - load).to(route_bias.dtype)
         route_bias -= route_bias.mean()
+
+
+@torch.no_grad()
+def update_family_bias(route_bias: Tensor, slots: ExpertSlots, load_E: Tensor, rate: float) -> None:
+    """`update_route_bias` where experts split: each family has a bias, by its load per slot beside that of its pool.
+
+    So a family that split comes to take more. The thresholds of the splits move by the same rule: that of one whose new
+    side has more load per slot rises.
+
+    Args:
+        route_bias: one bias per slot, of which those of roots count; changed in place.
+        slots: their thresholds are changed in place.
+        load_E: atoms per slot over the global batch.
+        rate: step size, of biases and of thresholds.
+    """
+    root_E, load = slots.root_E, slots.family_load(load_E)
+    route_bias += rate * (torch.sign(load.mean_E - load.per_slot_E) * root_E).to(route_bias.dtype)
+    route_bias -= root_E * slots.pool_mean(route_bias, root_E)
+    slots.threshold_E += rate * torch.sign(load.excess_E).to(route_bias.dtype)
+    slots.threshold_E.clamp_(-1, 1)  # they are compared with cosines

@@ -16,6 +16,9 @@ cut the gradient of the scaffold gate. A routing curriculum fades the atom level
 a * t_i, with a share a that grows from 0 (the atom has no say) to 1. Choices always take the whole t_i, so they do not
 tie. Of the form `soft` it also moves lambda, for weights and choices alike. Routing is computed in fp32 or wider
 whatever the model's dtype.
+
+Under dynamic allocation experts split (`slots.py`). Then all of the above is of families of experts, and an atom goes
+to one expert of each family that it chose.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from torch import Tensor, nn
 from hmoe_ds.config import RouterConfig
 from hmoe_ds.data.batch import sum_by_molecule
 from hmoe_ds.moe.forms import Candidates, ScaffoldRouting, candidates, scaffold_experts
+from hmoe_ds.moe.slots import ExpertSlots
 from hmoe_ds.moe.wide import WideLayerNorm, WideLinear, wide
 
 
@@ -121,6 +125,9 @@ class AtomGate(nn.Module):
     Args:
         hidden_size: width D of atom states.
         router: sizes.
+
+    Attributes:
+        slots: which experts live, and their families; None when all live for good.
     """
 
     route_bias: Tensor
@@ -130,6 +137,7 @@ class AtomGate(nn.Module):
         self.project = WideLinear(hidden_size, router.gate_size, bias=False)
         self.keys = nn.Parameter(torch.randn(router.experts, router.gate_size) / math.sqrt(router.gate_size))
         self.register_buffer("route_bias", torch.zeros(router.experts))
+        self.slots = ExpertSlots(router) if router.experts_at_start else None
         self._router = router
 
     def forward(
@@ -137,19 +145,31 @@ class AtomGate(nn.Module):
     ) -> AtomRouting:
         """Route N atoms; `molecule_N` says whose scaffold routing each atom has."""
         router = self._router
-        logits_NE = self.project(x_ND) @ wide(self.keys).t()
+        key_NP = self.project(x_ND)
+        logits_NE = key_NP @ wide(self.keys).t()
         guidance = router.guidance if stage.guidance is None else stage.guidance
-        among = candidates(logits_NE, routing, molecule_N, router, guidance)
+        among = self._candidates(logits_NE, routing, molecule_N, guidance)
         log_w_NM = among.log_w_NM
         if stage.atom_share < 1:
-            log_w_NM = candidates(stage.atom_share * logits_NE, routing, molecule_N, router, guidance).log_w_NM
+            log_w_NM = self._candidates(stage.atom_share * logits_NE, routing, molecule_N, guidance).log_w_NM
         fixed = router.groups_per_molecule if router.form == "additive" else 0
         choices_NK, weights_NK = self._choose(among, log_w_NM, router.experts_per_atom - fixed)
         if fixed:
             fixed_NC, p_NC = scaffold_experts(routing, molecule_N, router)
             choices_NK, weights_NK = torch.cat([fixed_NC, choices_NK], 1), torch.cat([p_NC, weights_NK], 1)
+        if self.slots is not None:
+            choices_NK = self.slots.descend(choices_NK, key_NP)
+            logits_NE = self.slots.families_only(logits_NE)
         z_N = logits_NE.logsumexp(dim=-1).square()
         return AtomRouting(choices_NK, weights_NK, among, z_N, squares_2=z_N.new_zeros(2))
+
+    def _candidates(
+        self, logits_NE: Tensor, routing: ScaffoldRouting, molecule_N: Tensor, guidance: float
+    ) -> Candidates:
+        """The experts that can be chosen; of slots only families have weights."""
+        if self.slots is not None:
+            logits_NE = self.slots.families_only(logits_NE)
+        return candidates(logits_NE, routing, molecule_N, self._router, guidance)
 
     def _choose(self, among: Candidates, log_w_NM: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The experts that each atom takes, [N, count], and their weights, of `log_w_NM`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from hmoe_ds.config import RouterConfig
 from hmoe_ds.model.encoder import Encoding
 from hmoe_ds.moe.balance import measure_load
 from hmoe_ds.moe.gate import AtomRouting
+from hmoe_ds.moe.slots import ExpertSlots
 from hmoe_ds.objectives.gather import sum_over_ranks
 
 
@@ -27,32 +30,43 @@ def router_z_loss(encoding: Encoding, molecules: float, atoms: float) -> Tensor:
 
 
 def router_balance_loss(
-    encoding: Encoding, molecule_N: Tensor, router: RouterConfig, molecules: float, atoms: float
+    encoding: Encoding,
+    molecule_N: Tensor,
+    router: RouterConfig,
+    slots: Sequence[ExpertSlots | None],
+    molecules: float,
+    atoms: float,
 ) -> Tensor:
     """Auxiliary balance loss of both levels: the share of what was chosen times the mean weight, times their number.
 
     `G sum_g f_g P_g + mean over layers of E sum_e f_e P_e`: f is the share of the choices that fell on a group or an
     expert, over the slice and all ranks, and takes no gradient; P is the mean weight. Balanced, the first term is 1 and
-    the second the mean sum of an atom's weights over its candidates.
+    the second the mean sum of an atom's weights over its candidates. Where experts split, E is the number of those that
+    live, and f_e the share of a family over its slots.
     Source: Fedus et al., "Switch Transformers", 2022, equation 4.
 
     Args:
         encoding: this rank's molecules.
         molecule_N: the molecule of each atom.
         router: sizes.
+        slots: of each H-MoE layer; None where all experts live for good.
         molecules: molecules to average the scaffold level over.
         atoms: atoms to average the atom level over.
     """
     load = measure_load(encoding.scaffold, encoding.atoms, molecule_N, router)
     molecules_G, atoms_LE = sum_over_ranks([load.molecules_G, load.atoms_LE])
     p_G = encoding.scaffold.log_p_BG.exp().sum(dim=0) / molecules
-    total = router.groups * (_shares(molecules_G) * p_G).sum()
-    for routing, atoms_E in zip(encoding.atoms, atoms_LE, strict=True):
+    total = router.groups * (_shares(molecules_G, molecules_G.sum()) * p_G).sum()
+    for routing, layer_slots, atoms_E in zip(encoding.atoms, slots, atoms_LE, strict=True):
         among = routing.candidates
         w_E = among.log_w_NM.new_zeros(router.experts).index_add(
             0, among.expert_NM.flatten(), among.log_w_NM.exp().flatten()
         )
-        total = total + router.experts * (_shares(atoms_E) * w_E).sum() / atoms / len(encoding.atoms)
+        experts: Tensor | int = router.experts
+        load_E = atoms_E
+        if layer_slots is not None:
+            load_E, experts = layer_slots.family_load(atoms_E).per_slot_E, layer_slots.live_E.sum()
+        total = total + experts * (_shares(load_E, atoms_E.sum()) * w_E).sum() / atoms / len(encoding.atoms)
     return total
 
 
@@ -73,5 +87,5 @@ def _entropy(routing: AtomRouting) -> Tensor:
     return -(log_share_NM.exp() * log_share_NM).sum()
 
 
-def _shares(counts: Tensor) -> Tensor:
-    return (counts / counts.sum().clamp(min=1)).float()
+def _shares(counts: Tensor, total: Tensor) -> Tensor:
+    return (counts / total.clamp(min=1)).float()

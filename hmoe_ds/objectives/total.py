@@ -140,7 +140,8 @@ def pretraining_losses(
     z = router_z_loss(encoding, norm.molecules, norm.atoms)
     balance = entropy = z.new_zeros(())
     if objective.balance_weight:
-        balance = router_balance_loss(encoding, batch.molecule_N, model.router, norm.molecules, norm.atoms)
+        slots = [layer.gate.slots for layer in model.encoder.moe_layers()]
+        balance = router_balance_loss(encoding, batch.molecule_N, model.router, slots, norm.molecules, norm.atoms)
     if objective.entropy_weight:
         entropy = choice_entropy(encoding, norm.atoms)
     fingerprint, descriptors = molecule_losses(model, h_ND, batch)

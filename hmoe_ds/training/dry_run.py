@@ -103,12 +103,17 @@ def _model_lines(figures: dict[str, Any]) -> list[str]:
     return [
         f"blocks      {model['lower_blocks']} lower and {model['upper_blocks']} upper, {model['moe_layers']} of these "
         f"H-MoE; width {model['hidden_size']}",
-        f"experts     {router['experts']} per H-MoE layer in {router['groups']} groups; "
+        f"experts     {_experts(router)} per H-MoE layer in {router['groups']} groups; "
         f"groups per molecule: {router['groups_per_molecule']}, experts per atom: {router['experts_per_atom']}",
         f"parameters  {_count(count['total'])}; an atom passes {_count(count['active'])}",
         *(f"  {name.replace('_', ' '):<16}{_count(count[name]):>9}" for name in parts),
         f"  {'chosen experts':<16}{_count(count['active_experts']):>9}",
     ]
+
+
+def _experts(router: dict[str, Any]) -> str:
+    start = router["experts_at_start"]
+    return f"{start} at the start, up to {router['experts']}" if start else str(router["experts"])
 
 
 def _batch_lines(figures: dict[str, Any]) -> list[str]:

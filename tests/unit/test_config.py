@@ -42,6 +42,25 @@ def test_overrides_win_over_the_file(tmp_path):
         (["--router.groups_per_molecule", "9"], "router.groups_per_molecule is 9 with router.groups 4"),
         (["--router.experts_per_atom", "5"], "the chosen groups hold 2 experts"),
         (["--parallel.ep_size", "3"], "parallel.ep_size is 3, which does not divide router.experts 8"),
+        (["--router.experts_at_start", "6"], "router.experts_at_start is 6 with router.experts 8 and router.groups 4"),
+        (["--router.experts_at_start", "12"], "set it to a multiple of 4, at most 8, or to 0"),
+        (
+            ["--router.experts_at_start", "4", "--router.experts_per_atom", "2"],
+            "router.experts_at_start is 4: an atom would choose 2 of 1 experts; raise router.experts_at_start",
+        ),
+        (
+            ["--router.experts_at_start=4", "--router.form=additive", "--router.experts_per_atom=2"],
+            "router.experts_at_start is 4: an atom would choose 1 of 0 experts",
+        ),
+        (
+            ["--router.experts_at_start", "4", "--router.expert_balance_rate", "0"],
+            "router.experts_at_start is 4 with router.expert_balance_rate 0, so that nothing would share the atoms",
+        ),
+        (
+            ["--router.experts_at_start", "4", "--parallel.zero_stage", "3"],
+            "router.experts_at_start is 4 with parallel.zero_stage 3, under which",
+        ),
+        (["--router.split_load", "0.5"], "router.split_load is 0.5: set it to a value from 1 to 1000000.0"),
         (["--model.moe_every", "3"], "no H-MoE layer is left"),
         (["--objective.mask_ratio", "1.5"], "objective.mask_ratio is 1.5: set it to a value from"),
         (["--curriculum.competence", "cubic"], "curriculum.competence"),

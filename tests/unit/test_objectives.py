@@ -134,7 +134,7 @@ def test_the_balance_loss_matches_the_definition(routed):
             for e, w in zip(candidates, values, strict=True):
                 mean[e] += w / batch.num_atoms
         expected += 8 * sum(chosen.count(e) / len(chosen) * mean[e] for e in range(8)) / len(encoding.atoms)
-    loss = router_balance_loss(encoding, batch.molecule_N, router, 40, batch.num_atoms)
+    loss = router_balance_loss(encoding, batch.molecule_N, router, [None] * len(encoding.atoms), 40, batch.num_atoms)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 

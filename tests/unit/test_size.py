@@ -50,6 +50,8 @@ VARIANTS = {
     "no shared expert": ["--router.shared_size=0"],
     "heads of molecules": ["--objective.fingerprint_weight=0.1", "--objective.descriptor_weight=0.1"],
     "descriptors, bf16": ["--objective.descriptor_weight=0.1", "--parallel.precision=bf16"],
+    "experts that split": ["--router.experts_at_start=4"],
+    "experts that split, recomputed": ["--router.experts_at_start=4", "--parallel.activation_checkpointing=true"],
     "recomputed": ["--parallel.activation_checkpointing=true"],
     "recomputed, no shared expert": ["--parallel.activation_checkpointing=true", "--router.shared_size=0"],
 }
