@@ -13,11 +13,12 @@ import torch
 from data_pipeline.errors import PipelineError, UsageError
 from hmoe_ds.config import ConfigError, RunConfig, load_config
 from hmoe_ds.data.plan import BatchPlan
-from hmoe_ds.moe.balance import RouterLoad, measure_load, update_route_bias
+from hmoe_ds.moe.balance import RouterLoad, measure_load, update_family_bias, update_route_bias
 from hmoe_ds.objectives.molecule import set_descriptor_scale
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
+from hmoe_ds.training.expert_clones import split_experts
 from hmoe_ds.training.metrics import StepTotals
 from hmoe_ds.training.prefetch import Prefetcher
 from hmoe_ds.training.preflight import check_run
@@ -58,7 +59,9 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
                 load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
                 totals.add(losses, load)
             step_losses, step_load = totals.reduce()
+            live_L = engine.module.model.encoder.live_experts()
             balance_routers(engine.module, step_load, config)
+            splits = split_experts(engine, step_load, config, state.step + 1)
             state.step, state.plan = state.step + 1, plan_state
 
             seconds = time.perf_counter() - started
@@ -67,7 +70,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
             if _due(state.step, probe.every, config.run.steps):
                 validation |= probe.measure(engine)
             recorder.record(
-                state.step, step_losses, step_load, norm, validation, stage=stage,
+                state.step, step_losses, step_load, norm, validation, stage=stage, live_L=live_L, splits=splits,
                 learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), seconds=seconds, waited=waited,
             )  # fmt: skip
             if _due(state.step, config.run.checkpoint_every, config.run.steps):
@@ -91,7 +94,11 @@ def balance_routers(task: PretrainingTask, load: RouterLoad, config: RunConfig) 
     encoder = task.model.encoder
     update_route_bias(encoder.scaffold_gate.route_bias, load.atoms_G, config.router.group_balance_rate)
     for layer, atoms_E in zip(encoder.moe_layers(), load.atoms_LE, strict=True):
-        update_route_bias(layer.gate.route_bias, atoms_E, config.router.expert_balance_rate)
+        gate, rate = layer.gate, config.router.expert_balance_rate
+        if gate.slots is None:
+            update_route_bias(gate.route_bias, atoms_E, rate)
+        else:
+            update_family_bias(gate.route_bias, gate.slots, atoms_E, rate)
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -25,9 +25,13 @@ def group_entropy(molecules_G: Tensor) -> float:
     return float(torch.special.entr(share_G).sum() / np.log(len(share_G)))
 
 
-def load_imbalance(atoms_LE: Tensor) -> float:
-    """Load of the fullest expert over the mean load, averaged over layers; 1 is balanced."""
-    return float((atoms_LE.amax(dim=1) / atoms_LE.mean(dim=1)).mean())
+def load_imbalance(atoms_LE: Tensor, live_L: Tensor | None = None) -> float:
+    """Load of the fullest expert over the mean load, averaged over layers; 1 is balanced.
+
+    `live_L`: over how many experts of each layer the mean is taken; without it over all.
+    """
+    mean_L = atoms_LE.mean(dim=1) if live_L is None else atoms_LE.sum(dim=1) / live_L
+    return float((atoms_LE.amax(dim=1) / mean_L).mean())
 
 
 def rms_ratio(squares_L2: Tensor) -> float:
@@ -102,8 +106,8 @@ class StepTotals:
         return Losses(*sums[: len(losses)]), RouterLoad(*sums[len(losses) :])
 
 
-class MetricsFile:
-    """`metrics.jsonl`: one JSON object per line, each with at least `step`.
+class StepFile:
+    """JSON lines of steps, such as `metrics.jsonl`: one object per line, each with at least `step`.
 
     Args:
         path: the file.
@@ -117,9 +121,9 @@ class MetricsFile:
         replace_text(path, "".join(line + "\n" for line in kept))
         self._path = path
 
-    def write(self, metrics: dict[str, float]) -> None:
+    def write(self, figures: dict[str, float]) -> None:
         """Append one line; what is not a finite number becomes null, since JSON knows no other."""
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         with self._path.open("a") as file:
             file.write(json.dumps(finite) + "\n")
 

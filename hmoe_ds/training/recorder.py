@@ -1,20 +1,29 @@
-"""Reports of a run: a line on the terminal, `metrics.jsonl` and MLflow. Does nothing on ranks other than 0."""
+"""Reports of a run: a line on the terminal, `metrics.jsonl`, MLflow; splits of experts, in `allocation.jsonl`.
+
+Does nothing on ranks other than 0.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from torch import Tensor
+
 from hmoe_ds.config import RunConfig
+from hmoe_ds.moe.allocation import Split
 from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.objectives.total import Losses, Normalizers
 from hmoe_ds.training.checkpoint import TrainState
 from hmoe_ds.training.curriculum import Stage
 from hmoe_ds.training.health import health_warnings
-from hmoe_ds.training.metrics import MetricsFile, group_entropy, load_imbalance, rms_ratio
+from hmoe_ds.training.metrics import StepFile, group_entropy, load_imbalance, rms_ratio
 from hmoe_ds.training.spool import FAILED, FINISHED, METRICS
 from hmoe_ds.training.tracking import Tracker
+
+ALLOCATION = "allocation.jsonl"
 
 
 class Recorder:
@@ -29,13 +38,16 @@ class Recorder:
     def __init__(self, config: RunConfig, state: TrainState, rank: int) -> None:
         self._config = config
         self._active = rank == 0
-        self._file: MetricsFile | None = None
+        self._file: StepFile | None = None
+        self._splits: StepFile | None = None
         self._tracker: Tracker | None = None
         self._molecules = self._seconds = self._waited = 0.0
         self._warned: set[str] = set()
         if self._active:
             folder = Path(config.run.out)
-            self._file = MetricsFile(folder / METRICS, after_step=state.step)
+            self._file = StepFile(folder / METRICS, after_step=state.step)
+            if config.router.experts_at_start:
+                self._splits = StepFile(folder / ALLOCATION, after_step=state.step)
             if config.run.mlflow:
                 self._tracker = Tracker(folder, state.step)
 
@@ -55,6 +67,8 @@ class Recorder:
         validation: dict[str, float],
         *,
         stage: Stage,
+        live_L: Tensor | None,
+        splits: Mapping[int, Split],
         learning_rate: float,
         grad_norm: float,
         seconds: float,
@@ -69,6 +83,8 @@ class Recorder:
             norm: size of the global batch.
             validation: figures of a validation and of probes after this step, or none.
             stage: of the curriculum, in this step.
+            live_L: experts of each H-MoE layer that lived in this step; None when all live for good.
+            splits: of experts after this step, by layer; all of them are recorded.
             learning_rate: of this step.
             grad_norm: norm of the whole gradient before clipping.
             seconds: duration of the step.
@@ -77,6 +93,7 @@ class Recorder:
         self._molecules += norm.molecules
         self._seconds += seconds
         self._waited += waited
+        self._record_splits(step, splits)
         due = step in (1, self._config.run.steps) or step % self._config.run.log_every == 0 or bool(validation)
         if not (self._active and due):
             return
@@ -91,13 +108,14 @@ class Recorder:
             "learning_rate": learning_rate,
             "grad_norm": float(grad_norm),
             "group_entropy": group_entropy(load.molecules_G),
-            "expert_load_max_over_mean": load_imbalance(load.atoms_LE),
+            "expert_load_max_over_mean": load_imbalance(load.atoms_LE, live_L),
             "chosen_p": load.chosen_p.item() / norm.molecules,
             "experts_per_atom": load.atoms_LE.sum(dim=1).mean().item() / norm.atoms,
             "routed_over_dense_rms": rms_ratio(load.squares_L2),
             "molecules": norm.molecules,
             "molecules_per_second": self._molecules / self._seconds,
             "data_wait": self._waited / self._seconds,
+            **({} if live_L is None else {"experts_live": live_L.double().mean().item()}),
             **(stage._asdict() if self._config.curriculum.active else {}),
             **validation,
         }
@@ -113,6 +131,11 @@ class Recorder:
         if validation:
             shown = "  ".join(f"{name.removeprefix('validation_')} {value:.4f}" for name, value in validation.items())
             print(f"validation after step {step}: {shown}", flush=True)
+
+    def _record_splits(self, step: int, splits: Mapping[int, Split]) -> None:
+        if self._splits is not None:
+            for layer, split in splits.items():
+                self._splits.write({"step": step, "layer": layer, **split._asdict()})
 
     def _warn(self, metrics: dict[str, float]) -> None:
         """Say what is wrong, once while it lasts."""

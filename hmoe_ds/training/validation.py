@@ -58,7 +58,7 @@ def validate(task: PretrainingTask, mixture: Mixture, config: RunConfig, rank: i
         "validation_consistency": consistency(scaffold_key, group),
         "validation_group_scaffold_nmi": mutual_information(generic_key, group),
         "validation_group_entropy": group_entropy(molecules_G),
-        "validation_expert_load_max_over_mean": load_imbalance(atoms_LE),
+        "validation_expert_load_max_over_mean": load_imbalance(atoms_LE, task.model.encoder.live_experts()),
         "validation_chosen_p": (chosen_p / molecules_G.sum()).item(),
         "validation_routed_over_dense_rms": rms_ratio(squares_L2),
         "validation_molecules": molecules_G.sum().item(),

@@ -75,6 +75,21 @@ TARGETS = ACCUMULATED | {
     "objective__fingerprint_weight": 0.3,
     "objective__descriptor_weight": 0.6,
 }
+# Experts of two groups that share a pool, so that copies go from rank to rank; then of groups that keep to themselves.
+SPLITS = CLIPPED | {
+    "router__groups": 2,
+    "router__form": "flat",
+    "router__experts_at_start": 4,
+    "router__split_every": 2,
+    "run__steps": 7,
+}
+SPLITS_IN_GROUPS = CLIPPED | {
+    "router__experts_at_start": 12,
+    "router__split_every": 1,
+    "router__reclaim_load": 0.6,
+    "router__split_generations": 2,
+    "run__steps": 6,
+}
 BATCH = {
     "": CLIPPED,
     "accumulation": ACCUMULATED,
@@ -85,6 +100,9 @@ BATCH = {
     "random": RANDOM,
     "curriculum": TWO_GROUPS | CURRICULUM,
     "targets": TARGETS,
+    "splits": SPLITS,
+    "splits in groups": SPLITS_IN_GROUPS,
+    "no split": SPLITS | {"router__split_every": 100},
 }
 RECOMPUTE = {"": {}, "recompute": {"parallel__activation_checkpointing": "true"}}
 PRECISION = {"": {}, "bf16": {"parallel__precision": "bf16"}}

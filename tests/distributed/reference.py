@@ -15,6 +15,7 @@ from hmoe_ds.objectives.masking import draw_masks
 from hmoe_ds.training.curriculum import Curriculum
 from hmoe_ds.training.engine import learning_rate_ratio
 from tests.distributed.routing_log import molecule_choices
+from tests.slow_allocation import slow_decision, slow_family_balance
 
 
 def slow_contrast(u_BP, scaffold, generic, t, view_BP=None):
@@ -128,7 +129,7 @@ def reference_losses(model, config, parts, stage, temperature):
         )
         for routing in encoding.atoms:
             share = routing.candidates.log_w_NM.softmax(dim=1)
-            entropy.append(-(share * share.log()).sum(dim=1))
+            entropy.append(-(share * share.clamp(min=1e-300).log()).sum(dim=1))  # 0 log 0 is 0
         if model.fingerprint_head is not None:
             logits = model.fingerprint_head(mean_states(h, batch))
             fingerprint.append(slow_fingerprint(logits, batch.targets.fingerprint_BV))
@@ -192,12 +193,15 @@ def reference_run(config):
             group["lr"] = optim.learning_rate * learning_rate_ratio(step, config.run.steps, optim)
         optimizer.step()
         with torch.no_grad():
-            move_biases(model, config, [batch for batch, _ in parts], encodings)
+            loads = move_biases(model, config, [batch for batch, _ in parts], encodings)
+            if config.router.experts_at_start:
+                slow_decision(model, optimizer, loads, config, step + 1)
         history.append((loss.item(), norm.item(), temperature))
     return history, choices, model.state_dict()
 
 
 def move_biases(model, config, batches, encodings):
+    """-> the load of each expert of each layer."""
     router = config.router
     atoms_G = torch.zeros(router.groups)
     for batch, encoding in zip(batches, encodings, strict=True):
@@ -210,12 +214,18 @@ def move_biases(model, config, batches, encodings):
             for g in groups:
                 atoms_G[g] += float((batch.molecule_N == m).sum())
     move_bias(model.encoder.scaffold_gate.route_bias, atoms_G, router.group_balance_rate)
+    loads = []
     for number, layer in enumerate(model.encoder.moe_layers()):
         atoms_E = torch.zeros(router.experts)
         for encoding in encodings:
             for e in range(router.experts):
                 atoms_E[e] += float((encoding.atoms[number].choices_NK == e).sum())
-        move_bias(layer.gate.route_bias, atoms_E, router.expert_balance_rate)
+        loads.append(atoms_E.tolist())
+        if router.experts_at_start:
+            slow_family_balance(layer.gate, atoms_E.tolist(), router, router.expert_balance_rate)
+        else:
+            move_bias(layer.gate.route_bias, atoms_E, router.expert_balance_rate)
+    return loads
 
 
 def move_bias(bias, load, rate):

@@ -3,6 +3,8 @@
 `test_parity_matrix.py` holds the whole matrix; here is a choice of it that has every value of every axis.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -36,8 +38,12 @@ FP32 = dict(
         layout("2 ranks ep 2", "zero 3", "curriculum", "recompute"),
         layout("1 rank", "zero 1", "targets"),
         layout("2 ranks ep 2", "zero 3 spread", "targets"),
+        layout("2 ranks ep 2", "zero 1", "splits"),
+        layout("4 ranks ep 2", "zero 2 offload", "splits"),
+        layout("2 ranks ep 2", "zero 2", "splits in groups", "recompute"),
     ]
 )
+UNSPLIT = dict([layout("2 ranks ep 2", "zero 1", "no split")])
 BF16 = dict(
     [
         layout("2 ranks ep 2", "zero 1", precision="bf16"),
@@ -51,7 +57,7 @@ BF16 = dict(
 @pytest.fixture(scope="module")
 def trained(dataset, second_dataset, dataset_with_targets, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parity")
-    return Trained(dataset, folder, FP32 | BF16, second_dataset, dataset_with_targets)
+    return Trained(dataset, folder, FP32 | BF16 | UNSPLIT, second_dataset, dataset_with_targets)
 
 
 @pytest.mark.parametrize("name", FP32)
@@ -64,6 +70,28 @@ def test_bf16_follows_fp64(name, trained, tmp_path):
     check_bf16(trained, name, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["2 ranks ep 2, zero 1, splits", "4 ranks ep 2, zero 2 offload, splits"])
+def test_experts_split_over_ranks_without_a_change_of_the_loss(name, trained):
+    folder, lines = trained.run(name)
+    splits = [json.loads(line) for line in (folder / "allocation.jsonl").read_text().splitlines()]
+    assert [(split["step"], split["layer"]) for split in splits] == [(s, n) for s in (2, 4, 6) for n in (1, 2)]
+    assert {split["parent"] // 8 == split["slot"] // 8 for split in splits} == {True, False}, "both on and over ranks"
+    assert [line["experts_live"] for line in lines] == [4, 4, 5, 5, 6, 6, 7]
+    folder, unsplit = trained.run("2 ranks ep 2, zero 1, no split")
+    assert (folder / "allocation.jsonl").read_text() == ""
+    # The step after the first split has the loss that it would have had; later ones have not.
+    for line, other in zip(lines[:3], unsplit[:3], strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], abs=1e-6)
+    assert all(abs(line["loss"] - other["loss"]) > 1e-5 for line, other in zip(lines[4:], unsplit[4:], strict=True))
+
+
+def test_dead_experts_are_reclaimed(trained):
+    folder, _ = trained.run("2 ranks ep 2, zero 2, splits in groups, recompute")
+    splits = [json.loads(line) for line in (folder / "allocation.jsonl").read_text().splitlines()]
+    assert {split["reclaimed"] for split in splits} == {True, False}
+    assert all(split["parent"] // 4 == split["slot"] // 4 for split in splits)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     "name",
@@ -72,6 +100,7 @@ def test_bf16_follows_fp64(name, trained, tmp_path):
         "2 ranks ep 2, zero 1",
         "2 ranks, zero 3 spread",
         "4 ranks ep 2, zero 3 spread, recompute, bf16",
+        "2 ranks ep 2, zero 1, splits",
     ],
 )
 def test_the_exported_model_is_the_trained_model(name, trained, dataset, tmp_path):

@@ -30,6 +30,12 @@ CURRICULA = {
     "curriculum__temperature_steps": 7,
     "curriculum__mask_steps": 5,
 }
+SPLITS = {
+    "router__form": "flat",
+    "router__groups": 2,
+    "router__experts_at_start": 4,
+    "router__split_every": 3,
+}
 LAYOUTS = {
     "ep 1, zero 1": {},
     "ep 2, zero 1": {"parallel__ep_size": 2},
@@ -52,6 +58,9 @@ LAYOUTS = {
         "objective__descriptor_weight": 0.6,
     },
     "ep 2, zero 1, bf16": {"parallel__ep_size": 2, "parallel__precision": "bf16"},
+    # Decisions after steps 3 and 6: the run stops between them, with loads counted and a split behind it.
+    "ep 2, zero 2, splits": SPLITS | {"parallel__ep_size": 2, "parallel__zero_stage": 2},
+    "ep 2, zero 1, bf16, splits": SPLITS | {"parallel__ep_size": 2, "parallel__precision": "bf16"},
     "ep 2, zero 2, data appended, curricula": CURRICULA
     | {"parallel__ep_size": 2, "parallel__zero_stage": 2, "data__path": "growing"},
 }
@@ -127,6 +136,14 @@ def test_the_curricula_went_on_where_they_were(runs, growing):
     )
     assert first == last
     assert first["complexity_percentiles"] != [Manifest.load(growing).splits["train"].complexity_percentiles]
+
+
+@pytest.mark.parametrize("name", ["ep 2, zero 2, splits", "ep 2, zero 1, bf16, splits"])
+def test_splits_are_decided_again_as_they_were(name, runs):
+    (whole, _), (resumed, _) = runs[name]
+    splits = (whole / "allocation.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in splits.splitlines()] == [3, 3, 6, 6]
+    assert (resumed / "allocation.jsonl").read_text() == splits
 
 
 def test_a_new_run_sees_what_was_appended(runs, dataset_with_targets, growing, tmp_path):

@@ -11,7 +11,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from hmoe_ds.moe.balance import update_route_bias
 from hmoe_ds.training.metrics import (
-    MetricsFile,
+    StepFile,
     consistency,
     group_entropy,
     load_imbalance,
@@ -70,6 +70,8 @@ def test_group_entropy_and_load():
     assert group_entropy(torch.tensor([5.0, 5.0, 5.0, 5.0])) == pytest.approx(1.0)
     assert group_entropy(torch.tensor([9.0, 0.0])) == 0.0
     assert load_imbalance(torch.tensor([[1.0, 3.0], [2.0, 2.0]])) == pytest.approx((1.5 + 1.0) / 2)
+    live_L = torch.tensor([2, 3])
+    assert load_imbalance(torch.tensor([[1.0, 3, 0], [2.0, 2, 2]]), live_L) == pytest.approx((1.5 + 1.0) / 2)
 
 
 def test_the_bias_moves_load_from_full_to_empty_groups():
@@ -85,5 +87,5 @@ def test_the_bias_moves_load_from_full_to_empty_groups():
 def test_metrics_file_drops_later_steps_and_fragments(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
-    MetricsFile(path, after_step=2).write({"step": 3, "loss": 1.5})
+    StepFile(path, after_step=2).write({"step": 3, "loss": 1.5})
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [3.0, 2.0, 1.5]

@@ -75,7 +75,7 @@ class Run:
             losses = Losses(*[torch.tensor(loss_of(step))] * len(Losses._fields))
             self.recorder.record(
                 step, losses, load, Normalizers(1, 1, 1, 8, 64, 1, 1), {"validation_consistency": math.nan},
-                stage=Stage(1.0, 1.0, 0.2, 0.2), learning_rate=0.1, grad_norm=2.0, seconds=0.5,
+                stage=Stage(1.0, 1.0, 0.2, 0.2), live_L=None, splits={}, learning_rate=0.1, grad_norm=2.0, seconds=0.5,
             )  # fmt: skip
 
     def close(self, error: type[BaseException] | None = None) -> None:
