@@ -8,6 +8,8 @@ from benchmarks.ablation.search import BASE, FLAT, NO_CONTRAST
 from benchmarks.ablation.trial import Settings
 
 _RANDOM: Settings = {"router.group_choice": "random", **NO_CONTRAST}
+_CURRICULUM = ("curriculum.",)
+_ALLOCATION = ("router.experts_at_start", "router.split_")
 
 
 def table_arms(arms: Mapping[str, Settings]) -> dict[str, Settings]:
@@ -20,16 +22,18 @@ def table_arms(arms: Mapping[str, Settings]) -> dict[str, Settings]:
         "router.groups": experts,
         "router.groups_per_molecule": chosen,
     }
+    unguided = _without(hmoe, "curriculum.guidance")
     return {
         **arms,
-        "random groups": {**hmoe, **_RANDOM},
+        "random groups": {**unguided, **_RANDOM},
         "H-MoE minus contrast": {**hmoe, **NO_CONTRAST},
-        "H-MoE minus curriculum": _without(hmoe, "curriculum."),
-        "H-MoE minus dynamic allocation": _without(hmoe, "allocation."),
-        "H-MoE minus scaffold level": {**hmoe, **FLAT},
-        "H-MoE minus atom level": {**_without(hmoe, "allocation."), **one_expert_groups},
+        "H-MoE minus curriculum": _without(hmoe, *_CURRICULUM),
+        "H-MoE minus dynamic allocation": _without(hmoe, *_ALLOCATION),
+        "H-MoE minus scaffold level": {**unguided, **FLAT},
+        "H-MoE minus atom level": {**_without(unguided, *_ALLOCATION), **one_expert_groups},
     }
 
 
-def _without(settings: Settings, section: str) -> Settings:
-    return {name: value for name, value in settings.items() if not name.startswith(section)}
+def _without(settings: Settings, *beginnings: str) -> Settings:
+    """`settings` without the fields that begin so."""
+    return {name: value for name, value in settings.items() if not name.startswith(beginnings)}

@@ -49,7 +49,8 @@ _THIRD = Fraction(1, 3)
 _DATA: Settings = {"curriculum.competence": "root", "curriculum.competence_steps": _THIRD}
 _MASKS: Settings = {"curriculum.mask_steps": _THIRD}
 _GATES: Settings = {"curriculum.temperature_start": 0.5, "curriculum.temperature_steps": _THIRD}
-CURRICULA: Sequence[Settings] = [_DATA, _MASKS, _GATES, {**_DATA, **_MASKS, **_GATES}]
+_CURRICULA: Sequence[Settings] = [_DATA, _MASKS, _GATES, {**_DATA, **_MASKS, **_GATES}]
+_GUIDANCE: Settings = {"curriculum.guidance_steps": _THIRD}
 
 
 class Search:
@@ -98,13 +99,14 @@ def find_arms(search: Search) -> dict[str, dict[str, Any]]:
     form = min(HIERARCHIES, key=search.loss)
     more_experts: list[Settings] = [unchanged, {"router.experts": 32}]
     hmoe = search.best("groups", arms[form], [unchanged, {"router.groups": 2}, {"router.groups": 8}])
-    if arms[form].get("router.form") == "soft":
+    is_soft = arms[form].get("router.form") == "soft"
+    if is_soft:
         guidance: list[Settings] = [{"router.guidance": value} for value in (0.3, 3.0)]
         hmoe = search.best("guidance", hmoe, [unchanged, *guidance])
     found = search.best_of_each({"experts": (hmoe, more_experts), "experts of flat": (arms["flat"], more_experts)})
     hmoe, arms["flat"] = found["experts"], found["experts of flat"]
     hmoe = search.best("contrast", hmoe, [{"objective.contrast_weight": value} for value in (0.03, 0.1, 0.3)])
-    hmoe = search.best("curriculum", hmoe, CURRICULA)
+    hmoe = search.best("curriculum", hmoe, [*_CURRICULA, *([_GUIDANCE] if is_soft else [])])
     hmoe = search.best("allocation", hmoe, _allocations(hmoe))
     return {"dense": arms["dense"], "flat": arms["flat"], "H-MoE": hmoe}
 
@@ -112,5 +114,5 @@ def find_arms(search: Search) -> dict[str, dict[str, Any]]:
 def _allocations(hmoe: Settings) -> list[Settings]:
     """Growth from half the experts over the first two thirds of the run."""
     splits = int({**BASE, **hmoe}["router.experts"]) // 2
-    start: Settings = {"allocation.experts_at_start": splits, "allocation.every": Fraction(2, 3 * splits)}
-    return [{**start, "allocation.hot": hot} for hot in (1.0, 1.5)]
+    start: Settings = {"router.experts_at_start": splits, "router.split_every": Fraction(2, 3 * splits)}
+    return [{**start, "router.split_load": load} for load in (1.0, 1.5)]
