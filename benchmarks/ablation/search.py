@@ -39,11 +39,12 @@ DENSE: Settings = {
     **NO_CONTRAST,
 }
 FLAT: Settings = {"router.form": "flat", **NO_CONTRAST}
+_NO_SHARED: Settings = {"router.experts_per_atom": 3, "router.shared_size": 0}
 HIERARCHIES: Mapping[str, Settings] = {
     "hard": {},
     "hard, two groups": {"router.groups_per_molecule": 2},
     "soft": {"router.form": "soft"},
-    "additive": {"router.form": "additive", "router.experts_per_atom": 3, "router.shared_size": 0},
+    "additive": {"router.form": "additive", **_NO_SHARED},
 }
 _THIRD = Fraction(1, 3)
 _DATA: Settings = {"curriculum.competence": "root", "curriculum.competence_steps": _THIRD}
@@ -104,7 +105,8 @@ def find_arms(search: Search) -> dict[str, dict[str, Any]]:
         guidance: list[Settings] = [{"router.guidance": value} for value in (0.3, 3.0)]
         hmoe = search.best("guidance", hmoe, [unchanged, *guidance])
     found = search.best_of_each({"experts": (hmoe, more_experts), "experts of flat": (arms["flat"], more_experts)})
-    hmoe, arms["flat"] = found["experts"], found["experts of flat"]
+    hmoe, flat = found["experts"], found["experts of flat"]
+    arms["flat"] = search.best("shared expert of flat", flat, [unchanged, _NO_SHARED])
     hmoe = search.best("contrast", hmoe, [{"objective.contrast_weight": value} for value in (0.03, 0.1, 0.3)])
     hmoe = search.best("curriculum", hmoe, [*_CURRICULA, *([_GUIDANCE] if is_soft else [])])
     hmoe = search.best("allocation", hmoe, _allocations(hmoe))
