@@ -1,12 +1,13 @@
 """Run the training loop on several ranks as real processes, without a launcher."""
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -21,44 +22,28 @@ def free_port() -> int:
 
 def run_module(module: str, ranks: int, arguments: list[str], timeout: float = TIMEOUT_SECONDS) -> None:
     """Run `python -m module arguments` once per rank; when one fails or the time is up, all are ended."""
-    shared = {
+    environment = {
         **os.environ,
         "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
     with tempfile.TemporaryDirectory() as folder:
-        logs = [Path(folder) / f"rank{rank}.log" for rank in range(ranks)]
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                cwd=ROOT,
-                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=log.open("w"),
-                stderr=subprocess.STDOUT,
+        command = [sys.executable, "-m", "tests.distributed.ranks", str(ranks), folder, module, *arguments]
+        with (Path(folder) / "start.log").open("w") as log:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-            for rank, log in enumerate(logs)
-        ]
         try:
-            failed = _wait(processes, timeout)
+            failed = f"exit code {process.wait(timeout)}"
+        except subprocess.TimeoutExpired:
+            failed = f"not done in {timeout} s"
         finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        assert failed is None, f"rank {failed} of {module} failed:\n{logs[failed or 0].read_text()[-4000:]}"
-
-
-def _wait(processes: list[subprocess.Popen], timeout: float) -> int | None:
-    """Wait for all ranks; -> the first one seen to fail, or the first one running when the time is up."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        codes = [process.poll() for process in processes]
-        if any(codes):
-            return next(rank for rank, code in enumerate(codes) if code)
-        if all(code == 0 for code in codes):
-            return None
-        time.sleep(0.1)
-    return next(rank for rank, process in enumerate(processes) if process.poll() is None)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        logs = "\n".join(f"{log.name}:\n{log.read_text()[-4000:]}" for log in sorted(Path(folder).iterdir()))
+    assert process.returncode == 0, f"{module}: {failed}\n{logs}"
 
 
 def train(out: Path, dataset: Path, ranks: int = 1, **overrides) -> list[dict]:
