@@ -1,25 +1,18 @@
 """The gate stays healthy on real molecules: not collapsed, and consistent on scaffolds it never saw."""
 
-from pathlib import Path
-
-from rdkit import RDConfig
-
-from data_pipeline.build import PrepareOptions, prepare
 from tests.distributed.harness import read_metrics, run_module
 
 
-def test_gate_is_healthy_after_200_steps(tmp_path):
-    source = Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi"
-    prepare([str(source)], tmp_path / "data", PrepareOptions(validation_fraction=0.1))
+def test_gate_is_healthy_after_100_steps(dataset, tmp_path):
     settings = {
         "config": "tiny_cpu",
-        "data.path": tmp_path / "data",
+        "data.path": dataset,
         "run.out": tmp_path / "run",
-        "run.steps": 200,
+        "run.steps": 100,
         "run.mlflow": "false",
-        "parallel.ep_size": 2,
     }
-    run_module("hmoe_ds.training.loop", 2, [f"--{name}={value}" for name, value in settings.items()])
+    # That ranks compute what one process does is held elsewhere.
+    run_module("hmoe_ds.training.loop", 1, [f"--{name}={value}" for name, value in settings.items()])
     validation = read_metrics(tmp_path / "run")[-1]
     assert validation["validation_group_entropy"] >= 0.8
     assert validation["validation_consistency"] > 0.3
