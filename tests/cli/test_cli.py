@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from hmoe_ds.cli import main
 from hmoe_ds.downstream.embed import embed_batch
 from hmoe_ds.model.hmoe import HMoEModel
 from tests.distributed.harness import SMALL, free_port
@@ -33,6 +34,22 @@ def hmoe(*arguments, expect=0):
     assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     result = json.loads(done.stdout.splitlines()[-1]) if "--json" in arguments and expect == 0 else None
     return result, done.stdout, done.stderr
+
+
+@pytest.fixture
+def hmoe_here(capsys):
+    """`hmoe` within this process, which has imported what takes the command longest: for the many small requests."""
+
+    def run_here(*arguments, expect=0):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:  # argparse
+            code = end.code
+        out, err = capsys.readouterr()
+        assert code == expect, f"exit {code}\n{out[-3000:]}\n{err[-3000:]}"
+        return json.loads(out.splitlines()[-1]) if "--json" in arguments and expect == 0 else None, out, err
+
+    return run_here
 
 
 @pytest.fixture(scope="module")
@@ -80,27 +97,27 @@ def test_prepare_makes_a_dataset_that_opens(tmp_path):
     assert f"{shard.name}: {len(content) - 1} bytes, expected {len(content)}" in out
 
 
-def test_prepare_with_targets_and_a_run_that_wants_them(tmp_path):
+def test_prepare_with_targets_and_a_run_that_wants_them(hmoe_here, tmp_path):
     (tmp_path / "some.smi").write_text("\n".join(SMILES) + "\n")
     prepare = ["prepare", tmp_path / "some.smi", "--workers", 1, "--validation-fraction", 0, "--json"]
-    estimated = [hmoe(*prepare, "--out", tmp_path / "x", "--dry-run", *words)[0] for words in ([], ["--targets"])]
+    estimated = [hmoe_here(*prepare, "--out", tmp_path / "x", "--dry-run", *words)[0] for words in ([], ["--targets"])]
     assert estimated[1]["shard_bytes"] > estimated[0]["shard_bytes"] + 5 * 20 * 4
-    result, out, _ = hmoe(*prepare, "--out", tmp_path / "with", "--targets")
+    result, out, _ = hmoe_here(*prepare, "--out", tmp_path / "with", "--targets")
     assert "targets     fingerprint of 1024 bins, 20 descriptors" in out
     assert result["splits"]["train"]["descriptors"][0]["name"] == "MolWt"
     assert len(datasets.load_from_disk(str(tmp_path / "with"))["train"][0]["descriptors"]) == 20
-    hmoe(*prepare, "--out", tmp_path / "without")
-    _, _, err = hmoe(*prepare, "--out", tmp_path / "without", "--targets", "--append", expect=2)
+    hmoe_here(*prepare, "--out", tmp_path / "without")
+    _, _, err = hmoe_here(*prepare, "--out", tmp_path / "without", "--targets", "--append", expect=2)
     assert "was prepared with targets False, not True" in err
     paths = f"[{tmp_path / 'with'}, {tmp_path / 'without'}]"
     words = ["--config", "tiny_cpu", "--run.out", tmp_path / "run", "--objective.descriptor_weight", 0.5]
-    _, _, err = hmoe("pretrain", *words, "--data.path", paths, expect=2)
+    _, _, err = hmoe_here("pretrain", *words, "--data.path", paths, expect=2)
     assert f"{tmp_path / 'without'} was prepared without targets: prepare it again with `hmoe prepare --targets`" in err
 
 
-def test_prepare_dry_run_writes_nothing(tmp_path):
+def test_prepare_dry_run_writes_nothing(hmoe_here, tmp_path):
     (tmp_path / "some.smi").write_text("\n".join(f"{s} id{i}" for i, s in enumerate(SMILES)) + "\nnonsense bad\n")
-    result, out, _ = hmoe("prepare", tmp_path / "some.smi", "--out", tmp_path / "out", "--dry-run", "--json")
+    result, out, _ = hmoe_here("prepare", tmp_path / "some.smi", "--out", tmp_path / "out", "--dry-run", "--json")
     assert (result["rows"], result["exact"]) == (6, True)
     assert result["sources"][0]["rejected"] == {"syntax": 1}
     assert "some.smi: smiles" in out
@@ -119,32 +136,32 @@ def test_prepare_dry_run_writes_nothing(tmp_path):
         (["--out", "{tmp}/other"], "prepared from other options"),
     ],
 )
-def test_a_dry_run_finds_mistakes(arguments, message, tmp_path):
+def test_a_dry_run_finds_mistakes(arguments, message, hmoe_here, tmp_path):
     (tmp_path / "some.smi").write_text("CCO\n")
     if "{tmp}/other" in arguments:
-        hmoe("prepare", tmp_path / "some.smi", "--out", tmp_path / "other", "--max-atoms", 9, "--workers", 1)
+        hmoe_here("prepare", tmp_path / "some.smi", "--out", tmp_path / "other", "--max-atoms", 9, "--workers", 1)
     words = ["--out", tmp_path / "out", *(word.replace("{tmp}", str(tmp_path)) for word in arguments), "--dry-run"]
-    _, _, err = hmoe("prepare", tmp_path / "some.smi", *words, expect=2)
+    _, _, err = hmoe_here("prepare", tmp_path / "some.smi", *words, expect=2)
     assert message in err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dataset_of_another_rdkit_is_said_to_be(tmp_path):
+def test_a_dataset_of_another_rdkit_is_said_to_be(hmoe_here, tmp_path):
     (tmp_path / "some.smi").write_text("CCO\nCCN\n")
     arguments = ["prepare", tmp_path / "some.smi", "--out", tmp_path / "out", "--workers", 1]
-    hmoe(*arguments)
+    hmoe_here(*arguments)
     manifest = tmp_path / "out" / "manifest.json"
     content = json.loads(manifest.read_text())
     content["versions"]["rdkit"] = "2019.03.1"
     manifest.write_text(json.dumps(content))
-    _, out, _ = hmoe(*arguments)
+    _, out, _ = hmoe_here(*arguments)
     assert "nothing was done" in out
     assert "made with rdkit 2019.03.1, this is" in out
 
 
-def test_embedding_nothing_readable_says_so_and_leaves_the_reasons(run, tmp_path):
+def test_embedding_nothing_readable_says_so_and_leaves_the_reasons(run, hmoe_here, tmp_path):
     (tmp_path / "garbage.smi").write_text("not-a-molecule\n")
-    _, _, err = hmoe("embed", run / "model", tmp_path / "garbage.smi", "--out", tmp_path / "x.parquet", expect=1)
+    _, _, err = hmoe_here("embed", run / "model", tmp_path / "garbage.smi", "--out", tmp_path / "x.parquet", expect=1)
     assert "holds no readable molecule: see" in err
     assert not (tmp_path / "x.parquet").exists()
     assert pq.read_table(tmp_path / "x.rejects.parquet").column("reason").to_pylist() == ["syntax"]
@@ -176,27 +193,34 @@ def test_embedding_nothing_readable_says_so_and_leaves_the_reasons(run, tmp_path
         (["nonsense"], 2, "nonsense"),
     ],
 )
-def test_mistakes_end_with_one_line_and_the_right_code(arguments, code, message, tmp_path):
+def test_mistakes_end_with_one_line_and_the_right_code(arguments, code, message, hmoe_here, tmp_path):
     (tmp_path / "table.csv").write_text("id,smiles\n1,CCO\n")
     (tmp_path / "garbage.smi").write_text("not-a-molecule\nstill-not\n")
-    _, out, err = hmoe(*(word.replace("{tmp}", str(tmp_path)) for word in arguments), expect=code)
+    _, out, err = hmoe_here(*(word.replace("{tmp}", str(tmp_path)) for word in arguments), expect=code)
     assert message in err
     assert "Traceback" not in err + out
 
 
-def test_pretrain_refuses_ranks_that_do_not_fit(dataset, tmp_path):
+def test_a_mistake_is_the_exit_code_of_the_process(tmp_path):
+    _, out, err = hmoe("inspect", tmp_path, expect=2)
+    assert err.startswith("hmoe inspect: error: ")
+    assert err.count("\n") == 1
+    assert not out
+
+
+def test_pretrain_refuses_ranks_that_do_not_fit(dataset, hmoe_here, tmp_path):
     arguments = ["--config", "tiny_cpu", "--data.path", dataset, "--run.out", tmp_path / "run"]
-    _, _, err = hmoe("pretrain", "--num_ranks", 3, "--parallel.ep_size", 2, *arguments, expect=2)
+    _, _, err = hmoe_here("pretrain", "--num_ranks", 3, "--parallel.ep_size", 2, *arguments, expect=2)
     assert "does not divide the number of ranks 3" in err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_needs_neither_data_nor_gpus_and_starts_nothing():
-    result, out, _ = hmoe("pretrain", "--config", "large_multinode", "--num_ranks", 32, "--dry-run", "--json")
+def test_a_dry_run_needs_neither_data_nor_gpus_and_starts_nothing(hmoe_here):
+    result, out, _ = hmoe_here("pretrain", "--config", "large_multinode", "--num_ranks", 32, "--dry-run", "--json")
     assert result["ranks"] == 32
     assert result["parameters"]["total"] > 9e9
     assert "memory per rank in GiB" in out
-    result, _, _ = hmoe("pretrain", "--config=base_8gpu", "--dry-run", "--json")
+    result, _, _ = hmoe_here("pretrain", "--config=base_8gpu", "--dry-run", "--json")
     assert result["ranks"] == 8
 
 
@@ -216,6 +240,7 @@ def test_a_run_leaves_metrics_config_and_mlflow(run):
     assert [entry.step for entry in client.get_metric_history(logged[0].info.run_id, "loss")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_the_deepspeed_launcher_runs_the_loop_itself(run, dataset, tmp_path):
     """As on a cluster: `deepspeed --module hmoe_ds.training.loop`, here with the configuration that a run left."""
     config = run / "run" / "config.yaml"
@@ -247,10 +272,10 @@ def test_embed_writes_what_the_model_computes(run, tmp_path):
     np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), np.array(alone), rtol=1e-5, atol=1e-5)
 
 
-def test_embed_standardises_unless_told_not_to(run, tmp_path):
+def test_embed_standardises_unless_told_not_to(run, hmoe_here, tmp_path):
     (tmp_path / "salt.smi").write_text("CC(=O)[O-].[Na+] acetate\n")
     for switch, smiles in ((), "CC(=O)O"), (("--no-standardize",), "CC(=O)[O-].[Na+]"):
-        hmoe("embed", run / "model", tmp_path / "salt.smi", "--out", tmp_path / "e.parquet", *switch)
+        hmoe_here("embed", run / "model", tmp_path / "salt.smi", "--out", tmp_path / "e.parquet", *switch)
         assert pq.read_table(tmp_path / "e.parquet")["smiles"].to_pylist() == [smiles]
 
 
@@ -265,7 +290,7 @@ def test_exported_experts_are_those_of_all_ranks(run):
     assert torch.isfinite(model.encoder.scaffold_gate.route_bias).all()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_ends_the_launcher_and_all_ranks(number, dataset, tmp_path):
     marker = tmp_path / "run"  # in the command line of every process of this run
     words = [f"--{name}={value}" for name, value in (SMALL | {"data.path": dataset, "run.out": marker}).items()]
