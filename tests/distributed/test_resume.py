@@ -34,14 +34,10 @@ SPLITS = {
     "router__form": "flat",
     "router__groups": 2,
     "router__experts_at_start": 4,
-    "router__split_every": 3,
+    "router__split_every": 1,
 }
 LAYOUTS = {
     "ep 1, zero 1": {},
-    "ep 2, zero 1": {"parallel__ep_size": 2},
-    "ep 1, zero 2": {"parallel__zero_stage": 2},
-    "ep 2, zero 2": {"parallel__ep_size": 2, "parallel__zero_stage": 2},
-    "ep 1, zero 3": {"parallel__zero_stage": 3},
     "ep 2, zero 1, mixture": {"parallel__ep_size": 2, "data__path": "mixture", "data__weights": [3.0, 1.0]},
     "ep 2, zero 3": {"parallel__ep_size": 2, "parallel__zero_stage": 3, "parallel__activation_checkpointing": "true"},
     "ep 2, zero 2, offload": {
@@ -57,20 +53,29 @@ LAYOUTS = {
         "objective__fingerprint_weight": 0.3,
         "objective__descriptor_weight": 0.6,
     },
-    "ep 2, zero 1, bf16": {"parallel__ep_size": 2, "parallel__precision": "bf16"},
-    # Decisions after steps 3 and 6: the run stops between them, with loads counted and a split behind it.
-    "ep 2, zero 2, splits": SPLITS | {"parallel__ep_size": 2, "parallel__zero_stage": 2},
+    # The decision after step 3 looks at loads from before the stop.
+    "ep 2, zero 2, splits": SPLITS | {"parallel__ep_size": 2, "parallel__zero_stage": 2, "router__split_every": 3},
+    # Splits before the stop and after it.
     "ep 2, zero 1, bf16, splits": SPLITS | {"parallel__ep_size": 2, "parallel__precision": "bf16"},
     "ep 2, zero 2, data appended, curricula": CURRICULA
     | {"parallel__ep_size": 2, "parallel__zero_stage": 2, "data__path": "growing"},
 }
-COMMON = {"run__steps": 6, "run__checkpoint_every": 2, "run__validate_every": 3, "data__molecules_per_step": 48}
+MORE_LAYOUTS = {
+    "ep 2, zero 1": {"parallel__ep_size": 2},
+    "ep 1, zero 2": {"parallel__zero_stage": 2},
+    "ep 2, zero 2": {"parallel__ep_size": 2, "parallel__zero_stage": 2},
+    "ep 1, zero 3": {"parallel__zero_stage": 3},
+    "ep 2, zero 1, bf16": {"parallel__ep_size": 2, "parallel__precision": "bf16"},
+}
+# A run stops after half of its steps.
+LAST, STOPPED = 4, 2
+COMMON = {"run__steps": LAST, "run__checkpoint_every": 2, "run__validate_every": 3, "data__molecules_per_step": 48}
 
 
-def cut_back(folder, step, last):
-    """Make a run look as if it had crashed after `step`: later checkpoints are gone."""
-    shutil.rmtree(folder / "checkpoints" / f"step{last:08d}")
-    (folder / "checkpoints" / "latest").write_text(f"step{step:08d}")
+def cut_back(folder):
+    """Make a run look as if it had crashed after `STOPPED` steps: later checkpoints are gone."""
+    shutil.rmtree(folder / "checkpoints" / f"step{LAST:08d}")
+    (folder / "checkpoints" / "latest").write_text(f"step{STOPPED:08d}")
 
 
 @pytest.fixture(scope="module")
@@ -84,36 +89,53 @@ def growing(dataset_with_targets, tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(dataset, second_dataset, growing, tmp_path_factory):
     """-> {layout: (folder and metrics of the uninterrupted run, folder and metrics of the resumed run)}."""
-    folder = tmp_path_factory.mktemp("resume")
-    overrides = {name: COMMON | changes for name, changes in LAYOUTS.items()}
-    overrides["ep 2, zero 1, mixture"]["data__path"] = [str(dataset), str(second_dataset)]
-    for changes in overrides.values():
-        if changes.get("data__path") == "growing":
-            changes["data__path"] = growing
-    whole = {folder / f"whole {name}": changes for name, changes in overrides.items()}
-    resumed = {folder / f"resumed {name}": changes for name, changes in overrides.items()}
+    known = {"mixture": [str(dataset), str(second_dataset)], "growing": growing}
+    layouts = {
+        name: {key: known.get(str(value), value) for key, value in changes.items()} for name, changes in LAYOUTS.items()
+    }
+
+    def append():
+        options = PrepareOptions(validation_fraction=0.15, shard_rows=300, targets=True)
+        prepare([str(second_dataset.parent / "molecules.smi")], growing, options, append=True)
+
+    return interrupted_runs(layouts, dataset, tmp_path_factory.mktemp("resume"), append)
+
+
+def interrupted_runs(layouts, dataset, folder, meanwhile):
+    """What the fixture `runs` returns; `meanwhile` is called while the runs are interrupted."""
+    whole = {folder / f"whole {name}": COMMON | changes for name, changes in layouts.items()}
+    resumed = {folder / f"resumed {name}": COMMON | changes for name, changes in layouts.items()}
     whole_metrics = train_all(whole, dataset, ranks=2)
     for before, after in zip(whole, resumed, strict=True):
         shutil.copytree(before, after)
-        cut_back(after, step=4, last=6)
-    options = PrepareOptions(validation_fraction=0.15, shard_rows=300, targets=True)
-    prepare([str(second_dataset.parent / "molecules.smi")], growing, options, append=True)
+        cut_back(after)
+    meanwhile()
     resumed_metrics = train_all(resumed, dataset, ranks=2)
     return {
         name: ((w, whole_metrics[w]), (r, resumed_metrics[r]))
-        for name, w, r in zip(LAYOUTS, whole, resumed, strict=True)
+        for name, w, r in zip(layouts, whole, resumed, strict=True)
     }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_resumed_run_is_bitwise_the_uninterrupted_one(layout, runs, tmp_path):
-    (whole, whole_metrics), (resumed, resumed_metrics) = runs[layout]
+    check_same(*runs[layout], tmp_path)
+
+
+@pytest.mark.slow
+def test_more_resumed_runs_are_bitwise_the_uninterrupted_ones(dataset, tmp_path):
+    for number, pair in enumerate(interrupted_runs(MORE_LAYOUTS, dataset, tmp_path, lambda: None).values()):
+        check_same(*pair, tmp_path / f"exports{number}")
+
+
+def check_same(one, other, tmp_path):
+    (whole, whole_metrics), (resumed, resumed_metrics) = one, other
     for lines in (whole_metrics, resumed_metrics):
-        assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+        assert [line["step"] for line in lines] == list(range(1, LAST + 1))
     assert [line["loss"] for line in whole_metrics] == [line["loss"] for line in resumed_metrics]
     export_checkpoint(whole, tmp_path / "whole")
     export_checkpoint(resumed, tmp_path / "resumed")
-    export_checkpoint(resumed / "checkpoints" / "step00000004", tmp_path / "before")
+    export_checkpoint(resumed / "checkpoints" / f"step{STOPPED:08d}", tmp_path / "before")
     first, second, before = (
         load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed", "before")
     )
@@ -127,22 +149,24 @@ def test_the_curricula_went_on_where_they_were(runs, growing):
         values = [line[name] for line in lines]
         assert values == [line[name] for line in resumed_lines]
         assert values == sorted(values, reverse=name == "temperature")
-        assert values[0] != values[2] != values[-1]
-        assert name not in runs["ep 2, zero 2"][0][1][0]
+        assert values[0] != values[STOPPED] != values[-1]
+        assert name not in runs["ep 2, zero 3"][0][1][0]
     # The bounds are those of the molecules that the run began with.
     first, last = (
-        json.loads((folder / "checkpoints" / "step00000006" / "checkpoint.json").read_text())["plan"]
+        json.loads((folder / "checkpoints" / f"step{LAST:08d}" / "checkpoint.json").read_text())["plan"]
         for folder in (whole, resumed)
     )
     assert first == last
     assert first["complexity_percentiles"] != [Manifest.load(growing).splits["train"].complexity_percentiles]
 
 
-@pytest.mark.parametrize("name", ["ep 2, zero 2, splits", "ep 2, zero 1, bf16, splits"])
-def test_splits_are_decided_again_as_they_were(name, runs):
+@pytest.mark.parametrize(
+    ("name", "steps"), [("ep 2, zero 2, splits", [3]), ("ep 2, zero 1, bf16, splits", [1, 2, 3, 4])]
+)
+def test_splits_are_decided_again_as_they_were(name, steps, runs):
     (whole, _), (resumed, _) = runs[name]
     splits = (whole / "allocation.jsonl").read_text()
-    assert [json.loads(line)["step"] for line in splits.splitlines()] == [3, 3, 6, 6]
+    assert [json.loads(line)["step"] for line in splits.splitlines()] == [step for step in steps for _ in range(2)]
     assert (resumed / "allocation.jsonl").read_text() == splits
 
 
@@ -158,12 +182,12 @@ def test_a_new_run_sees_what_was_appended(runs, dataset_with_targets, growing, t
 
 def test_a_single_rank_resumes_bitwise_and_a_finished_run_is_left_alone(dataset, tmp_path):
     # Beside it a run in two parts, whose schedule is fixed by decay_steps from the start.
-    two_parts = COMMON | {"optim__decay_steps": 6}
-    first = {tmp_path / "run": COMMON, tmp_path / "parts": two_parts | {"run__steps": 4}}
+    two_parts = COMMON | {"optim__decay_steps": LAST}
+    first = {tmp_path / "run": COMMON, tmp_path / "parts": two_parts | {"run__steps": STOPPED}}
     metrics = train_all(first, dataset, ranks=1)
     whole = metrics[tmp_path / "run"]
     shutil.copytree(tmp_path / "run", tmp_path / "finished")
-    cut_back(tmp_path / "run", step=2, last=6)
+    cut_back(tmp_path / "run")
     second = {tmp_path / "run": COMMON, tmp_path / "parts": two_parts, tmp_path / "finished": COMMON}
     again = train_all(second, dataset, ranks=1)
     losses = [(line["step"], line["loss"]) for line in whole]
@@ -178,7 +202,7 @@ def test_a_single_rank_resumes_bitwise_and_a_finished_run_is_left_alone(dataset,
         (2, {"model__hidden_size": 32}, "model.hidden_size is 32"),
         (2, {"run__resume": "never"}, "run.resume is never"),
         (1, {}, "was trained on 2 ranks, this start has 1"),
-        (2, {"run__steps": 5}, "run.steps is 5, but the run in .* has done 6"),
+        (2, {"run__steps": 3}, "run.steps is 3, but the run in .* has done 4"),
     ],
 )
 def test_a_run_that_cannot_be_continued_is_refused(ranks, change, message, runs, dataset):
@@ -189,7 +213,7 @@ def test_a_run_that_cannot_be_continued_is_refused(ranks, change, message, runs,
 
 def test_a_longer_run_may_continue_a_shorter_one(runs, dataset):
     folder = runs["ep 1, zero 1"][0][0]
-    check_run(load_config(arguments(folder, dataset, **(COMMON | {"run__steps": 12}))), ranks=2)
+    check_run(load_config(arguments(folder, dataset, **(COMMON | {"run__steps": 2 * LAST}))), ranks=2)
 
 
 def test_a_damaged_record_or_other_molecules_are_named(runs, dataset, tmp_path):
@@ -218,8 +242,8 @@ def test_a_field_that_is_younger_than_the_run_has_its_default(runs, dataset, tmp
 
 
 def test_an_incomplete_checkpoint_is_not_exported(runs, tmp_path):
-    checkpoint = tmp_path / "step00000006"
-    shutil.copytree(runs["ep 2, zero 1"][0][0] / "checkpoints" / "step00000006", checkpoint)
+    checkpoint = tmp_path / "step00000004"
+    shutil.copytree(runs["ep 2, zero 3"][0][0] / "checkpoints" / "step00000004", checkpoint)
 
     def refused(message):
         with pytest.raises(CheckpointError, match=message):
@@ -229,7 +253,7 @@ def test_an_incomplete_checkpoint_is_not_exported(runs, tmp_path):
     experts = checkpoint / "experts-00001-of-00002.safetensors"
     content = experts.read_bytes()
     experts.unlink()
-    refused(r"step00000006 lacks experts-00001-of-00002\.safetensors: copy the whole checkpoint")
+    refused(r"step00000004 lacks experts-00001-of-00002\.safetensors: copy the whole checkpoint")
     experts.write_bytes(content[: len(content) // 2])
     refused(r"experts-00001-of-00002\.safetensors is damaged")
     shutil.copy(checkpoint / "experts-00000-of-00002.safetensors", experts)
@@ -245,13 +269,13 @@ def test_an_incomplete_checkpoint_is_not_exported(runs, tmp_path):
     record.write_text(written[:100])
     refused(r"checkpoint\.json is damaged")
     record.unlink()
-    refused("step00000006 holds no checkpoint: give a run's folder")
+    refused("step00000004 holds no checkpoint: give a run's folder")
 
 
 def test_a_run_whose_latest_checkpoint_is_damaged_is_refused(runs, dataset, tmp_path):
-    shutil.copytree(runs["ep 2, zero 1"][0][0], tmp_path / "run")
-    config = load_config(arguments(tmp_path / "run", dataset, **(COMMON | LAYOUTS["ep 2, zero 1"])))
+    shutil.copytree(runs["ep 2, zero 3"][0][0], tmp_path / "run")
+    config = load_config(arguments(tmp_path / "run", dataset, **(COMMON | LAYOUTS["ep 2, zero 3"])))
     check_run(config, ranks=2)
-    (tmp_path / "run" / "checkpoints" / "step00000006" / "checkpoint.json").unlink()
+    (tmp_path / "run" / "checkpoints" / "step00000004" / "checkpoint.json").unlink()
     with pytest.raises(CheckpointError, match=r"lacks checkpoint\.json: it is no checkpoint of this version"):
         check_run(config, ranks=2)
