@@ -306,6 +306,9 @@ class ParallelConfig:
         offload_optimizer: keep optimizer state and its update in host memory; ZeRO stage 2 only.
         activation_checkpointing: recompute the blocks in the backward instead of keeping their activations.
         precision: dtype of parameters and activations; routing is always fp32 or wider.
+        migration: after the scaffold gate, move each molecule to the rank that holds its group's experts, instead of
+            sending its atoms there and back in every H-MoE layer (`moe/migration.py`).
+        migration_budget: bound on the atoms that a rank may then have, over their mean.
         deepspeed_config: a DeepSpeed JSON of your own instead of the one in `ds_configs`.
     """
 
@@ -314,6 +317,8 @@ class ParallelConfig:
     offload_optimizer: bool = False
     activation_checkpointing: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
+    migration: bool = False
+    migration_budget: float = 1.05
     deepspeed_config: str | None = None
 
 

@@ -78,6 +78,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("optim", "clip_norm", 0, 1e6),
     ("optim", "accumulation", 1, _LARGE),
     ("parallel", "ep_size", 1, _LARGE),
+    ("parallel", "migration_budget", 1, 1e3),
     ("run", "steps", 1, _LARGE),
     ("run", "seed", 0, 2**31 - 1),
     ("run", "log_every", 1, _LARGE),
@@ -111,6 +112,7 @@ def check_config(config: RunConfig) -> None:
     _check_slices(config.data, config.optim)
     _check_parallel(config.parallel, config.router)
     _check_allocation(config.router, config.parallel)
+    _check_migration(config.router, config.parallel)
 
 
 def check_topology(config: RunConfig, ranks: int) -> None:
@@ -196,6 +198,22 @@ def _check_allocation(router: RouterConfig, parallel: ParallelConfig) -> None:
         raise ConfigError(
             f"{name} with parallel.zero_stage 3, under which experts are spread over ranks in parts and cannot split: "
             "set parallel.zero_stage to 1 or 2, or router.experts_at_start to 0"
+        )
+
+
+def _check_migration(router: RouterConfig, parallel: ParallelConfig) -> None:
+    if not parallel.migration:
+        return
+    if router.form != "hard":
+        raise ConfigError(
+            f"parallel.migration is set with router.form {router.form}, where a molecule's experts are on all ranks: "
+            "leave parallel.migration out, or set router.form to hard"
+        )
+    if parallel.ep_size == 1 or router.groups % parallel.ep_size:
+        raise ConfigError(
+            f"parallel.migration is set with parallel.ep_size {parallel.ep_size} and router.groups {router.groups}: "
+            "set parallel.ep_size to a divisor of router.groups above 1, so that a group is on one rank of several, or "
+            "leave parallel.migration out"
         )
 
 

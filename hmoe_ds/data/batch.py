@@ -40,6 +40,13 @@ class MoleculeTargets(NamedTuple):
     descriptors_BT: Tensor
 
 
+class Masks(NamedTuple):
+    """What is hidden from the model: atoms (bool, N) and bonds (bool, M)."""
+
+    atom_N: Tensor
+    bond_M: Tensor
+
+
 @dataclass(frozen=True)
 class MolBatch:
     """B molecules with N atoms and M bonds in all.

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hmoe_ds.config import ModelConfig, RouterConfig
-from hmoe_ds.data.batch import MolBatch
+from hmoe_ds.data.batch import Masks, MolBatch
 from hmoe_ds.model.blocks import DenseBlock, HMoEBlock
 from hmoe_ds.model.embedding import atom_embedding, bond_embedding
 from hmoe_ds.moe.experts import Executor, LocalExecutor
 from hmoe_ds.moe.forms import ScaffoldRouting, groups_at_random
 from hmoe_ds.moe.gate import FINAL_STAGE, AtomRouting, RoutingStage, ScaffoldGate
 from hmoe_ds.moe.layer import HMoELayer
+from hmoe_ds.moe.migration import Migration
 
 # Features of the most common atoms and bonds of ZINC, about as often as they occur there.
 _COMMON_ATOMS = (
@@ -33,16 +34,19 @@ _COMMON_ATOMS = (
 _COMMON_BONDS = (*4 * [(3, 0, 1)], *4 * [(0, 0, 0)], (0, 0, 1), (1, 0, 1))  # aromatic, single, in a ring, double
 
 
-class Masks(NamedTuple):
-    """What is hidden from the model: atoms (bool, N) and bonds (bool, M)."""
-
-    atom_N: Tensor
-    bond_M: Tensor
-
-
 class Encoding(NamedTuple):
-    """States of N atoms and the routing that led to them; `atoms` has one entry per H-MoE layer."""
+    """States of N atoms, and the routing that led to them.
 
+    Attributes:
+        batch: the molecules of these atoms: those that were given, unless molecules have migrated.
+        masks: what was hidden of them.
+        h_ND: the states.
+        scaffold: the scaffold gate's decision for the molecules that were given.
+        atoms: the atom gates' decisions for these atoms, one for each H-MoE layer.
+    """
+
+    batch: MolBatch
+    masks: Masks | None
     h_ND: Tensor
     scaffold: ScaffoldRouting
     atoms: tuple[AtomRouting, ...]
@@ -59,9 +63,11 @@ class Encoder(nn.Module):
 
     Attributes:
         recompute: compute the blocks again in the backward instead of keeping their activations.
+        migration: moves molecules to the ranks of their groups, in training; None to leave them where they are.
     """
 
     recompute = False
+    migration: Migration | None = None
 
     def __init__(self, model: ModelConfig, router: RouterConfig, seed: int, executor: Executor = LocalExecutor) -> None:
         super().__init__()
@@ -84,7 +90,11 @@ class Encoder(nn.Module):
 
     def forward(self, batch: MolBatch, masks: Masks | None = None, stage: RoutingStage = FINAL_STAGE) -> Encoding:
         """Encode B molecules; states of hidden atoms and bonds start from the mask vector."""
-        h_ND, edge_MD, routing = self._route(batch, masks, stage)
+        h_ND, edge_MD, scaffold = self._route(batch, masks, stage)
+        routing = scaffold
+        if self.migration is not None and masks is not None and self.training:
+            batch, masks, h_ND, routing = self.migration(batch, masks, h_ND, scaffold)
+            edge_MD = self._edge_states(batch, masks)
         edges_2M = batch.edge_index_2M
         atom_routings = []
         for block in self.upper:
@@ -93,7 +103,7 @@ class Encoder(nn.Module):
                 atom_routings.append(atom_routing)
             else:
                 h_ND = self._run(block, h_ND, edges_2M, edge_MD)
-        return Encoding(self.norm(h_ND), routing, tuple(atom_routings))
+        return Encoding(batch, masks, self.norm(h_ND), scaffold, tuple(atom_routings))
 
     def route(self, batch: MolBatch, stage: RoutingStage = FINAL_STAGE) -> ScaffoldRouting:
         """The scaffold gate's decision for B molecules, without what comes after it."""
@@ -104,13 +114,17 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Tensor, ScaffoldRouting]:
         """States of atoms and of directed edges below the upper blocks, and the scaffold gate's decision."""
         h_ND = self.atom_embedding(batch.atom_features_N9, masks.atom_N if masks else None)
-        bond_MD = self.bond_embedding(batch.bond_features_M3, masks.bond_M if masks else None)
-        edge_MD = bond_MD.repeat_interleave(2, dim=0)
+        edge_MD = self._edge_states(batch, masks)
         for block in self.lower:
             h_ND = self._run(block, h_ND, batch.edge_index_2M, edge_MD)
         # An acyclic molecule has no scaffold and goes by itself.
         key_B = torch.where(batch.scaffold_key_B == 0, batch.mol_key_B2[:, 0], batch.scaffold_key_B)
         return h_ND, edge_MD, self._choose_groups(h_ND, batch.molecule_N, batch.scaffold_mask_N, key_B, stage)
+
+    def _edge_states(self, batch: MolBatch, masks: Masks | None) -> Tensor:
+        """States of directed edges, [2M, D]."""
+        bond_MD = self.bond_embedding(batch.bond_features_M3, masks.bond_M if masks else None)
+        return bond_MD.repeat_interleave(2, dim=0)
 
     def _choose_groups(
         self,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UsageError
 from hmoe_ds.config import ModelConfig, MoleculeHeads, RouterConfig
-from hmoe_ds.data.batch import MolBatch, sum_by_molecule
-from hmoe_ds.model.encoder import Encoder, Encoding, Masks
+from hmoe_ds.data.batch import Masks, MolBatch, sum_by_molecule
+from hmoe_ds.model.encoder import Encoder, Encoding
 from hmoe_ds.model.heads import DescriptorHead, FingerprintHead, MaskedAtomHead, MaskedBondHead
 from hmoe_ds.moe.experts import Executor, LocalExecutor
 from hmoe_ds.moe.gate import FINAL_STAGE, RoutingStage

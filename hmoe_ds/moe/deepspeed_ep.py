@@ -23,10 +23,13 @@ from deepspeed.checkpoint.constants import (
     AUTOEP_PARAM_LOGICAL_SHAPE,
     DS_AUTOEP_UC_META,
 )
-from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer, SplitPlan, _AllToAllV, compute_split_plan
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer, SplitPlan, compute_split_plan
+from deepspeed.utils import groups
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from hmoe_ds.config import RouterConfig
+from hmoe_ds.moe.exchange import Traffic, exchange_rows
 from hmoe_ds.moe.experts import Executor, Experts, combine, sort_by_expert
 
 
@@ -43,17 +46,21 @@ class ExpertParallelExecutor(AutoEPMoELayer):
         seed: of the initialisation.
         layer: number of the layer's block among the upper blocks, from 1.
         ep_size: ranks that share the experts; torch.distributed must be initialised.
+        traffic: counts what leaves this rank.
     """
 
-    def __init__(self, router: RouterConfig, hidden_size: int, seed: int, layer: int, ep_size: int) -> None:
+    def __init__(
+        self, router: RouterConfig, hidden_size: int, seed: int, layer: int, ep_size: int, traffic: Traffic
+    ) -> None:
         nn.Module.__init__(self)  # AutoEPMoELayer.__init__ converts a Hugging Face block; there is none here.
-        self._router = router
+        self._router, self._traffic = router, traffic
         self.num_experts, self.ep_size = router.experts, ep_size
         self.num_local_experts = router.experts // ep_size
         self.ep_rank = dist.get_rank() % ep_size
         self.hidden_size, self.model_family = hidden_size, "hmoe_ds"
         self.ep_group_name = f"ep_size_{ep_size}"
-        self.ep_group = self.tp_group = self.folding_group_handles = None
+        self.ep_group: ProcessGroup | None = None  # the engine sets it
+        self.tp_group = self.folding_group_handles = None
         self.combine_impl = self.comm_backend = "comm"
         self.load_balance_coeff = None
         self.expert_placement_descriptor = legacy_uniform_autoep_placement_descriptor(
@@ -78,11 +85,13 @@ class ExpertParallelExecutor(AutoEPMoELayer):
             assignments.counts_E,
         )
         x_AD = x_ND[assignments.token_A]
-        if self.ep_size > 1:
-            x_AD = _AllToAllV.apply(self.ep_group, x_AD, plan.input_splits, plan.output_splits)
+        if self.ep_group is not None and self.ep_size > 1:
+            # The plan told every rank how many rows come for each of its experts.
+            self._traffic.count(8 * self.num_local_experts, [1] * self.ep_size, self.ep_rank)
+            (x_AD,) = exchange_rows([x_AD], self.ep_group, self._traffic, plan.input_splits, plan.output_splits)
         y_AD = self._apply_local_experts(x_AD, plan)
-        if self.ep_size > 1:
-            y_AD = _AllToAllV.apply(self.ep_group, y_AD, plan.output_splits, plan.input_splits)
+        if self.ep_group is not None and self.ep_size > 1:
+            (y_AD,) = exchange_rows([y_AD], self.ep_group, self._traffic, plan.output_splits, plan.input_splits)
         return combine(y_AD, assignments, x_ND.shape[0])
 
     def _apply_local_experts(self, x_AD: Tensor, plan: SplitPlan) -> Tensor:
@@ -118,10 +127,15 @@ class ExpertParallelExecutor(AutoEPMoELayer):
             setattr(weight, name, value)
 
 
-def expert_parallel(ep_size: int) -> Executor:
-    """Executor factory for `HMoEModel`: experts spread over `ep_size` ranks."""
+def expert_parallel(ep_size: int, traffic: Traffic) -> Executor:
+    """Executor factory for `HMoEModel`: experts spread over `ep_size` ranks; `traffic` counts what leaves this one."""
 
     def make(router: RouterConfig, hidden_size: int, seed: int, layer: int) -> nn.Module:
-        return ExpertParallelExecutor(router, hidden_size, seed, layer, ep_size)
+        return ExpertParallelExecutor(router, hidden_size, seed, layer, ep_size, traffic)
 
     return make
+
+
+def expert_group(ep_size: int) -> ProcessGroup:
+    """The ranks that share the experts with this one; an engine with expert-parallel layers must have been made."""
+    return groups._get_expert_parallel_group(f"ep_size_{ep_size}")

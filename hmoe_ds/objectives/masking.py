@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmoe_ds.data.batch import MolBatch
+from hmoe_ds.data.batch import Masks, MolBatch
 from hmoe_ds.data.hashing import uniform
-from hmoe_ds.model.encoder import Masks
 
 _ATOM, _BOND = 1, 2
 

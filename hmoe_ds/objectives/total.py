@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hmoe_ds.config import ObjectiveConfig
-from hmoe_ds.data.batch import MolBatch, to_device
-from hmoe_ds.model.encoder import Encoding, Masks
+from hmoe_ds.data.batch import Masks, MolBatch, to_device
+from hmoe_ds.model.encoder import Encoding
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.moe.forms import ScaffoldRouting
 from hmoe_ds.moe.gate import FINAL_STAGE, RoutingStage
@@ -133,7 +133,8 @@ def pretraining_losses(
 
     `views`: routing of the bare scaffolds `part.views`; `temperature`: of the contrastive loss.
     """
-    batch, masks, h_ND = part.batch, part.masks, encoding.h_ND
+    batch, masks, h_ND = encoding.batch, encoding.masks, encoding.h_ND
+    assert masks is not None
     atom_logits = model.atom_head(h_ND[masks.atom_N])
     begin_M, end_M = batch.edge_index_2M[:, ::2][:, masks.bond_M]
     bond_logits = model.bond_head(h_ND[begin_M], h_ND[end_M])
@@ -141,7 +142,7 @@ def pretraining_losses(
     balance = entropy = z.new_zeros(())
     if objective.balance_weight:
         slots = [layer.gate.slots for layer in model.encoder.moe_layers()]
-        balance = router_balance_loss(encoding, batch.molecule_N, model.router, slots, norm.molecules, norm.atoms)
+        balance = router_balance_loss(encoding, part.batch.molecule_N, model.router, slots, norm.molecules, norm.atoms)
     if objective.entropy_weight:
         entropy = choice_entropy(encoding, norm.atoms)
     fingerprint, descriptors = molecule_losses(model, h_ND, batch)

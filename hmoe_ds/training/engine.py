@@ -12,7 +12,9 @@ from torch import nn
 
 from hmoe_ds.config import OptimConfig, RunConfig
 from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.moe.deepspeed_ep import expert_parallel
+from hmoe_ds.moe.deepspeed_ep import expert_group, expert_parallel
+from hmoe_ds.moe.exchange import Traffic
+from hmoe_ds.moe.migration import Migration
 from hmoe_ds.objectives.total import PretrainingTask
 from hmoe_ds.training.deepspeed_config import deepspeed_config
 
@@ -39,15 +41,16 @@ def init_distributed() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def build_engine(config: RunConfig) -> deepspeed.DeepSpeedEngine:
+def build_engine(config: RunConfig, traffic: Traffic) -> deepspeed.DeepSpeedEngine:
     """The engine of a run; torch.distributed must be initialised.
 
     Its gradients are means over ranks, so a loss that is a share of a global sum is to be multiplied by
-    `loss_scale`.
+    `loss_scale`. `traffic` counts what leaves this rank for the experts of others.
     """
-    executor, heads = expert_parallel(config.parallel.ep_size), config.objective.molecule_heads
-    model = HMoEModel(config.model, config.router, config.run.seed, executor, heads)
-    model.encoder.recompute = config.parallel.activation_checkpointing
+    parallel, router = config.parallel, config.router
+    executor, heads = expert_parallel(parallel.ep_size, traffic), config.objective.molecule_heads
+    model = HMoEModel(config.model, router, config.run.seed, executor, heads)
+    model.encoder.recompute = parallel.activation_checkpointing
     task = PretrainingTask(model, config.objective)
     optimizer = _build_optimizer(task, config.optim)
     engine, *_ = deepspeed.initialize(
@@ -57,6 +60,9 @@ def build_engine(config: RunConfig) -> deepspeed.DeepSpeedEngine:
         config=deepspeed_config(config),
         dist_init_required=False,
     )
+    if parallel.migration:
+        group = expert_group(parallel.ep_size)
+        model.encoder.migration = Migration(group, router.groups, parallel.migration_budget, traffic)
     return engine
 
 

@@ -14,6 +14,7 @@ from data_pipeline.errors import PipelineError, UsageError
 from hmoe_ds.config import ConfigError, RunConfig, load_config
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.moe.balance import RouterLoad, measure_load, update_family_bias, update_route_bias
+from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.molecule import set_descriptor_scale
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
@@ -36,7 +37,8 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
     plan = BatchPlan(molecules, config.data, config.optim.accumulation, config.run.seed)
     probe = Probe(config, molecules.standardized, rank, ranks)
     check_agreement(config, molecules.fingerprint + probe.fingerprint)
-    engine = build_engine(config)
+    traffic = Traffic()
+    engine = build_engine(config, traffic)
     set_descriptor_scale(engine.module.model, molecules)
     state = TrainState(step=0, plan=plan.state_dict())
     if has_checkpoint(config):
@@ -50,7 +52,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
             slices, stage, plan_state = ahead.step()
             waited = time.perf_counter() - started
             norm = count_normalizers(slices, engine.device)
-            totals = StepTotals()
+            totals = StepTotals(traffic)
             for part in slices:
                 part = part.to(engine.device)
                 losses, encoding = engine(part, norm, stage.routing)
@@ -58,10 +60,10 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
                 engine.step()
                 load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
                 totals.add(losses, load)
-            step_losses, step_load = totals.reduce()
+            sums = totals.reduce()
             live_L = engine.module.model.encoder.live_experts()
-            balance_routers(engine.module, step_load, config)
-            splits = split_experts(engine, step_load, config, state.step + 1)
+            balance_routers(engine.module, sums.load, config)
+            splits = split_experts(engine, sums.load, config, state.step + 1)
             state.step, state.plan = state.step + 1, plan_state
 
             seconds = time.perf_counter() - started
@@ -70,7 +72,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
             if _due(state.step, probe.every, config.run.steps):
                 validation |= probe.measure(engine)
             recorder.record(
-                state.step, step_losses, step_load, norm, validation, stage=stage, live_L=live_L, splits=splits,
+                state.step, sums, norm, validation, stage=stage, live_L=live_L, splits=splits,
                 learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), seconds=seconds, waited=waited,
             )  # fmt: skip
             if _due(state.step, config.run.checkpoint_every, config.run.steps):

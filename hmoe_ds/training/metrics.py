@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmoe_ds.moe.balance import RouterLoad
+from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.gather import sum_over_ranks
 from hmoe_ds.objectives.total import Losses
 from hmoe_ds.training.run_folder import replace_text
@@ -84,10 +86,30 @@ def consistency(scaffold_key: NDArray[np.int64], group: NDArray[np.int64]) -> fl
     return (a_same - a_diff) / (1 - a_diff) if a_diff < 1 else 0.0
 
 
-class StepTotals:
-    """Losses and loads of one optimizer step, added up over slices, then over ranks by one all-reduce."""
+class StepSums(NamedTuple):
+    """Of one optimizer step, over all slices and ranks.
 
-    def __init__(self) -> None:
+    Attributes:
+        losses: of the global batch.
+        load: where the global batch was routed.
+        exchanged_bytes: what ranks sent each other for experts, in forwards and backwards.
+    """
+
+    losses: Losses
+    load: RouterLoad
+    exchanged_bytes: Tensor
+
+
+class StepTotals:
+    """Figures of one optimizer step, added up over slices, then over ranks by one all-reduce.
+
+    Args:
+        traffic: of this rank; what it has counted before is of no step.
+    """
+
+    def __init__(self, traffic: Traffic) -> None:
+        traffic.take()
+        self._traffic = traffic
         self._losses: list[Losses] = []
         self._loads: list[RouterLoad] = []
 
@@ -96,14 +118,15 @@ class StepTotals:
         self._losses.append(losses)
         self._loads.append(load)
 
-    def reduce(self) -> tuple[Losses, RouterLoad]:
+    def reduce(self) -> StepSums:
         """The global sums, the same on every rank."""
         losses = [
             torch.stack([value.detach().double() for value in entry]) for entry in zip(*self._losses, strict=True)
         ]
         loads = [torch.stack(list(entry)) for entry in zip(*self._loads, strict=True)]
-        sums = sum_over_ranks([entry.sum(dim=0) for entry in (*losses, *loads)])
-        return Losses(*sums[: len(losses)]), RouterLoad(*sums[len(losses) :])
+        sent = losses[0].new_tensor(self._traffic.take())
+        *sums, exchanged = sum_over_ranks([*(entry.sum(dim=0) for entry in (*losses, *loads)), sent])
+        return StepSums(Losses(*sums[: len(losses)]), RouterLoad(*sums[len(losses) :]), exchanged)
 
 
 class StepFile:

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from hmoe_ds.config import RunConfig
 from hmoe_ds.moe.allocation import Split
-from hmoe_ds.moe.balance import RouterLoad
-from hmoe_ds.objectives.total import Losses, Normalizers
+from hmoe_ds.objectives.total import Normalizers
 from hmoe_ds.training.checkpoint import TrainState
 from hmoe_ds.training.curriculum import Stage
 from hmoe_ds.training.health import health_warnings
-from hmoe_ds.training.metrics import StepFile, group_entropy, load_imbalance, rms_ratio
+from hmoe_ds.training.metrics import StepFile, StepSums, group_entropy, load_imbalance, rms_ratio
 from hmoe_ds.training.spool import FAILED, FINISHED, METRICS
 from hmoe_ds.training.tracking import Tracker
 
@@ -61,8 +60,7 @@ class Recorder:
     def record(
         self,
         step: int,
-        losses: Losses,
-        load: RouterLoad,
+        sums: StepSums,
         norm: Normalizers,
         validation: dict[str, float],
         *,
@@ -78,8 +76,7 @@ class Recorder:
 
         Args:
             step: steps done.
-            losses: of the global batch.
-            load: where the global batch was routed.
+            sums: losses, loads and traffic of the global batch.
             norm: size of the global batch.
             validation: figures of a validation and of probes after this step, or none.
             stage: of the curriculum, in this step.
@@ -97,7 +94,8 @@ class Recorder:
         due = step in (1, self._config.run.steps) or step % self._config.run.log_every == 0 or bool(validation)
         if not (self._active and due):
             return
-        objective = self._config.objective
+        losses, load, exchanged_bytes = sums
+        objective, is_spread = self._config.objective, self._config.parallel.ep_size > 1
         learned = objective.contrast_learned_temperature
         metrics = {
             "step": step,
@@ -115,6 +113,7 @@ class Recorder:
             "molecules": norm.molecules,
             "molecules_per_second": self._molecules / self._seconds,
             "data_wait": self._waited / self._seconds,
+            **({"exchanged_bytes": exchanged_bytes.item()} if is_spread else {}),
             **({} if live_L is None else {"experts_live": live_L.double().mean().item()}),
             **(stage._asdict() if self._config.curriculum.active else {}),
             **validation,

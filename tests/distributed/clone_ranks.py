@@ -11,6 +11,7 @@ from hmoe_ds.config import load_config
 from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.moe.balance import measure_load
+from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import count_normalizers
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
 from hmoe_ds.training.expert_clones import split_experts
@@ -33,7 +34,7 @@ def all_experts(executor):
 def check_splits(words, rank, ranks):
     """Train for some steps; after each experts split, and the copies are held to the originals."""
     config = load_config(words)
-    engine = build_engine(config)
+    engine = build_engine(config, Traffic())
     store = open_mixture(config.data, "train")
     plan = BatchPlan(store, config.data, config.optim.accumulation, config.run.seed)
     crossed = set()
@@ -43,13 +44,13 @@ def check_splits(words, rank, ranks):
         losses, encoding = engine(part, count_normalizers([part], "cpu"))
         engine.backward(losses.total * loss_scale(config))
         engine.step()
-        totals = StepTotals()
+        totals = StepTotals(Traffic())
         totals.add(losses, measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router))
         layers = engine.module.model.encoder.moe_layers()
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
         before = [all_experts(layer.executor) for layer in layers]
-        splits = split_experts(engine, totals.reduce()[1], config, step)
+        splits = split_experts(engine, totals.reduce().load, config, step)
         assert splits
         for number, split in splits.items():
             layer, local = layers[number - 1], layers[number - 1].executor.num_local_experts

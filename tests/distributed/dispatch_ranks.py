@@ -14,6 +14,7 @@ from torch import nn
 
 from hmoe_ds.config import RouterConfig
 from hmoe_ds.moe.deepspeed_ep import ExpertParallelExecutor
+from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.moe.experts import LocalExecutor
 from hmoe_ds.training.engine import init_distributed
 
@@ -63,7 +64,7 @@ def difference(case, rank, ranks, ep_size) -> float:
     router = RouterConfig(groups=1, experts=experts, expert_size=F, top_p=0.5 if unused else 1.0)
     bounded = dataclasses.replace(router, max_received=max_rows)
     whole = LocalExecutor(router, D, seed=seed, layer=1).double()
-    spread = ExpertParallelExecutor(bounded, D, seed=seed, layer=1, ep_size=ep_size).double()
+    spread = ExpertParallelExecutor(bounded, D, seed=seed, layer=1, ep_size=ep_size, traffic=Traffic()).double()
     spread.set_deepspeed_parallelism()
     expected = [part.split(tokens)[rank] for part in run(whole, *everything)]
     pairs = list(zip(run(spread, *mine), expected, strict=True))

@@ -1,8 +1,8 @@
 """Ranks that measure engines: `python -m tests.distributed.engine_bytes JSON`, a list of {"out", "words"}.
 
 Each engine does two steps; the second is measured. Its file holds `states`, the most bytes of tensors that lived on
-rank 0 after a backward, and of all ranks together `rows`, the bytes given to all-to-alls, `elsewhere`, those of them
-that were for another rank, and `atoms`.
+rank 0 after a backward, and of all ranks together `rows`, the bytes of rows given to all-to-alls, `elsewhere`, the
+bytes of anything that were for another rank, `counted`, what our own counter says of these, and `atoms`.
 """
 
 import gc
@@ -11,12 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-import deepspeed.comm
 import torch
 
 from hmoe_ds.config import load_config
 from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan
+from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import count_normalizers
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
 from hmoe_ds.training.feed import rank_slice
@@ -33,21 +33,33 @@ def live_bytes() -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-class CountedRows:
-    """Stands in for DeepSpeed's all-to-all and adds up the rows given to it: to all ranks, and to other ranks."""
+class Counted:
+    """Stands in for torch's all-to-all and all-gather and adds up what is given to them."""
 
-    def __init__(self, rank: int) -> None:
-        self.bytes, self.elsewhere = 0, 0
-        self._rank, self._send = rank, deepspeed.comm.all_to_all_single
+    def __init__(self, rank: int, ranks: int) -> None:
+        self.rows, self.elsewhere = 0, 0
+        self._rank, self._ranks = rank, ranks
+        self._all_to_all, self._all_gather = torch.distributed.all_to_all_single, torch.distributed.all_gather
 
-    def __call__(self, output, rows, output_split_sizes=None, input_split_sizes=None, **keywords):
-        if rows.dim() == 2:  # rows of atoms; what says how many there will be is a vector
-            own = input_split_sizes[self._rank]
-            self.bytes += rows.nbytes
-            self.elsewhere += (rows.shape[0] - own) * rows.shape[1] * rows.element_size()
-        return self._send(
-            output, rows, output_split_sizes=output_split_sizes, input_split_sizes=input_split_sizes, **keywords
+    def __enter__(self):
+        torch.distributed.all_to_all_single, torch.distributed.all_gather = self.all_to_all, self.all_gather
+        return self
+
+    def __exit__(self, *_) -> None:
+        torch.distributed.all_to_all_single, torch.distributed.all_gather = self._all_to_all, self._all_gather
+
+    def all_to_all(self, output, input, output_split_sizes=None, input_split_sizes=None, **keywords):
+        sizes = input_split_sizes or [input.shape[0] // self._ranks] * self._ranks
+        self.rows += input.nbytes if input.dim() == 2 else 0  # what says how many there will be is a vector
+        self.elsewhere += (sum(sizes) - sizes[self._rank]) * input[:1].nbytes
+        return self._all_to_all(
+            output, input, output_split_sizes=output_split_sizes, input_split_sizes=input_split_sizes, **keywords
         )
+
+    def all_gather(self, outputs, rows, group=None):
+        if group is not None:  # those over all ranks are of the loss
+            self.elsewhere += (self._ranks - 1) * rows.nbytes
+        return self._all_gather(outputs, rows, group=group)
 
 
 def measure(words: list[str], rank: int, ranks: int) -> dict:
@@ -55,25 +67,30 @@ def measure(words: list[str], rank: int, ranks: int) -> dict:
     config = load_config(words)
     gc.collect()
     gc.freeze()
-    engine = build_engine(config)
+    traffic = Traffic()
+    engine = build_engine(config, traffic)
     store = open_mixture(config.data, "train")
     plan = BatchPlan(store, config.data, config.optim.accumulation, config.run.seed)
     for _ in range(2):
-        counted, states = CountedRows(rank), 0
+        states = 0
         slices = [rank_slice(store, whole, config.objective.mask_ratio, 0, rank, ranks) for whole in plan.next_step()]
         norm = count_normalizers(slices, "cpu")
-        deepspeed.comm.all_to_all_single = counted
-        for part in slices:
-            losses, encoding = engine(part, norm)
-            engine.backward(losses.total * loss_scale(config))
-            del losses, encoding
-            states = max(states, live_bytes())
-            engine.step()
-        deepspeed.comm.all_to_all_single = counted._send
-    totals = torch.tensor([counted.bytes, counted.elsewhere, sum(part.batch.num_atoms for part in slices)])
+        traffic.take()
+        with Counted(rank, ranks) as counted:
+            for part in slices:
+                losses, encoding = engine(part, norm)
+                engine.backward(losses.total * loss_scale(config))
+                del losses, encoding
+                states = max(states, live_bytes())
+                engine.step()
+    sent = [counted.rows, counted.elsewhere, traffic.take()]
+    totals = torch.tensor([*sent, sum(part.batch.num_atoms for part in slices)])
     torch.distributed.all_reduce(totals)
     engine.destroy()
-    return {"states": states, **dict(zip(("rows", "elsewhere", "atoms"), totals.tolist(), strict=True))}
+    return {
+        "states": states,
+        **dict(zip(("rows", "elsewhere", "counted", "atoms"), totals.tolist(), strict=True)),
+    }
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ SPLITS_IN_GROUPS = CLIPPED | {
     "router__split_generations": 2,
     "run__steps": 6,
 }
+MIGRATION = {"parallel__migration": "true", "parallel__migration_budget": 1.05}
 BATCH = {
     "": CLIPPED,
     "accumulation": ACCUMULATED,
@@ -102,6 +103,9 @@ BATCH = {
     "targets": TARGETS,
     "splits": SPLITS,
     "splits in groups": SPLITS_IN_GROUPS,
+    "migration": ACCUMULATED | MIGRATION | {"run__steps": 20},
+    "migration of two groups": TWO_GROUPS | MIGRATION | CURRICULUM,
+    "migration with targets": TARGETS | MIGRATION,
     "no split": SPLITS | {"router__split_every": 100},
 }
 RECOMPUTE = {"": {}, "recompute": {"parallel__activation_checkpointing": "true"}}

@@ -10,17 +10,30 @@ from hmoe_ds.objectives.total import PretrainingTask
 
 def molecule_choices(batch, encoding):
     """-> {molecule: (its groups, the experts of its atoms in every layer)}; what is chosen together is sorted."""
-    sizes = batch.ptr_B.diff().tolist()
+    groups, experts = _group_choices(batch, encoding), _expert_choices(encoding)
+    return {key: (groups[key], experts[key]) for key in groups}
+
+
+def _group_choices(batch, encoding):
     groups = [sorted(chosen) for chosen in encoding.scaffold.groups_BC.tolist()]
+    return dict(zip(_keys(batch), groups, strict=True))
+
+
+def _expert_choices(encoding):
+    sizes = encoding.batch.ptr_B.diff().tolist()
     layers = [routing.choices_NK.sort(dim=1).values.cpu().split(sizes) for routing in encoding.atoms]
-    keys = [tuple(key) for key in batch.mol_key_B2.tolist()]
-    return {key: (groups[m], [layer[m].tolist() for layer in layers]) for m, key in enumerate(keys)}
+    return {key: [layer[m].tolist() for layer in layers] for m, key in enumerate(_keys(encoding.batch))}
+
+
+def _keys(batch):
+    return [tuple(key) for key in batch.mol_key_B2.tolist()]
 
 
 @contextmanager
 def routing_log(out: Path, rank: int, accumulation: int):
-    """Write `out/routing-RANK.pt`: {(step, slice, molecule): choices} of this rank's molecules in training."""
-    choices, calls = {}, []
+    """Write `out/routing-RANK.pt`: groups of the molecules that this rank was dealt in training, and experts of those
+    that it computed, each as {(step, slice, molecule): choices}."""
+    groups, experts, calls = {}, {}, []
     forward = PretrainingTask.forward
 
     def logged(task, part, norm, *stage):
@@ -28,8 +41,9 @@ def routing_log(out: Path, rank: int, accumulation: int):
         if task.training:
             step, number = divmod(len(calls), accumulation)
             calls.append(None)
-            for key, chosen in molecule_choices(part.batch, encoding).items():
-                choices[step, number, key] = chosen
+            of_molecules = (_group_choices(part.batch, encoding), _expert_choices(encoding))
+            for log, found in zip((groups, experts), of_molecules, strict=True):
+                log |= {(step, number, key): chosen for key, chosen in found.items()}
         return losses, encoding
 
     PretrainingTask.forward = logged
@@ -37,14 +51,16 @@ def routing_log(out: Path, rank: int, accumulation: int):
         yield
     finally:
         PretrainingTask.forward = forward
-    torch.save(choices, out / f"routing-{rank}.pt")
+    torch.save((groups, experts), out / f"routing-{rank}.pt")
 
 
 def read_routing(out: Path, ranks: int):
     """The choices of all ranks together; no molecule is on two ranks."""
-    merged = {}
+    merged = {}, {}
     for rank in range(ranks):
-        choices = torch.load(out / f"routing-{rank}.pt", weights_only=False)
-        assert not merged.keys() & choices.keys()
-        merged |= choices
-    return merged
+        for log, found in zip(merged, torch.load(out / f"routing-{rank}.pt", weights_only=False), strict=True):
+            assert not log.keys() & found.keys()
+            log |= found
+    groups, experts = merged
+    assert groups.keys() == experts.keys()
+    return {key: (groups[key], experts[key]) for key in groups}

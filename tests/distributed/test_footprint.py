@@ -22,6 +22,7 @@ ENGINES = {
     "stage 1, fp32": ({"stage": 1}, []),
     "stage 2, bf16": ({"stage": 2}, ["--parallel.precision=bf16"]),
     "stage 2, fp32, experts not spread": ({"stage": 2}, ["--parallel.ep_size=1"]),
+    "stage 1, fp32, migration": ({"stage": 1}, ["--parallel.migration=true"]),
     "stage 2, bf16, offloaded": ({"stage": 2, "offload_optimizer": OFFLOAD}, ["--parallel.precision=bf16"]),
 }
 
@@ -78,3 +79,10 @@ def test_recomputing_sends_half_as_much_again():
     config = load_config(["--parallel.ep_size=2"])
     again = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, activation_checkpointing=True))
     assert all_to_all_bytes(again, 2, 20, 20).total == 1.5 * all_to_all_bytes(config, 2, 20, 20).total
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_traffic_is_counted_exactly(engines, name):
+    _, measured = engines[name]
+    assert measured["counted"] == measured["elsewhere"]
+    assert (measured["counted"] > 0) == ("not spread" not in name)

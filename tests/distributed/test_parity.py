@@ -41,6 +41,9 @@ FP32 = dict(
         layout("2 ranks ep 2", "zero 1", "splits"),
         layout("4 ranks ep 2", "zero 2 offload", "splits"),
         layout("2 ranks ep 2", "zero 2", "splits in groups", "recompute"),
+        layout("2 ranks ep 2", "zero 1", "migration"),
+        layout("4 ranks ep 2", "zero 2", "migration of two groups", "recompute"),
+        layout("2 ranks ep 2", "zero 3 spread", "migration with targets"),
     ]
 )
 UNSPLIT = dict([layout("2 ranks ep 2", "zero 1", "no split")])
@@ -49,6 +52,7 @@ BF16 = dict(
         layout("2 ranks ep 2", "zero 1", precision="bf16"),
         layout("2 ranks ep 2", "zero 1", "targets", precision="bf16"),
         layout("2 ranks ep 2", "zero 2 offload", precision="bf16"),
+        layout("2 ranks ep 2", "zero 1", "migration", precision="bf16"),
         layout("4 ranks ep 2", "zero 3 spread", "", "recompute", "bf16"),
     ]
 )
