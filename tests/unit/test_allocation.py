@@ -9,6 +9,7 @@ import torch
 from hmoe_ds.config import ModelConfig, RouterConfig
 from hmoe_ds.data.batch import gather
 from hmoe_ds.data.store import ShardStore
+from hmoe_ds.model.encoder import Encoding
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.moe.allocation import apply_split, plan_split, split_direction
 from hmoe_ds.moe.balance import update_family_bias
@@ -125,17 +126,11 @@ def test_free_slots_do_not_exist_for_the_gate(form, atom_share):
     assert torch.equal(found.choices_NK, torch.tensor(kept)[expected.choices_NK])
     torch.testing.assert_close(found.weights_NK, expected.weights_NK)
     for atoms, one in ((found, gate), (expected, fewer)):
-        entropy = choice_entropy(scaffold_encoding(routing, atoms), 1)
+        entropy = choice_entropy(Encoding(None, None, None, routing, (atoms,)), 1)
         (atoms.weights_NK.square().sum() + atoms.z_N.sum() + entropy).backward(retain_graph=True)
         assert torch.isfinite(one.keys.grad).all()
     torch.testing.assert_close(gate.keys.grad[kept], fewer.keys.grad)
     assert not gate.keys.grad[~gate.slots.live_E].any()
-
-
-def scaffold_encoding(routing, atoms):
-    from hmoe_ds.model.encoder import Encoding
-
-    return Encoding(atoms.z_N, routing, (atoms,))
 
 
 @torch.no_grad()
