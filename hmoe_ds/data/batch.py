@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numba
@@ -169,9 +170,9 @@ class _Part(NamedTuple):
 def _by_shard(store: MoleculeStore, rows: NDArray[np.int64]) -> list[_Part]:
     shard_of, local = store.locate(rows)
     order = np.argsort(shard_of, kind="stable")
-    first = np.flatnonzero(np.diff(shard_of[order], prepend=-1))
-    numbers, places = shard_of[order[first]].tolist(), np.split(order, first[1:])
-    return [_Part(store.shard(number), local[place], place) for number, place in zip(numbers, places, strict=True)]
+    first = np.flatnonzero(np.diff(shard_of[order], prepend=-1)).tolist()
+    places = [order[start:end] for start, end in pairwise([*first, len(rows)])]
+    return [_Part(store.shard(int(shard_of[place[0]])), local[place], place) for place in places]
 
 
 def bare_scaffolds(batch: MolBatch, chosen_B: Tensor) -> MolBatch:
