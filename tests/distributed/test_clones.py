@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.distributed.harness import arguments, run_module
+from tests.distributed.harness import TIMEOUT_SECONDS, arguments, run_module
 
 SPLITS = {
     "router__groups": 2,
@@ -24,4 +24,4 @@ def test_copies_are_exact_on_all_ranks_that_hold_them(dataset, tmp_path):
         {"parallel__precision": "bf16", "parallel__zero_stage": 2},
     ]
     lines = [arguments(tmp_path / "unused", dataset, parallel__ep_size=2, **SPLITS | layout) for layout in layouts]
-    run_module("tests.distributed.clone_ranks", 4, [json.dumps(lines)])
+    run_module("tests.distributed.clone_ranks", 4, [json.dumps(lines)], TIMEOUT_SECONDS + 30 * len(lines))
