@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from scipy.stats import t as student
 
-from benchmarks.ablation.arms import table_arms
+from benchmarks.ablation.arms import curve_arms, table_arms
 from benchmarks.ablation.bench import Bench, OutOfTimeError
 from benchmarks.ablation.datasets import make_datasets
 from benchmarks.ablation.search import BASE, FLAT, Search, find_arms
@@ -105,7 +105,7 @@ def main() -> None:
         result["scaling"] = {}
         for budget in options.budgets:
             steps = budget * options.steps
-            result["scaling"][budget] = measure_table(bench, arms, steps, options.scaling_seeds)
+            result["scaling"][budget] = measure_table(bench, curve_arms(arms), steps, options.scaling_seeds)
             print(f"\n{budget} times the molecules")
             show(result["scaling"][budget])
             at_budget = result["scaling"][budget]

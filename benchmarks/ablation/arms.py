@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from benchmarks.ablation.search import BASE, FLAT, NO_CONTRAST
+from benchmarks.ablation.search import BASE, FLAT, NO_CONTRAST, Arms
 from benchmarks.ablation.trial import Settings
 
 _RANDOM: Settings = {"router.group_choice": "random", **NO_CONTRAST}
@@ -12,9 +10,14 @@ _CURRICULUM = ("curriculum.",)
 _ALLOCATION = ("router.experts_at_start", "router.split_")
 
 
-def table_arms(arms: Mapping[str, Settings]) -> dict[str, Settings]:
-    """All arms of the table, from the settings of `dense`, `flat` and `H-MoE`."""
-    hmoe = arms["H-MoE"]
+def curve_arms(arms: Arms) -> dict[str, Settings]:
+    """The arms of the scaling curve."""
+    return {"dense": arms.dense, "flat": arms.flat, "H-MoE": arms.best}
+
+
+def table_arms(arms: Arms) -> dict[str, Settings]:
+    """All arms of the table."""
+    hmoe = arms.complete
     experts, chosen = ({**BASE, **hmoe}[f"router.{name}"] for name in ("experts", "experts_per_atom"))
     # Each group is one expert, so the scaffold alone decides which experts a molecule's atoms pass.
     one_expert_groups: Settings = {
@@ -24,7 +27,9 @@ def table_arms(arms: Mapping[str, Settings]) -> dict[str, Settings]:
     }
     unguided = _without(hmoe, "curriculum.guidance")
     return {
-        **arms,
+        "dense": arms.dense,
+        "flat": arms.flat,
+        "H-MoE": hmoe,
         "random groups": {**unguided, **_RANDOM},
         "H-MoE minus contrast": {**hmoe, **NO_CONTRAST},
         "H-MoE minus curriculum": _without(hmoe, *_CURRICULUM),

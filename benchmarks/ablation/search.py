@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.ablation.bench import Bench
 from benchmarks.ablation.trial import Settings
@@ -91,8 +91,24 @@ class Search:
         return min(loss for _, loss in self.tried[question])
 
 
-def find_arms(search: Search) -> dict[str, dict[str, Any]]:
-    """Settings of the three main arms: dense, flat, and H-MoE with all its parts in their best form."""
+class Arms(NamedTuple):
+    """Settings of the main arms.
+
+    Attributes:
+        dense: a dense feed-forward in place of experts.
+        flat: a mixture of experts without scaffolds.
+        complete: H-MoE with all its parts, each in its best form.
+        best: the same, without dynamic allocation if it is better so.
+    """
+
+    dense: Settings
+    flat: Settings
+    complete: Settings
+    best: Settings
+
+
+def find_arms(search: Search) -> Arms:
+    """What the search finds."""
     rates: list[Settings] = [{"optim.learning_rate": rate} for rate in RATES]
     unchanged: Settings = {}
     starts = {"dense": DENSE, "flat": FLAT, **HIERARCHIES}
@@ -109,8 +125,9 @@ def find_arms(search: Search) -> dict[str, dict[str, Any]]:
     arms["flat"] = search.best("shared expert of flat", flat, [unchanged, _NO_SHARED])
     hmoe = search.best("contrast", hmoe, [{"objective.contrast_weight": value} for value in (0.03, 0.1, 0.3)])
     hmoe = search.best("curriculum", hmoe, [*_CURRICULA, *([_GUIDANCE] if is_soft else [])])
-    hmoe = search.best("allocation", hmoe, _allocations(hmoe))
-    return {"dense": arms["dense"], "flat": arms["flat"], "H-MoE": hmoe}
+    complete = search.best("allocation", hmoe, _allocations(hmoe))
+    best = search.best("allocation or none", {}, [hmoe, complete])
+    return Arms(arms["dense"], arms["flat"], complete, best)
 
 
 def _allocations(hmoe: Settings) -> list[Settings]:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from benchmarks.ablation.__main__ import summary
-from benchmarks.ablation.arms import table_arms
+from benchmarks.ablation.arms import curve_arms, table_arms
 from benchmarks.ablation.bench import Bench, OutOfTimeError
 from benchmarks.ablation.datasets import Datasets
 from benchmarks.ablation.search import BASE, FLAT, Search, find_arms
@@ -51,13 +51,17 @@ def test_the_search_finds_the_best_of_each_part_and_all_arms_can_start(form, dat
         "objective.contrast_weight": 0.3,
         "curriculum.mask_steps": 200,
     }
+    if form == "soft":
+        wanted |= {"router.experts_at_start": 16}
     if form == "hard":
         del wanted["router.form"]  # the default
         wanted["router.groups_per_molecule"] = 2
     oracle = Oracle(wanted, datasets)
     arms = find_arms(Search(oracle, 600))
-    assert all(oracle.trial(arms["H-MoE"], 0, 600).settings[name] == value for name, value in wanted.items())
-    table = [oracle.trial(settings, 0, 600) for settings in table_arms(arms).values()]
+    assert all(oracle.trial(arms.best, 0, 600).settings[name] == value for name, value in wanted.items())
+    assert "router.experts_at_start" in arms.complete
+    assert ("router.experts_at_start" in arms.best) == ("router.experts_at_start" in wanted)
+    table = [oracle.trial(settings, 0, 600) for settings in (*table_arms(arms).values(), *curve_arms(arms).values())]
     for trial in [*oracle.trials, *table]:
         load_config([*words(trial.settings, datasets), "--run.out=x"])
 
