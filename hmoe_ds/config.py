@@ -70,7 +70,7 @@ class RouterConfig:
         experts_at_start: experts that live at the start, over all groups; from them the others are split (dynamic
             allocation, `moe/allocation.py`). 0: all live for good.
         split_every: steps between decisions on splits; in each of them one expert of a layer may split.
-        split_load: load over the mean from which an expert may split; with 1 experts split until all live.
+        split_load: load over the layer's mean from which an expert may split; with 1 the hottest one always may.
         reclaim_load: share of the mean load below which an expert is dead: one that splits may take its place.
         split_generations: how often the descendants of one expert may split in a row; so it is the root of at most
             2^generations experts.
@@ -99,13 +99,15 @@ class RouterConfig:
 
     @property
     def candidates(self) -> int:
-        """Experts among which an atom chooses."""
+        """Experts among which an atom can choose."""
         match self.form:
-            case "hard":
+            case "soft" if self.group_choice == "learned":
+                return self.experts
+            case "hard" | "soft":
                 return self.groups_per_molecule * self.experts // self.groups
             case "additive":
                 return self.experts - self.groups
-            case _:
+            case "flat":
                 return self.experts
 
 

@@ -165,7 +165,7 @@ def _check_choices(router: RouterConfig) -> None:
                 f"value from {least} to {most}, or raise router.experts"
             )
     elif per_atom > router.candidates:
-        where = "the chosen groups hold" if router.form == "hard" else "a layer has"
+        where = "the chosen groups hold" if router.candidates < router.experts else "a layer has"
         raise ConfigError(
             f"router.experts_per_atom is {per_atom} but {where} {router.candidates} experts: "
             f"set it to at most {router.candidates}, or raise router.experts or router.groups_per_molecule"

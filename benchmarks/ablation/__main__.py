@@ -13,7 +13,6 @@ docs/results/ablation.json, also when parts are missing.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -42,17 +41,19 @@ COLUMNS = {
 }
 
 
-def summary(runs: Sequence[Figures], against: Sequence[Figures]) -> dict[str, Any]:
-    """Means of all figures, spread of the loss, and its difference to `against`, seed by seed."""
+def summary(runs: Sequence[Figures], others: Mapping[str, Sequence[Figures]]) -> dict[str, Any]:
+    """Means of all figures, spread of the loss, and its differences to other arms, seed by seed."""
     found: dict[str, Any] = {name: mean(run[name] for run in runs) for name in runs[0]}
     losses = [run["report_loss"] for run in runs]
     found["report_loss_seeds"] = losses
     if len(runs) > 1:
-        differences = [run["report_loss"] - other["report_loss"] for run, other in zip(runs, against, strict=True)]
         found["report_loss_spread"] = stdev(losses)
-        found["against_flat"] = mean(differences)
-        # Half the 95% confidence interval of the mean difference: a smaller one cannot be told from none.
-        found["detectable"] = student.ppf(0.975, len(runs) - 1) * stdev(differences) / math.sqrt(len(runs))
+        for name, against in others.items():
+            differences = [loss - other["report_loss"] for loss, other in zip(losses, against, strict=True)]
+            found[f"against {name}"] = mean(differences)
+            # Half the 95% confidence interval of the mean difference: a smaller one cannot be told from none.
+            half = student.ppf(0.975, len(runs) - 1) * stdev(differences) / math.sqrt(len(runs))
+            found[f"detectable against {name}"] = half
     return found
 
 
@@ -61,7 +62,7 @@ def measure_table(bench: Bench, arms: Mapping[str, Settings], steps: int, seeds:
     trials = [bench.trial(arms[name], seed, steps, reported=True) for seed in range(seeds) for name in arms]
     figures = bench.run(trials)
     runs = {name: figures[place :: len(arms)] for place, name in enumerate(arms)}
-    found = {name: summary(runs[name], runs["flat"]) for name in arms}
+    found = {name: summary(runs[name], {other: runs[other] for other in ("flat", "H-MoE")}) for name in arms}
     for place, name in enumerate(arms):
         found[name] |= {"settings": dict(trials[place].settings), "steps": trials[place].steps}
     return found
@@ -71,10 +72,17 @@ def show(table: dict[str, Any]) -> None:
     """Print a table of arms."""
     probes = [name for name in table["flat"] if name.startswith("probe_")]
     titles = COLUMNS | {name: name.removeprefix("probe_") for name in probes}
-    print(f"{'arm':<30}{'against flat':>20}" + "".join(f"{title:>13}" for title in titles.values()))
+    heads = "".join(f"{'against ' + other:>20}" for other in ("flat", "H-MoE"))
+    print(f"{'arm':<32}" + heads + "".join(f"{title:>13}" for title in titles.values()))
     for name, found in table.items():
-        against = f"{found['against_flat']:+.4f} +- {found['detectable']:.4f}" if "detectable" in found else ""
-        print(f"{name:<30}{against:>20}" + "".join(f"{found[key]:>13.4f}" for key in titles))
+        print(f"{name:<32}" + _differences(found) + "".join(f"{found[key]:>13.4f}" for key in titles))
+
+
+def _differences(found: dict[str, Any]) -> str:
+    if "against flat" not in found:
+        return " " * 40
+    pairs = [(found[f"against {other}"], found[f"detectable against {other}"]) for other in ("flat", "H-MoE")]
+    return "".join(f"{f'{difference:+.4f} +- {half:.4f}':>20}" for difference, half in pairs)
 
 
 def main() -> None:
@@ -112,9 +120,9 @@ def main() -> None:
             result["ratio"] = at_budget["flat"]["report_loss"] / at_budget["H-MoE"]["report_loss"]
     except OutOfTimeError as left:
         print(f"stopped: {left}; run the same command again")
-    result["search"] = {name: [[str(change), loss] for change, loss in tried] for name, tried in search.tried.items()}
-    print(json.dumps(result["search"], indent=1))
-    write_result(result)
+    finally:
+        result["search"] = {name: [[str(one), loss] for one, loss in tried] for name, tried in search.tried.items()}
+        write_result(result)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.ablation.bench import Bench
-from benchmarks.ablation.trial import Settings
+from benchmarks.ablation.datasets import Datasets
+from benchmarks.ablation.trial import Settings, words
+from hmoe_ds.config import ConfigError, load_config
 
 SEED = 1000
 RATES = (0.002, 0.004, 0.008)
@@ -122,16 +125,35 @@ def find_arms(search: Search) -> Arms:
         hmoe = search.best("guidance", hmoe, [unchanged, *guidance])
     found = search.best_of_each({"experts": (hmoe, more_experts), "experts of flat": (arms["flat"], more_experts)})
     hmoe, flat = found["experts"], found["experts of flat"]
-    arms["flat"] = search.best("shared expert of flat", flat, [unchanged, _NO_SHARED])
+    flat = search.best("shared expert of flat", flat, [unchanged, _NO_SHARED])
+    plain = [unchanged, _DATA, _MASKS]
+    found = search.best_of_each({"curriculum of flat": (flat, plain), "curriculum of dense": (arms["dense"], plain)})
+    flat, dense = found["curriculum of flat"], found["curriculum of dense"]
     hmoe = search.best("contrast", hmoe, [{"objective.contrast_weight": value} for value in (0.03, 0.1, 0.3)])
     hmoe = search.best("curriculum", hmoe, [*_CURRICULA, *([_GUIDANCE] if is_soft else [])])
     complete = search.best("allocation", hmoe, _allocations(hmoe))
     best = search.best("allocation or none", {}, [hmoe, complete])
-    return Arms(arms["dense"], arms["flat"], complete, best)
+    return Arms(dense, flat, complete, best)
 
 
 def _allocations(hmoe: Settings) -> list[Settings]:
-    """Growth from half the experts over the first two thirds of the run."""
-    splits = int({**BASE, **hmoe}["router.experts"]) // 2
-    start: Settings = {"router.experts_at_start": splits, "router.split_every": Fraction(2, 3 * splits)}
-    return [{**start, "router.split_load": load} for load in (1.0, 1.5)]
+    """Growth from half the experts, or a few more where a group would have too few, in two thirds of the run."""
+    experts, groups = (int({**BASE, **hmoe}[f"router.{name}"]) for name in ("experts", "groups"))
+    starts = (count for count in range(groups, experts + 1, groups) if 2 * count >= experts)
+    # The arm with random groups has the same number, and with it only the experts of a group to choose from.
+    random: Settings = {**hmoe, "router.group_choice": "random"}
+    start = next(count for count in starts if _is_accepted({**random, "router.experts_at_start": count}))
+    grown: Settings = {
+        "router.experts_at_start": start,
+        "router.split_every": Fraction(2, 3 * max(1, experts - start)),
+    }
+    return [{**grown, "router.split_load": load} for load in (1.0, 1.5)]
+
+
+def _is_accepted(settings: Settings) -> bool:
+    counts = {name: value for name, value in {**BASE, **settings}.items() if not isinstance(value, Fraction)}
+    try:
+        load_config(words({**counts, "curriculum.competence": "none"}, Datasets(Path("main"), Path("report"))))
+    except ConfigError:
+        return False
+    return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -88,7 +89,7 @@ def run_trial(folder: Path, trial: Trial, datasets: Datasets) -> Figures:
     every = ["--run.log_every=20", f"--run.steps={trial.steps}", f"--run.seed={trial.seed}", f"--run.out={run}"]
     argv = words(trial.settings, datasets) + every
     loop.main(argv)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [_numbers(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = ("validation_", "probe_")
     figures = {name.replace("validation_", "tune_"): lines[-1][name] for name in lines[-1] if name.startswith(kept)}
     figures["molecules_per_second"] = median(line["molecules_per_second"] for line in lines[1:])
@@ -100,6 +101,11 @@ def run_trial(folder: Path, trial: Trial, datasets: Datasets) -> Figures:
         figures |= _report(load_config(argv), run, datasets.report)
     shutil.rmtree(run / "checkpoints")
     return figures
+
+
+def _numbers(line: str) -> Figures:
+    """A line of metrics; what was no finite number is infinite, so that a run that diverged is the worst."""
+    return {name: math.inf if value is None else value for name, value in json.loads(line).items()}
 
 
 def _report(config: RunConfig, run: Path, dataset: Path) -> Figures:

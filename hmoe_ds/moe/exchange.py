@@ -75,11 +75,16 @@ def exchange_columns(
 
 def join_columns(columns: Sequence[Tensor]) -> Tensor:
     """Rows of several dtypes as rows of bytes."""
-    return torch.cat([column.contiguous().view(torch.uint8) for column in columns], dim=1)
+    return torch.cat([_packed(column).view(torch.uint8) for column in columns], dim=1)
 
 
 def split_columns(rows: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Inverse of `join_columns`, for columns of the dtypes and widths of `like`."""
     widths = [column.shape[1] * column.element_size() for column in like]
     parts = rows.split(widths, dim=1)
-    return [part.contiguous().view(column.dtype) for part, column in zip(parts, like, strict=True)]
+    return [_packed(part).view(column.dtype) for part, column in zip(parts, like, strict=True)]
+
+
+def _packed(rows: Tensor) -> Tensor:
+    # `contiguous` leaves strides and offset of a single row, or of none, as they are; views of other dtypes need them.
+    return rows.clone(memory_format=torch.contiguous_format)

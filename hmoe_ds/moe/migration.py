@@ -21,7 +21,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmoe_ds.data.batch import Masks, MolBatch, MoleculeTargets
+from hmoe_ds.data.batch import Masks, MolBatch, MoleculeTargets, to_device
 from hmoe_ds.moe.exchange import Traffic, exchange_rows, join_columns, split_columns
 from hmoe_ds.moe.forms import ScaffoldRouting
 
@@ -86,7 +86,10 @@ class Moves(NamedTuple):
 
 
 class Migrated(NamedTuple):
-    """Molecules where their experts are, with what the upper blocks and the losses need of them."""
+    """Molecules where their experts are, with what the upper blocks and the losses need of them.
+
+    Of `routing` the atom gates ask groups and probabilities; `u_BP` and `z_B` are still those of the molecules before.
+    """
 
     batch: MolBatch
     masks: Masks
@@ -110,9 +113,10 @@ class Migration:
 
     def __call__(self, batch: MolBatch, masks: Masks, h_ND: Tensor, routing: ScaffoldRouting) -> Migrated:
         """Move the molecules of all ranks; all ranks of the group must take part."""
-        moves = self._plan(batch, routing)
+        bonds_B = torch.bincount(batch.molecule_N[batch.edge_index_2M[0, ::2]], minlength=batch.num_molecules)
+        moves = self._plan(batch.ptr_B.diff(), bonds_B, routing)
         order_N = _rows_of(batch.ptr_B, moves.order_B, batch.num_atoms)
-        order_M = _rows_of(_starts(_bonds(batch)), moves.order_B, batch.num_bonds)
+        order_M = _rows_of(_starts(bonds_B), moves.order_B, batch.num_bonds)
         chosen_NC = routing.log_p_BG.gather(1, routing.groups_BC)[batch.molecule_N]
         h_ND, chosen_NC = exchange_rows(
             [h_ND[order_N], chosen_NC[order_N]], self._group, self._traffic, moves.sent.atoms_R, moves.received.atoms_R
@@ -129,9 +133,7 @@ class Migration:
         moved = routing._replace(log_p_BG=log_p_BG, groups_BC=groups_BC, biased_BG=log_p_BG.detach())
         return Migrated(batch, masks, h_ND, moved)
 
-    def _plan(self, batch: MolBatch, routing: ScaffoldRouting) -> Moves:
-        atoms_B = batch.ptr_B.diff()
-        bonds_B = _bonds(batch)
+    def _plan(self, atoms_B: Tensor, bonds_B: Tensor, routing: ScaffoldRouting) -> Moves:
         wanted_B = routing.groups_BC[:, 0] * self._ranks // self._groups
         table_3B, counts_R = self._gather(torch.stack([atoms_B, bonds_B, wanted_B]))
         atoms, bonds, wanted = table_3B
@@ -140,11 +142,11 @@ class Migration:
         device = atoms_B.device
         mine, here = home == self._rank, np.flatnonzero(rank == self._rank)
         return Moves(
-            order_B=torch.from_numpy(np.argsort(rank[mine], kind="stable")).to(device),
+            order_B=to_device(torch.from_numpy(np.argsort(rank[mine], kind="stable")), device),
             sent=_sizes(rank[mine], atoms[mine], bonds[mine], self._ranks),
             received=_sizes(home[here], atoms[here], bonds[here], self._ranks),
-            received_atoms_B=torch.from_numpy(atoms[here]).to(device),
-            received_bonds_B=torch.from_numpy(bonds[here]).to(device),
+            received_atoms_B=to_device(torch.from_numpy(atoms[here]), device),
+            received_bonds_B=to_device(torch.from_numpy(bonds[here]), device),
         )
 
     def _gather(self, table_3B: Tensor) -> tuple[Ints, list[int]]:
@@ -184,11 +186,6 @@ class Migration:
 def _sizes(rank_B: Ints, atoms_B: Ints, bonds_B: Ints, ranks: int) -> Sizes:
     weights = (None, atoms_B, bonds_B)
     return Sizes(*(np.bincount(rank_B, weight, ranks).astype(np.int64).tolist() for weight in weights))
-
-
-def _bonds(batch: MolBatch) -> Tensor:
-    """Bonds of each molecule."""
-    return torch.bincount(batch.molecule_N[batch.edge_index_2M[0, ::2]], minlength=batch.num_molecules)
 
 
 def _starts(counts_B: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ class StepTotals:
             torch.stack([value.detach().double() for value in entry]) for entry in zip(*self._losses, strict=True)
         ]
         loads = [torch.stack(list(entry)) for entry in zip(*self._loads, strict=True)]
-        sent = losses[0].new_tensor(self._traffic.take())
+        sent = losses[0].new_full((), self._traffic.take())
         *sums, exchanged = sum_over_ranks([*(entry.sum(dim=0) for entry in (*losses, *loads)), sent])
         return StepSums(Losses(*sums[: len(losses)]), RouterLoad(*sums[len(losses) :]), exchanged)
 

@@ -35,8 +35,8 @@ class PreparedStep(NamedTuple):
 class Prefetcher:
     """This rank's steps from `first_step` to the last of the run, in the plan's order.
 
-    One thread walks the plan, and nothing else does, so what a step holds is the same as without it. It is the
-    context in which steps are taken.
+    One thread walks the plan, and nothing else does, so what a step holds is the same as without it. It works in the
+    context of this object.
 
     Args:
         molecules: what the plan deals.
@@ -56,9 +56,9 @@ class Prefetcher:
         self._next = first_step
         self._thread = ThreadPoolExecutor(1, "prefetch")
         self._ahead: deque[Future[PreparedStep]] = deque()
-        self._begin_steps()
 
     def __enter__(self) -> Prefetcher:
+        self._begin_steps()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:

@@ -40,25 +40,28 @@ class Oracle:
         return [{"tune_loss": sum(t.settings.get(k) != v for k, v in self.wanted.items())} for t in trials]
 
 
-@pytest.mark.parametrize("form", ["hard", "soft", "additive"])
-def test_the_search_finds_the_best_of_each_part_and_all_arms_can_start(form, dataset):
+@pytest.mark.parametrize(("form", "groups", "experts"), [
+    (form, *sizes) for form in ("hard", "two groups", "soft", "additive") for sizes in ((8, 16), (4, 32))
+])  # fmt: skip
+def test_the_search_finds_the_best_of_each_part_and_all_arms_can_start(form, groups, experts, dataset):
     datasets = Datasets(dataset, dataset)
     wanted = {
         "router.form": form,
         "optim.learning_rate": 0.004,
-        "router.groups": 8,
-        "router.experts": 32,
+        "router.groups": groups,
+        "router.experts": experts,
         "objective.contrast_weight": 0.3,
         "curriculum.mask_steps": 200,
     }
-    if form == "soft":
-        wanted |= {"router.experts_at_start": 16}
-    if form == "hard":
-        del wanted["router.form"]  # the default
-        wanted["router.groups_per_molecule"] = 2
+    if form == "soft" and experts // 2 // groups >= 2:
+        wanted |= {"router.experts_at_start": experts // 2}
+    if form in ("hard", "two groups"):
+        wanted["router.form"] = None  # the default, which is not written
+        wanted["router.groups_per_molecule"] = 2 if form == "two groups" else None
     oracle = Oracle(wanted, datasets)
     arms = find_arms(Search(oracle, 600))
-    assert all(oracle.trial(arms.best, 0, 600).settings[name] == value for name, value in wanted.items())
+    found = oracle.trial(arms.best, 0, 600).settings
+    assert {name: found.get(name) for name in wanted} == wanted
     assert "router.experts_at_start" in arms.complete
     assert ("router.experts_at_start" in arms.best) == ("router.experts_at_start" in wanted)
     table = [oracle.trial(settings, 0, 600) for settings in (*table_arms(arms).values(), *curve_arms(arms).values())]
@@ -95,9 +98,10 @@ def test_the_reported_loss_is_that_of_the_run_itself_and_a_trial_runs_once(datas
 def test_a_summary_pairs_seeds():
     flat = [{"report_loss": loss, "x": loss} for loss in (0.30, 0.31, 0.35)]
     arm = [{"report_loss": loss, "x": 1.0} for loss in (0.29, 0.30, 0.33)]
-    found = summary(arm, flat)
-    assert found["against_flat"] == pytest.approx(-(0.01 + 0.01 + 0.02) / 3)
+    found = summary(arm, {"flat": flat, "itself": arm})
+    assert found["against flat"] == pytest.approx(-(0.01 + 0.01 + 0.02) / 3)
+    assert found["against itself"] == found["detectable against itself"] == 0
     # Student's t for two degrees of freedom, from a table.
     spread = math.sqrt(((0.01 / 3) ** 2 * 2 + (0.02 / 3) ** 2) / 2)
-    assert found["detectable"] == pytest.approx(4.303 * spread / math.sqrt(3), rel=1e-3)
+    assert found["detectable against flat"] == pytest.approx(4.303 * spread / math.sqrt(3), rel=1e-3)
     assert found["report_loss"] == pytest.approx(0.92 / 3)
