@@ -15,6 +15,11 @@ LARGE = ["C" * 500, "CCO" * 166, "NCC(=O)" * 124 + "O", "c1ccccc1" + "Oc1ccccc1"
 CASES = {
     # One molecule per step: all ranks but one have no atoms, most groups and experts neither, and there is no positive.
     "ranks without atoms": {"data__molecules_per_step": 1, "data__scaffold_run": 1},
+    "ranks without atoms, migration": {
+        "data__molecules_per_step": 1,
+        "data__scaffold_run": 1,
+        "parallel__migration": "true",
+    },
     "one-atom molecules": {"data": "isotopes", "data__molecules_per_step": 16},
     # Nearly all atoms are hidden, so they look the same and choose the same expert.
     "all atoms on one expert": {

@@ -39,6 +39,7 @@ SPLITS = {
 LAYOUTS = {
     "ep 1, zero 1": {},
     "ep 2, zero 1, mixture": {"parallel__ep_size": 2, "data__path": "mixture", "data__weights": [3.0, 1.0]},
+    "ep 2, zero 1, migration": {"parallel__ep_size": 2, "parallel__migration": "true"},
     "ep 2, zero 3": {"parallel__ep_size": 2, "parallel__zero_stage": 3, "parallel__activation_checkpointing": "true"},
     "ep 2, zero 2, offload": {
         "parallel__ep_size": 2,

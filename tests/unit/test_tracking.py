@@ -19,6 +19,7 @@ from hmoe_ds.objectives.total import Losses, Normalizers
 from hmoe_ds.training import tracking
 from hmoe_ds.training.checkpoint import TrainState
 from hmoe_ds.training.curriculum import Stage
+from hmoe_ds.training.metrics import StepSums
 from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.recorder import Recorder
 from hmoe_ds.training.run_folder import begin_run
@@ -74,8 +75,9 @@ class Run:
         for step in steps:
             losses = Losses(*[torch.tensor(loss_of(step))] * len(Losses._fields))
             self.recorder.record(
-                step, losses, load, Normalizers(1, 1, 1, 8, 64, 1, 1), {"validation_consistency": math.nan},
-                stage=Stage(1.0, 1.0, 0.2, 0.2), live_L=None, splits={}, learning_rate=0.1, grad_norm=2.0, seconds=0.5,
+                step, StepSums(losses, load, torch.tensor(0.0)), Normalizers(1, 1, 1, 8, 64, 1, 1),
+                {"validation_consistency": math.nan}, stage=Stage(1.0, 1.0, 0.2, 1.0, 0.2), live_L=None, splits={},
+                learning_rate=0.1, grad_norm=2.0, seconds=0.5, waited=0.1,
             )  # fmt: skip
 
     def close(self, error: type[BaseException] | None = None) -> None:
