@@ -163,7 +163,7 @@ class ObjectiveConfig:
         bond_weight: weight of the masked bond loss beside the masked atom loss.
         contrast_weight: weight of the scaffold routing contrastive loss; 0 for none.
         contrast_temperature: t, divides the cosine between two molecules.
-        contrast_learned_temperature: start from `contrast_temperature` and learn t.
+        contrast_learned_temperature: start from `contrast_temperature` and learn t, which stays above 0.01.
         contrast_of: what is compared, the routing `embedding` or the routing `distribution` over groups.
         contrast_bare_scaffold: a molecule that is alone with its scaffold in its slice takes the bare scaffold, without
             side chains, as its positive.

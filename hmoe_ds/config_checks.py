@@ -14,8 +14,18 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.errors import UsageError
 
 if TYPE_CHECKING:  # config.py imports this file
-    from hmoe_ds.config import DataConfig, OptimConfig, ParallelConfig, ProbeConfig, RouterConfig, RunConfig
+    from hmoe_ds.config import (
+        DataConfig,
+        ObjectiveConfig,
+        OptimConfig,
+        ParallelConfig,
+        ProbeConfig,
+        RouterConfig,
+        RunConfig,
+    )
 
+# Bound on t of the contrastive loss when it is learnt.
+LEAST_LEARNED_TEMPERATURE = 0.01
 _LARGE = 1 << 40
 # Section, field, least and greatest value.
 _RANGES: tuple[tuple[str, str, float, float], ...] = (
@@ -113,6 +123,7 @@ def check_config(config: RunConfig) -> None:
     _check_parallel(config.parallel, config.router)
     _check_allocation(config.router, config.parallel)
     _check_migration(config.router, config.parallel)
+    _check_learned_temperature(config.objective)
 
 
 def check_topology(config: RunConfig, ranks: int) -> None:
@@ -198,6 +209,14 @@ def _check_allocation(router: RouterConfig, parallel: ParallelConfig) -> None:
         raise ConfigError(
             f"{name} with parallel.zero_stage 3, under which experts are spread over ranks in parts and cannot split: "
             "set parallel.zero_stage to 1 or 2, or router.experts_at_start to 0"
+        )
+
+
+def _check_learned_temperature(objective: ObjectiveConfig) -> None:
+    if objective.contrast_learned_temperature and objective.contrast_temperature < LEAST_LEARNED_TEMPERATURE:
+        raise ConfigError(
+            f"objective.contrast_temperature is {objective.contrast_temperature}, but a learned one is held above "
+            f"{LEAST_LEARNED_TEMPERATURE}: start from more, or leave objective.contrast_learned_temperature out"
         )
 
 

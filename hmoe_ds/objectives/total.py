@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hmoe_ds.config import ObjectiveConfig
+from hmoe_ds.config_checks import LEAST_LEARNED_TEMPERATURE
 from hmoe_ds.data.batch import Masks, MolBatch, to_device
 from hmoe_ds.model.encoder import Encoding
 from hmoe_ds.model.hmoe import HMoEModel
@@ -26,8 +27,6 @@ from hmoe_ds.objectives.gather import gather_rows
 from hmoe_ds.objectives.masking import masked_atom_loss, masked_bond_loss
 from hmoe_ds.objectives.molecule import count_targets, molecule_losses
 from hmoe_ds.objectives.router_losses import choice_entropy, router_balance_loss, router_z_loss
-
-_LEAST_TEMPERATURE = 0.01
 
 
 @dataclass(frozen=True)
@@ -212,4 +211,4 @@ class PretrainingTask(nn.Module):
         if self.log_temperature is None:
             return self._objective.contrast_temperature
         # Without a bound, the loss can be made smaller and smaller by sharpening alone (as in CLIP).
-        return self.log_temperature.squeeze().float().exp().clamp(min=_LEAST_TEMPERATURE)
+        return self.log_temperature.squeeze().float().exp().clamp(min=LEAST_LEARNED_TEMPERATURE)

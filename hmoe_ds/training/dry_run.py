@@ -119,6 +119,7 @@ def _experts(router: dict[str, Any]) -> str:
 def _batch_lines(figures: dict[str, Any]) -> list[str]:
     molecule, part, flops = figures["molecule"], figures["per_rank_and_slice"], figures["flops_per_molecule"]
     step, traffic = figures["flops_per_step"] / 1e12, figures["all_to_all_bytes_per_step"]
+    without = " without migration" if figures["parallel"]["migration"] else ""
     return [
         f"molecule    {molecule['atoms']:.1f} atoms, {molecule['bonds']:.1f} bonds ({molecule['source']})",
         f"step        {figures['molecules_per_step']:,.0f} molecules in slices: {figures['slices']}; "
@@ -127,7 +128,8 @@ def _batch_lines(figures: dict[str, Any]) -> list[str]:
         "per rank",
         f"compute     {_number(flops['forward'] / 1e9)} GFLOP per molecule forward, {_number(flops['total'] / 1e9)} "
         f"with backward; {_number(step)} TFLOP per step, {_number(step / figures['ranks'])} per rank",
-        f"all-to-all  {_gib(traffic['per_rank'])} GiB sent per rank and step, {_gib(traffic['total'])} by all ranks",
+        f"all-to-all  {_gib(traffic['per_rank'])} GiB sent per rank and step, {_gib(traffic['total'])} by all ranks"
+        + without,
     ]
 
 

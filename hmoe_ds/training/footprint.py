@@ -128,7 +128,7 @@ def slice_activations(config: RunConfig, ranks: int, atoms: float, bonds: float)
 
 
 @dataclass(frozen=True)
-class Traffic:
+class DispatchBytes:
     """Bytes of the experts' all-to-alls in one optimizer step, under balanced routing.
 
     Args:
@@ -140,8 +140,8 @@ class Traffic:
     total: float
 
 
-def all_to_all_bytes(config: RunConfig, ranks: int, atoms: float, bonds: float) -> Traffic:
-    """Traffic of dispatch and combine.
+def all_to_all_bytes(config: RunConfig, ranks: int, atoms: float, bonds: float) -> DispatchBytes:
+    """Traffic of dispatch and combine, without migration.
 
     Each H-MoE layer sends a row of D values for each of an atom's K choices to the expert and back, in the forward and,
     as gradients, in the backward; with activation checkpointing the forward runs twice. Of E experts spread evenly,
@@ -159,7 +159,7 @@ def all_to_all_bytes(config: RunConfig, ranks: int, atoms: float, bonds: float) 
     elsewhere = (parallel.ep_size - 1) / parallel.ep_size
     row = config.model.hidden_size * BYTES[parallel.precision]
     total = moe_layers(config.model) * passes * elsewhere * rows * row
-    return Traffic(total / ranks, total)
+    return DispatchBytes(total / ranks, total)
 
 
 def _accumulation_bytes(settings: dict[str, Any], size: int) -> int:

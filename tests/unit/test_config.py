@@ -42,6 +42,20 @@ def test_overrides_win_over_the_file(tmp_path):
         (["--router.groups_per_molecule", "9"], "router.groups_per_molecule is 9 with router.groups 4"),
         (["--router.experts_per_atom", "5"], "the chosen groups hold 2 experts"),
         (["--parallel.ep_size", "3"], "parallel.ep_size is 3, which does not divide router.experts 8"),
+        (["--parallel.migration=true", "--router.form=soft"], "parallel.migration is set with router.form soft"),
+        (["--parallel.migration=true"], "parallel.migration is set with parallel.ep_size 1 and router.groups 4: set"),
+        (
+            ["--parallel.migration=true", "--parallel.ep_size=4", "--router.groups=2"],
+            "with parallel.ep_size 4 and router.groups 2",
+        ),
+        (
+            ["--router.form=soft", "--router.group_choice=random", "--router.experts_per_atom=3"],
+            "router.experts_per_atom is 3 but the chosen groups hold 2 experts",
+        ),
+        (
+            ["--objective.contrast_learned_temperature=true", "--objective.contrast_temperature=0.005"],
+            "objective.contrast_temperature is 0.005, but a learned one is held above 0.01",
+        ),
         (["--router.experts_at_start", "6"], "router.experts_at_start is 6 with router.experts 8 and router.groups 4"),
         (["--router.experts_at_start", "12"], "set it to a multiple of 4, at most 8, or to 0"),
         (
