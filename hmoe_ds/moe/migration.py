@@ -32,7 +32,7 @@ def assign(home_B: Ints, wanted_B: Ints, atoms_B: Ints, ranks: int, budget: floa
     """The rank that each molecule goes to: the one it wants, unless too many atoms would be there; -> [B]
 
     From a rank that is too full molecules are turned away, the largest of those that come from elsewhere first: home
-    if there is room, else to the rank with the fewest atoms.
+    while there is room, then to the rank with the fewest atoms.
 
     Args:
         home_B: rank of each molecule now.
@@ -45,18 +45,34 @@ def assign(home_B: Ints, wanted_B: Ints, atoms_B: Ints, ranks: int, budget: floa
     load_R = np.bincount(rank_B, weights=atoms_B, minlength=ranks)
     limit = budget * load_R.sum() / ranks
     for full in np.argsort(-load_R, kind="stable"):
+        if load_R[full] <= limit:
+            continue
         here = np.flatnonzero(rank_B == full)
         here = here[np.lexsort((-atoms_B[here], home_B[here] == full))]
-        for molecule in here:
-            if load_R[full] <= limit:
-                break
-            home, atoms = home_B[molecule], atoms_B[molecule]
-            other = home if load_R[home] + atoms <= limit else int(load_R.argmin())
+        too_many = 1 + np.searchsorted(np.cumsum(atoms_B[here]), load_R[full] - limit)
+        turned = here[:too_many]
+        stays = _fits(home_B[turned], atoms_B[turned], limit - load_R)
+        rank_B[turned[stays]] = home_B[turned[stays]]
+        load_R += np.bincount(home_B[turned[stays]], weights=atoms_B[turned[stays]], minlength=ranks)
+        load_R[full] -= atoms_B[turned[stays]].sum()
+        for molecule in turned[~stays]:
+            other, atoms = int(load_R.argmin()), atoms_B[molecule]
             if load_R[other] + atoms < load_R[full]:
                 rank_B[molecule] = other
                 load_R[full] -= atoms
                 load_R[other] += atoms
     return rank_B
+
+
+def _fits(home_B: Ints, atoms_B: Ints, room_R: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which molecules find room at home, if those before them have taken theirs."""
+    order = np.argsort(home_B, kind="stable")
+    taken = np.cumsum(atoms_B[order])
+    first = np.flatnonzero(np.diff(home_B[order], prepend=-1))
+    before = np.repeat(taken[first] - atoms_B[order[first]], np.diff(first, append=len(order)))
+    fits = np.empty(len(order), np.bool_)
+    fits[order] = taken - before <= room_R[home_B[order]]
+    return fits
 
 
 class Sizes(NamedTuple):
