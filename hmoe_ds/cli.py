@@ -131,7 +131,7 @@ def _inspect(options: argparse.Namespace, rest: list[str]) -> Result:
 
 
 def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
-    from hmoe_ds.config import load_config
+    from hmoe_ds.config_parser import load_config
     from hmoe_ds.training.launch import default_ranks, launch
     from hmoe_ds.training.preflight import check_run
 
@@ -287,7 +287,7 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
 
     if argv[:1] == ["pretrain"]:
         if {"-h", "--help"} & set(argv):
-            from hmoe_ds.config import config_help
+            from hmoe_ds.config_parser import config_help
 
             print(pretrain.format_help() + "\n" + config_help())
             sys.exit(0)

@@ -9,20 +9,18 @@ import dataclasses
 import itertools
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from data_pipeline.errors import UsageError
-
-if TYPE_CHECKING:  # config.py imports this file
-    from hmoe_ds.config import (
-        DataConfig,
-        ObjectiveConfig,
-        OptimConfig,
-        ParallelConfig,
-        ProbeConfig,
-        RouterConfig,
-        RunConfig,
-    )
+from hmoe_ds.config import (
+    ConfigError,
+    DataConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    ParallelConfig,
+    ProbeConfig,
+    RouterConfig,
+    RunConfig,
+)
 
 # Bound on t of the contrastive loss when it is learnt.
 LEAST_LEARNED_TEMPERATURE = 0.01
@@ -104,10 +102,6 @@ _DEEPSPEED_SCHEDULES = {
     "fixed_root": {"total_curriculum_step", "difficulty_step", "root_degree"},
     "fixed_discrete": {"difficulty", "max_step"},
 }
-
-
-class ConfigError(UsageError):
-    """A run that cannot start as configured. The message is one line and ends with the mend."""
 
 
 def check_config(config: RunConfig) -> None:

@@ -2,7 +2,7 @@
 
 import math
 
-from hmoe_ds.config import load_config
+from hmoe_ds.config_parser import load_config
 
 
 def shrunken(preset: str, ranks: int = 1) -> list[str]:

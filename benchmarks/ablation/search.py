@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from benchmarks.ablation.bench import Bench
 from benchmarks.ablation.datasets import Datasets
 from benchmarks.ablation.trial import Settings, words
-from hmoe_ds.config import ConfigError, load_config
+from hmoe_ds.config import ConfigError
+from hmoe_ds.config_parser import load_config
 
 SEED = 1000
 RATES = (0.002, 0.004, 0.008)

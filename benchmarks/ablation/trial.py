@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.ablation.datasets import Datasets
 from data_pipeline.schema import SPLITS
-from hmoe_ds.config import RunConfig, load_config
+from hmoe_ds.config import RunConfig
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.data.mixture import Mixture, open_mixture
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.downstream.export import export_checkpoint

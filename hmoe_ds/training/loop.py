@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import PipelineError, UsageError
-from hmoe_ds.config import ConfigError, RunConfig, load_config
+from hmoe_ds.config import ConfigError, RunConfig
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.moe.balance import RouterLoad, measure_load, update_family_bias, update_route_bias
 from hmoe_ds.moe.exchange import Traffic

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-from hmoe_ds.config import load_config
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.moe.balance import measure_load

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from hmoe_ds.config import load_config
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.moe.exchange import Traffic

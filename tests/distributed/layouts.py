@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from hmoe_ds.config import load_config
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.model.hmoe import HMoEModel
 from tests.distributed.harness import arguments, train_all

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from hmoe_ds.config import load_config
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.training.engine import init_distributed
 from hmoe_ds.training.loop import train
 from hmoe_ds.training.preflight import check_run

@@ -11,7 +11,7 @@ from benchmarks.ablation.bench import Bench, OutOfTimeError
 from benchmarks.ablation.datasets import Datasets
 from benchmarks.ablation.search import BASE, FLAT, Search, find_arms
 from benchmarks.ablation.trial import training_flops, words
-from hmoe_ds.config import load_config
+from hmoe_ds.config_parser import load_config
 
 SMALL = {
     **BASE,

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from hmoe_ds.config import RunConfig, load_config
+from hmoe_ds.config import RunConfig
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.training.footprint import all_to_all_bytes, memory_per_rank
 from tests.distributed.harness import run_module
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hmoe_ds.config import load_config
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.data.batch import gather
 from hmoe_ds.data.store import ShardStore
 from hmoe_ds.downstream.export import export_checkpoint

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from hmoe_ds.config import preset_names
+from hmoe_ds.config_parser import preset_names
 from tests.distributed.harness import read_metrics, run_module
 from tests.presets import shrunken
 

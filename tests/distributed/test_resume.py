@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from data_pipeline.build import PrepareOptions, prepare
 from data_pipeline.manifest import Manifest
-from hmoe_ds.config import ConfigError, load_config
+from hmoe_ds.config import ConfigError
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.downstream.export import CheckpointError, export_checkpoint
 from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.run_folder import open_datasets

@@ -4,15 +4,9 @@ import json
 
 import pytest
 
-from hmoe_ds.config import (
-    ConfigError,
-    RunConfig,
-    config_from_dict,
-    load_config,
-    preset_names,
-    save_config,
-)
+from hmoe_ds.config import ConfigError, RunConfig, config_from_dict, save_config
 from hmoe_ds.config_checks import check_topology
+from hmoe_ds.config_parser import load_config, preset_names
 from hmoe_ds.training.deepspeed_config import deepspeed_config
 
 

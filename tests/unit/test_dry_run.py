@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import Manifest
-from hmoe_ds.config import load_config, preset_names
+from hmoe_ds.config_parser import load_config, preset_names
 from hmoe_ds.training.dry_run import describe_dry_run, dry_run
 
 PRESETS_PAGE = Path(__file__).parents[2] / "docs" / "presets.md"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hmoe_ds.config import load_config
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.training.health import health_warnings
 
 HEALTHY = {"step": 1000, "chosen_p": 0.36, "routed_over_dense_rms": 1.2, "group_entropy": 0.98}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hmoe_ds.config import ModelConfig, RouterConfig, load_config, preset_names
+from hmoe_ds.config import ModelConfig, RouterConfig
+from hmoe_ds.config_parser import load_config, preset_names
 from hmoe_ds.data.batch import MolBatch, gather
 from hmoe_ds.data.store import ShardStore
 from hmoe_ds.model.hmoe import HMoEModel, ModelFormatError

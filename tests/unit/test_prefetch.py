@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hmoe_ds.config import load_config
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.training.curriculum import Curriculum
 from hmoe_ds.training.feed import rank_slice

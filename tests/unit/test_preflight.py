@@ -9,7 +9,8 @@ import torch
 
 from data_pipeline.build import PrepareOptions, prepare
 from data_pipeline.manifest import Manifest
-from hmoe_ds.config import ConfigError, load_config
+from hmoe_ds.config import ConfigError
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.training import launch as launch_module
 from hmoe_ds.training.loop import check_agreement
 from hmoe_ds.training.preflight import check_run

@@ -11,7 +11,8 @@ from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hmoe_ds.config import ConfigError, ProbeTable, config_from_dict, load_config
+from hmoe_ds.config import ConfigError, ProbeTable, config_from_dict
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.data.labelled import read_labelled
 from hmoe_ds.training.linear_probe import r_squared, ridge_predictions, roc_auc
 from hmoe_ds.training.preflight import check_run

@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from hmoe_ds.config import DataConfig, load_config, preset_names
+from hmoe_ds.config import DataConfig
 from hmoe_ds.config_checks import check_topology
+from hmoe_ds.config_parser import load_config, preset_names
 from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.model.hmoe import HMoEModel

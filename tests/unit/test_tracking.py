@@ -13,7 +13,8 @@ import psutil
 import pytest
 import torch
 
-from hmoe_ds.config import ConfigError, load_config
+from hmoe_ds.config import ConfigError
+from hmoe_ds.config_parser import load_config
 from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.objectives.total import Losses, Normalizers
 from hmoe_ds.training import tracking
