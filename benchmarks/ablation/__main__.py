@@ -64,7 +64,9 @@ def measure_table(bench: Bench, arms: Mapping[str, Settings], steps: int, seeds:
     runs = {name: figures[place :: len(arms)] for place, name in enumerate(arms)}
     found = {name: summary(runs[name], {other: runs[other] for other in ("flat", "H-MoE")}) for name in arms}
     for place, name in enumerate(arms):
-        found[name] |= {"settings": dict(trials[place].settings), "steps": trials[place].steps}
+        trial = trials[place]
+        settings = {field: value for field, value in trial.settings.items() if field != "probe.tables"}
+        found[name] |= {"settings": settings, "steps": trial.steps}
     return found
 
 
