@@ -7,12 +7,14 @@ Prepares three sets with no scaffold in common (train, tune, report), searches o
 the table and of the scaling curve with equal training FLOPs and looks at the report set once per arm and seed. One run
 is one process with one thread; `--workers` of them run at a time. What has run is not run again, so the command goes on
 where it was stopped; with `--minutes` it stops by itself. Prints tables and one JSON line, and writes the line to
-docs/results/ablation.json, also when parts are missing.
+docs/results/ablation.json, also when parts are missing. `--earlier` takes such a file, of runs whose folders are gone:
+what it answers is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -96,6 +98,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 3, 10], help="of the scaling curve")
     parser.add_argument("--scaling-seeds", type=int, default=1)
+    parser.add_argument("--earlier", type=Path, help="results of an earlier run with the same --steps and sources")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this time")
     options = parser.parse_args()
@@ -106,24 +109,28 @@ def main() -> None:
     base = {**BASE, "probe.tables": tables}
     step_flops = training_flops({**base, **FLAT}, datasets)
     bench = Bench(options.out / "trials", datasets, base, step_flops, options.workers, deadline)
+    earlier = json.loads(options.earlier.read_text()) if options.earlier else {"steps": options.steps}
+    if earlier["steps"] != options.steps:
+        parser.error(f"--earlier {options.earlier} is of --steps {earlier['steps']}, not {options.steps}")
     result: dict[str, Any] = {"name": "ablation", "ratio": None, "target": 1.0, "steps": options.steps}
-    search = Search(bench, options.steps)
+    search = Search(bench, options.steps, earlier.get("search", {}))
     try:
         arms = find_arms(search)
-        result["table"] = measure_table(bench, table_arms(arms), options.steps, options.seeds)
+        result["table"] = earlier.get("table") or measure_table(bench, table_arms(arms), options.steps, options.seeds)
         show(result["table"])
-        result["scaling"] = {}
+        result["scaling"] = dict(earlier.get("scaling", {}))
         for budget in options.budgets:
-            steps = budget * options.steps
-            result["scaling"][budget] = measure_table(bench, curve_arms(arms), steps, options.scaling_seeds)
+            at_budget = result["scaling"].get(str(budget))
+            if at_budget is None or len(at_budget["flat"]["report_loss_seeds"]) < options.scaling_seeds:
+                at_budget = measure_table(bench, curve_arms(arms), budget * options.steps, options.scaling_seeds)
+            result["scaling"][str(budget)] = at_budget
             print(f"\n{budget} times the molecules")
-            show(result["scaling"][budget])
-            at_budget = result["scaling"][budget]
+            show(at_budget)
             result["ratio"] = at_budget["flat"]["report_loss"] / at_budget["H-MoE"]["report_loss"]
     except OutOfTimeError as left:
         print(f"stopped: {left}; run the same command again")
     finally:
-        result["search"] = {name: [[str(one), loss] for one, loss in tried] for name, tried in search.tried.items()}
+        result["search"] = search.answers
         write_result(result)
 
 

@@ -58,20 +58,30 @@ _CURRICULA: Sequence[Settings] = [_DATA, _MASKS, _GATES, {**_DATA, **_MASKS, **_
 _GUIDANCE: Settings = {"curriculum.guidance_steps": _THIRD}
 
 
+# Of each question what was tried, as text, and its loss: how a search stands in a results file.
+Answers = Mapping[str, Sequence[tuple[str, float]]]
+
+
 class Search:
     """Remembers what it tried.
 
     Args:
         bench: runs the trials.
         steps: of each trial.
+        answers: of an earlier search with as many steps; a question that it answers is not asked again.
 
     Attributes:
         tried: what was tried for each question: the change and its loss on the tune set.
     """
 
-    def __init__(self, bench: Bench, steps: int) -> None:
-        self._bench, self._steps = bench, steps
+    def __init__(self, bench: Bench, steps: int, answers: Answers) -> None:
+        self._bench, self._steps, self._answers = bench, steps, answers
         self.tried: dict[str, list[tuple[Settings, float]]] = {}
+
+    @property
+    def answers(self) -> Answers:
+        """What was found so far."""
+        return {name: [(str(change), loss) for change, loss in tried] for name, tried in self.tried.items()}
 
     def best(self, question: str, start: Settings, changes: Sequence[Settings]) -> dict[str, Any]:
         """`start` with the change of `changes` that gives the lowest loss."""
@@ -79,16 +89,27 @@ class Search:
 
     def best_of_each(self, questions: Mapping[str, tuple[Settings, Sequence[Settings]]]) -> dict[str, dict[str, Any]]:
         """`best` for several questions that do not wait for each other."""
-        asked = [(name, {**start, **change}) for name, (start, changes) in questions.items() for change in changes]
+        known = {name: self._known(name, changes) for name, (_, changes) in questions.items()}
+        asked = [
+            (name, {**start, **change})
+            for name, (start, changes) in questions.items()
+            for change in changes
+            if known[name] is None
+        ]
         trials = [self._bench.trial(settings, SEED, self._steps) for _, settings in asked]
         losses = [figures["tune_loss"] for figures in self._bench.run(trials)]
         found = {}
         for name, (start, changes) in questions.items():
-            mine = [loss for (asker, _), loss in zip(asked, losses, strict=True) if asker == name]
+            mine = known[name] or [loss for (asker, _), loss in zip(asked, losses, strict=True) if asker == name]
             self.tried[name] = list(zip(changes, mine, strict=True))
             change, _ = min(self.tried[name], key=lambda entry: entry[1])
             found[name] = {**start, **change}
         return found
+
+    def _known(self, question: str, changes: Sequence[Settings]) -> list[float] | None:
+        """The losses of `changes`, if an earlier search tried just these."""
+        earlier = self._answers.get(question, ())
+        return [loss for _, loss in earlier] if [text for text, _ in earlier] == [str(one) for one in changes] else None
 
     def loss(self, question: str) -> float:
         """The lowest loss that was found."""

@@ -1,5 +1,6 @@
 """The ablation: its arms are runs that can start, it measures what a run itself measures, and it resumes."""
 
+import json
 import math
 import time
 
@@ -59,7 +60,13 @@ def test_the_search_finds_the_best_of_each_part_and_all_arms_can_start(form, gro
         wanted["router.form"] = None  # the default, which is not written
         wanted["router.groups_per_molecule"] = 2 if form == "two groups" else None
     oracle = Oracle(wanted, datasets)
-    arms = find_arms(Search(oracle, 600))
+    search = Search(oracle, 600, {})
+    arms = find_arms(search)
+    again = Search(oracle, 600, json.loads(json.dumps(search.answers)))
+    ran = len(oracle.trials)
+    assert find_arms(again) == arms
+    assert len(oracle.trials) == ran
+    assert again.tried == search.tried
     found = oracle.trial(arms.best, 0, 600).settings
     assert {name: found.get(name) for name in wanted} == wanted
     assert "router.experts_at_start" in arms.complete
