@@ -11,8 +11,10 @@ _ALLOCATION = ("router.experts_at_start", "router.split_")
 
 
 def curve_arms(arms: Arms) -> dict[str, Settings]:
-    """The arms of the scaling curve."""
-    return {"dense": arms.dense, "flat": arms.flat, "H-MoE": arms.best}
+    """The arms of the scaling curve; beside the best form the hard one with two groups, which migration can serve."""
+    hard: Settings = {"router.form": "hard", "router.groups_per_molecule": 2}
+    unguided = _without(arms.best, "curriculum.guidance")
+    return {"dense": arms.dense, "flat": arms.flat, "H-MoE": arms.best, "H-MoE, hard": {**unguided, **hard}}
 
 
 def table_arms(arms: Arms) -> dict[str, Settings]:

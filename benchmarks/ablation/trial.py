@@ -29,6 +29,7 @@ from hmoe_ds.data.mixture import Mixture, open_mixture
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.moe.grouped import FLOP_FORMULAS
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training import loop
 from hmoe_ds.training.feed import rank_slice
@@ -78,7 +79,7 @@ def training_flops(settings: Settings, datasets: Datasets) -> float:
     part = rank_slice(training, plan.next_step()[0], config.objective.mask_ratio, 0, 0, 1, views)
     model = HMoEModel(config.model, config.router, heads=config.objective.molecule_heads)
     task = PretrainingTask(model, config.objective)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         losses, _ = task(part, count_normalizers([part], "cpu"))
         losses.total.backward()
     return float(counter.get_total_flops())

@@ -211,9 +211,8 @@ def activation_bytes(config: RunConfig, batch: PackedSize, slice_molecules: floa
     * message passing: 5 D per atom (norm in and out, the two linears' inputs, the SiLU's input), 2 D per bond (the
       messages behind the ReLU, one per direction);
     * feed-forward: 2 D + 4 F per atom (norm in and out; both halves, the activated half, their product);
-    * H-MoE: 2 D + 4 F of the shared expert per atom, 3 D + 4 F per routed row (the row, its result, that times its
-      weight), K rows per atom, as under balanced routing; the atom gate in fp32: its input (a copy, in bf16), P, 2 E,
-      and indices;
+    * H-MoE: 2 D + 4 F of the shared expert per atom, 2 D + 4 F per routed row (the row and its result), K rows per
+      atom, as under balanced routing; the atom gate in fp32: its input (a copy, in bf16), P, 2 E, and indices;
     * scaffold gate: D per atom in fp32;
     * losses: the heads on the hidden atoms and bonds, and 6 bytes per pair of this rank's molecules and the slice's.
 
@@ -244,7 +243,7 @@ def _block_bytes(config: RunConfig, batch: PackedSize) -> tuple[float, float]:
     messages = size * width * (5 * batch.atoms + 2 * batch.bonds)
     dense = size * (2 * width + 4 * model.dense_size)
     shared = size * (2 * width + 4 * router.shared_size)
-    rows = choices * (size * (3 * width + 4 * router.expert_size) + 4 * _INDEX)
+    rows = choices * (size * (2 * width + 4 * router.expert_size) + 4 * _INDEX)
     wide_input = 0 if size == _WIDE else _WIDE * width
     gate = wide_input + _WIDE * (router.gate_size + 2 * router.experts) + _INDEX * router.candidates
     return messages + dense * batch.atoms, messages + (shared + rows + gate) * batch.atoms

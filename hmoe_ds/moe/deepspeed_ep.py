@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from hmoe_ds.config import RouterConfig
+from hmoe_ds.moe.dispatch import from_experts, sort_by_expert, to_experts
 from hmoe_ds.moe.exchange import Traffic, exchange_rows
-from hmoe_ds.moe.experts import Executor, Experts, combine, sort_by_expert
+from hmoe_ds.moe.experts import Executor, Experts
 
 
 class ExpertParallelExecutor(AutoEPMoELayer):
@@ -75,7 +76,7 @@ class ExpertParallelExecutor(AutoEPMoELayer):
 
     def forward(self, x_ND: Tensor, choices_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """Weighted sum of the chosen experts' outputs, wherever they are; [N, D] -> [N, D]."""
-        assignments = sort_by_expert(choices_NK, weights_NK, self._router)
+        assignments = sort_by_expert(choices_NK, self._router)
         plan = compute_split_plan(
             choices_NK,
             self.num_experts,
@@ -84,7 +85,7 @@ class ExpertParallelExecutor(AutoEPMoELayer):
             self.ep_group,
             assignments.counts_E,
         )
-        x_AD = x_ND[assignments.token_A]
+        x_AD = to_experts(x_ND, assignments)
         if self.ep_group is not None and self.ep_size > 1:
             # The plan told every rank how many rows come for each of its experts.
             self._traffic.count(8 * self.num_local_experts, [1] * self.ep_size, self.ep_rank)
@@ -92,7 +93,7 @@ class ExpertParallelExecutor(AutoEPMoELayer):
         y_AD = self._apply_local_experts(x_AD, plan)
         if self.ep_group is not None and self.ep_size > 1:
             (y_AD,) = exchange_rows([y_AD], self.ep_group, self._traffic, plan.output_splits, plan.input_splits)
-        return combine(y_AD, assignments, x_ND.shape[0])
+        return from_experts(y_AD, weights_NK, assignments)
 
     def _apply_local_experts(self, x_AD: Tensor, plan: SplitPlan) -> Tensor:
         """Received rows lie by (source rank, expert); experts want them by (expert, source rank)."""

@@ -56,4 +56,4 @@ class HMoELayer(nn.Module):
 
 
 def _sum_of_squares(x: Tensor) -> Tensor:
-    return x.detach().float().square().sum()
+    return torch.linalg.vector_norm(x.detach(), dtype=torch.promote_types(x.dtype, torch.float32)).square()

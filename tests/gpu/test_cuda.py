@@ -10,7 +10,8 @@ from hmoe_ds.data.batch import gather
 from hmoe_ds.data.store import ShardStore
 from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.moe.experts import Experts, grouped_feed_forward, looped_feed_forward
+from hmoe_ds.moe.experts import Experts
+from hmoe_ds.moe.grouped import GroupedProducts, LoopedProducts, feed_forward_by
 from tests.distributed.harness import train
 from tests.distributed.layouts import Trained, check_agreement, check_bf16, layout
 
@@ -41,8 +42,8 @@ def test_grouped_experts_equal_looped_ones(counts):
     x_ND = torch.randn(sum(counts), 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     ends_E = torch.tensor(counts, device="cuda").cumsum(0)
     results = []
-    for apply in (grouped_feed_forward, looped_feed_forward):
-        y_ND = apply(x_ND, ends_E, experts.w1, experts.w2, experts.w3)
+    for products in (GroupedProducts(ends_E), LoopedProducts(ends_E)):
+        y_ND = feed_forward_by(products, x_ND, experts.w1, experts.w2, experts.w3)
         results.append((y_ND, *torch.autograd.grad(y_ND.square().sum(), [x_ND, *experts.parameters()])))
     for grouped, looped in zip(*results, strict=True):
         torch.testing.assert_close(grouped, looped, rtol=0.02, atol=0.02)
