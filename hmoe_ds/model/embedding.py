@@ -20,6 +20,7 @@ class FeatureEmbedding(nn.Module):
     """
 
     offset: Tensor
+    instead: Tensor
 
     def __init__(self, sizes: Sequence[int], hidden_size: int) -> None:
         super().__init__()
@@ -27,13 +28,20 @@ class FeatureEmbedding(nn.Module):
         self.mask = nn.Parameter(torch.randn(hidden_size))
         offset = torch.tensor([0, *sizes[:-1]]).cumsum(0)
         self.register_buffer("offset", offset, persistent=False)
+        # Behind the table lie the mask vector and zeros: of the features of a hidden row one has the former, the others
+        # the latter. So no second pass over the states is needed, forward or backward.
+        instead = torch.full((len(sizes),), sum(sizes) + 1)
+        instead[0] = sum(sizes)
+        self.register_buffer("instead", instead, persistent=False)
 
     def forward(self, features_RF: Tensor, hidden_R: Tensor | None = None) -> Tensor:
         """[R rows, F features] uint8 -> [R, D]; `hidden_R` says which rows are masked."""
-        states_RD = F.embedding_bag(features_RF.long() + self.offset, self.table, mode="sum")
+        rows_RF = features_RF.long() + self.offset
         if hidden_R is None:
-            return states_RD
-        return torch.where(hidden_R.unsqueeze(-1), self.mask, states_RD)
+            return F.embedding_bag(rows_RF, self.table, mode="sum")
+        rows_RF = torch.where(hidden_R.unsqueeze(-1), self.instead, rows_RF)
+        table = torch.cat([self.table, self.mask.unsqueeze(0), torch.zeros_like(self.mask).unsqueeze(0)])
+        return F.embedding_bag(rows_RF, table, mode="sum", padding_idx=len(table) - 1)
 
 
 def atom_embedding(hidden_size: int) -> FeatureEmbedding:

@@ -90,19 +90,19 @@ class Encoder(nn.Module):
 
     def forward(self, batch: MolBatch, masks: Masks | None = None, stage: RoutingStage = FINAL_STAGE) -> Encoding:
         """Encode B molecules; states of hidden atoms and bonds start from the mask vector."""
-        h_ND, edge_MD, scaffold = self._route(batch, masks, stage)
+        h_ND, bond_MD, scaffold = self._route(batch, masks, stage)
         routing = scaffold
         if self.migration is not None and masks is not None and self.training:
             batch, masks, h_ND, routing = self.migration(batch, masks, h_ND, scaffold)
-            edge_MD = self._edge_states(batch, masks)
+            bond_MD = self._bond_states(batch, masks)
         edges_2M = batch.edge_index_2M
         atom_routings = []
         for block in self.upper:
             if isinstance(block, HMoEBlock):
-                h_ND, atom_routing = self._run(block, h_ND, edges_2M, edge_MD, routing, batch.molecule_N, stage)
+                h_ND, atom_routing = self._run(block, h_ND, edges_2M, bond_MD, routing, batch.molecule_N, stage)
                 atom_routings.append(atom_routing)
             else:
-                h_ND = self._run(block, h_ND, edges_2M, edge_MD)
+                h_ND = self._run(block, h_ND, edges_2M, bond_MD)
         return Encoding(batch, masks, self.norm(h_ND), scaffold, tuple(atom_routings))
 
     def route(self, batch: MolBatch, stage: RoutingStage = FINAL_STAGE) -> ScaffoldRouting:
@@ -112,19 +112,18 @@ class Encoder(nn.Module):
     def _route(
         self, batch: MolBatch, masks: Masks | None, stage: RoutingStage
     ) -> tuple[Tensor, Tensor, ScaffoldRouting]:
-        """States of atoms and of directed edges below the upper blocks, and the scaffold gate's decision."""
+        """States of atoms and of bonds below the upper blocks, and the scaffold gate's decision."""
         h_ND = self.atom_embedding(batch.atom_features_N9, masks.atom_N if masks else None)
-        edge_MD = self._edge_states(batch, masks)
+        bond_MD = self._bond_states(batch, masks)
         for block in self.lower:
-            h_ND = self._run(block, h_ND, batch.edge_index_2M, edge_MD)
+            h_ND = self._run(block, h_ND, batch.edge_index_2M, bond_MD)
         # An acyclic molecule has no scaffold and goes by itself.
         key_B = torch.where(batch.scaffold_key_B == 0, batch.mol_key_B2[:, 0], batch.scaffold_key_B)
-        return h_ND, edge_MD, self._choose_groups(h_ND, batch.molecule_N, batch.scaffold_mask_N, key_B, stage)
+        return h_ND, bond_MD, self._choose_groups(h_ND, batch.molecule_N, batch.scaffold_mask_N, key_B, stage)
 
-    def _edge_states(self, batch: MolBatch, masks: Masks | None) -> Tensor:
-        """States of directed edges, [2M, D]."""
-        bond_MD = self.bond_embedding(batch.bond_features_M3, masks.bond_M if masks else None)
-        return bond_MD.repeat_interleave(2, dim=0)
+    def _bond_states(self, batch: MolBatch, masks: Masks | None) -> Tensor:
+        """States of bonds, [M, D]."""
+        return self.bond_embedding(batch.bond_features_M3, masks.bond_M if masks else None)
 
     def _choose_groups(
         self,
@@ -164,13 +163,13 @@ class Encoder(nn.Module):
         molecule_N = torch.arange(molecules).repeat_interleave(atoms)
         h_ND = self.atom_embedding(_draw(_COMMON_ATOMS, molecules * atoms, generator))
         first_M = torch.arange(molecules * atoms).view(molecules, atoms)[:, :-1].flatten()
-        edges_2M = torch.stack([torch.cat([first_M, first_M + 1]), torch.cat([first_M + 1, first_M])])
-        edge_MD = self.bond_embedding(_draw(_COMMON_BONDS, len(first_M), generator)).repeat(2, 1)
+        edges_2M = torch.stack([first_M, first_M + 1, first_M + 1, first_M]).view(2, 2, -1).transpose(1, 2).flatten(1)
+        bond_MD = self.bond_embedding(_draw(_COMMON_BONDS, len(first_M), generator))
         for block in self.lower:
-            h_ND = block(h_ND, edges_2M, edge_MD)
+            h_ND = block(h_ND, edges_2M, bond_MD)
         routing = self._choose_groups(h_ND, molecule_N, torch.ones_like(molecule_N).bool(), torch.arange(molecules))
         for block in self.upper:
-            h_ND = block.get_submodule("messages")(h_ND, edges_2M, edge_MD)
+            h_ND = block.get_submodule("messages")(h_ND, edges_2M, bond_MD)
             if isinstance(block, HMoEBlock):
                 block.feed_forward.calibrate(block.norm(h_ND), routing, molecule_N)
 

@@ -121,8 +121,33 @@ class Flops:
         return self.forward + self.backward
 
 
-def flops_per_molecule(config: RunConfig, atoms: float, bonds: float) -> Flops:
-    """FLOPs of one molecule in pretraining.
+@dataclass(frozen=True)
+class Work:
+    """What costs FLOPs in one or several steps; means and expectations may be fractions.
+
+    Args:
+        molecules: molecules.
+        atoms: their atoms.
+        atoms_hidden: those of them that are predicted.
+        bonds_hidden: bonds that are predicted.
+        pairs: pairs of molecules that the contrastive loss compares, all with all of their slice.
+        routed: rows that pass an expert, over all H-MoE layers.
+        view_molecules: bare scaffolds, which pass the lower blocks and the scaffold gate only.
+        view_atoms: their atoms.
+    """
+
+    molecules: float
+    atoms: float
+    atoms_hidden: float
+    bonds_hidden: float
+    pairs: float
+    routed: float
+    view_molecules: float = 0.0
+    view_atoms: float = 0.0
+
+
+def training_flops(config: RunConfig, work: Work) -> Flops:
+    """FLOPs of pretraining.
 
     A linear of m inputs and n outputs costs 2mn per row in the forward and, for the gradients of its input and of its
     weight, twice that in the backward. Messages, norms, softmax and the loss are elementwise and left out: they cost
@@ -130,34 +155,56 @@ def flops_per_molecule(config: RunConfig, atoms: float, bonds: float) -> Flops:
     up to its last product, whose result nothing needs.
 
     Args:
+        config: of the run.
+        work: what is in the steps.
+    """
+    model, router, layers = config.model, config.router, moe_layers(config.model)
+    width, upper_dense = model.hidden_size, model.upper_blocks - moe_layers(model)
+    dense_rows = model.lower_blocks * (work.atoms + work.view_atoms) + upper_dense * work.atoms
+    moe_rows = layers * work.atoms
+    messages = 4 * width * width
+    blocks = (
+        dense_rows * (messages + 6 * width * model.dense_size)
+        + moe_rows * (messages + 2 * router.gate_size * (width + router.experts) + 6 * width * router.shared_size)
+        + work.routed * 6 * width * router.expert_size
+    )
+    heads = (
+        2
+        * width
+        * (
+            work.atoms_hidden * (width + _ELEMENTS)
+            + work.bonds_hidden * (2 * width + _BOND_TYPES)
+            + work.molecules * sum(width + size for size in _molecule_outputs(config.objective.molecule_heads))
+        )
+    )
+    scaffold_gate = 2 * (width * width + router.gate_size * (width + router.groups))
+    gates = (work.molecules + work.view_molecules) * scaffold_gate + 2 * router.gate_size * work.pairs
+    # Which expert of a family an atom goes to, as far as experts split; without gradient.
+    descent = moe_rows * 2 * router.gate_size * router.experts if router.experts_at_start else 0.0
+    forward = blocks + heads + gates
+    last_products = 2 * width * (dense_rows * model.dense_size + moe_rows * router.shared_size)
+    recomputed = blocks + descent - last_products if config.parallel.activation_checkpointing else 0.0
+    return Flops(forward + descent, 2 * forward + recomputed)
+
+
+def flops_per_molecule(config: RunConfig, atoms: float, bonds: float) -> Flops:
+    """FLOPs of one molecule in pretraining, as expected from the configuration; without bare scaffolds.
+
+    Args:
         config: of the run; the contrastive loss compares a molecule with all of its slice.
         atoms: atoms of the molecule.
         bonds: bonds of the molecule.
     """
-    model, router, layers = config.model, config.router, moe_layers(config.model)
-    width, dense_blocks = model.hidden_size, model.lower_blocks + model.upper_blocks - moe_layers(model)
-    messages = 4 * width * width
-    dense_block = messages + 6 * width * model.dense_size
-    moe_block = (
-        messages
-        + 2 * router.gate_size * (width + router.experts)
-        + 6 * width * router.experts_per_atom * router.expert_size
-        + 6 * width * router.shared_size
+    ratio = config.objective.mask_ratio
+    work = Work(
+        molecules=1,
+        atoms=atoms,
+        atoms_hidden=ratio * atoms,
+        bonds_hidden=ratio * bonds,
+        pairs=molecules_per_slice(config, atoms, bonds),
+        routed=atoms * moe_layers(config.model) * config.router.experts_per_atom,
     )
-    heads = config.objective.mask_ratio * (
-        atoms * 2 * width * (width + _ELEMENTS) + bonds * 2 * width * (2 * width + _BOND_TYPES)
-    )
-    outputs = _molecule_outputs(config.objective.molecule_heads)
-    heads += sum(2 * width * (width + size) for size in outputs)
-    scaffold_gate = 2 * (width * width + router.gate_size * (width + router.groups))
-    contrast = 2 * router.gate_size * molecules_per_slice(config, atoms, bonds)
-    blocks = atoms * (dense_blocks * dense_block + layers * moe_block)
-    # Which expert of a family an atom goes to, as far as experts split; without gradient.
-    descent = atoms * layers * 2 * router.gate_size * router.experts if router.experts_at_start else 0.0
-    forward = blocks + scaffold_gate + heads + contrast
-    last_products = 2 * width * atoms * (dense_blocks * model.dense_size + layers * router.shared_size)
-    recomputed = blocks + descent - last_products if config.parallel.activation_checkpointing else 0.0
-    return Flops(forward + descent, 2 * forward + recomputed)
+    return training_flops(config, work)
 
 
 def molecules_per_slice(config: RunConfig, atoms: float, bonds: float) -> float:
@@ -208,8 +255,8 @@ def activation_bytes(config: RunConfig, batch: PackedSize, slice_molecules: floa
 
     Counted is what autograd keeps of each layer, in values of the run's precision unless said otherwise:
 
-    * message passing: 5 D per atom (norm in and out, the two linears' inputs, the SiLU's input), 2 D per bond (the
-      messages behind the ReLU, one per direction);
+    * message passing: 5 D per atom (norm in and out, the two linears' inputs, the SiLU's input); messages are computed
+      again in the backward, from states of bonds that all blocks share, D per bond;
     * feed-forward: 2 D + 4 F per atom (norm in and out; both halves, the activated half, their product);
     * H-MoE: 2 D + 4 F of the shared expert per atom, 2 D + 4 F per routed row (the row and its result), K rows per
       atom, as under balanced routing; the atom gate in fp32: its input (a copy, in bf16), P, 2 E, and indices;
@@ -231,7 +278,7 @@ def activation_bytes(config: RunConfig, batch: PackedSize, slice_molecules: floa
     outside = _bytes_outside_blocks(config, batch) + 6 * pairs
     working = 3 * _widest_tensor_bytes(config, batch)
     if config.parallel.activation_checkpointing:
-        inputs = size * config.model.hidden_size * ((dense_blocks + layers) * batch.atoms + 2 * batch.bonds)
+        inputs = size * config.model.hidden_size * (dense_blocks + layers) * batch.atoms
         return ActivationBytes(outside + inputs, max(max(dense_block, moe_block) + working, 12 * pairs))
     return ActivationBytes(outside + dense_blocks * dense_block + layers * moe_block, max(working, 12 * pairs))
 
@@ -240,7 +287,7 @@ def _block_bytes(config: RunConfig, batch: PackedSize) -> tuple[float, float]:
     """What a dense block and an H-MoE block keep."""
     model, router, size = config.model, config.router, BYTES[config.parallel.precision]
     width, choices = model.hidden_size, router.experts_per_atom
-    messages = size * width * (5 * batch.atoms + 2 * batch.bonds)
+    messages = 5 * size * width * batch.atoms
     dense = size * (2 * width + 4 * model.dense_size)
     shared = size * (2 * width + 4 * router.shared_size)
     rows = choices * (size * (2 * width + 4 * router.expert_size) + 4 * _INDEX)
@@ -251,22 +298,24 @@ def _block_bytes(config: RunConfig, batch: PackedSize) -> tuple[float, float]:
 
 def _widest_tensor_bytes(config: RunConfig, batch: PackedSize) -> float:
     model, router = config.model, config.router
-    messages = 2 * batch.bonds * model.hidden_size
+    messages = batch.bonds * model.hidden_size
     routed = batch.atoms * router.experts_per_atom * max(model.hidden_size, router.expert_size)
     feed_forward = batch.atoms * max(model.dense_size, router.shared_size)
     return BYTES[config.parallel.precision] * max(messages, routed, feed_forward)
 
 
 def _bytes_outside_blocks(config: RunConfig, batch: PackedSize) -> float:
-    """Embedding, scaffold gate, last norm and heads."""
+    """Indices, states of bonds, scaffold gate, last norm and heads."""
     width, size, ratio = config.model.hidden_size, BYTES[config.parallel.precision], config.objective.mask_ratio
-    features = _INDEX * 2 * (len(ATOM_FEATURE_SIZES) * batch.atoms + len(BOND_FEATURE_SIZES) * batch.bonds)
-    last_norm = size * width * batch.atoms
+    # Of the embeddings, two for each feature and three for each row; the two ends of both directions of each bond.
+    atom_indices, bond_indices = (2 * len(sizes) + 3 for sizes in (ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES))
+    indices = _INDEX * (atom_indices * batch.atoms + (bond_indices + 4) * batch.bonds)
+    states = size * width * (batch.atoms + batch.bonds)
     readout = 4 * width + 3 * config.router.gate_size + 3 * config.router.groups
     scaffold_gate = _WIDE * (width * batch.atoms + readout * batch.molecules)
     atom_head = ratio * batch.atoms * (size * 3 * width + _WIDE * _ELEMENTS)
     bond_head = ratio * batch.bonds * (size * 5 * width + _WIDE * _BOND_TYPES)
-    return features + last_norm + scaffold_gate + atom_head + bond_head + _molecule_head_bytes(config, batch)
+    return indices + states + scaffold_gate + atom_head + bond_head + _molecule_head_bytes(config, batch)
 
 
 def _molecule_head_bytes(config: RunConfig, batch: PackedSize) -> float:

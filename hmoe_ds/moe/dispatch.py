@@ -34,11 +34,11 @@ def sort_by_expert(choices_NK: Tensor, router: RouterConfig) -> Assignments:
     """Sort the pairs of tokens and chosen experts by expert; ties keep the order of tokens."""
     expert_A = choices_NK.reshape(-1)
     order_A = torch.argsort(expert_A, stable=True)
-    counts_E = torch.bincount(expert_A, minlength=router.experts)
+    # Not by `bincount`, which lets the host wait for a GPU.
+    counts_E = expert_A.new_zeros(router.experts + 1).scatter_add_(0, expert_A, torch.ones_like(expert_A))[:-1]
     place_A = torch.empty_like(order_A).scatter_(0, order_A, torch.arange(len(order_A), device=order_A.device))
     if router.top_p < 1:
         # Unused choices have the number behind the last expert's. How many are used must be known on the host.
-        counts_E = counts_E[: router.experts]
         used = int(counts_E.sum())
         order_A, place_A = order_A[:used], place_A.clamp(max=used)
     return Assignments(order_A // choices_NK.shape[1], place_A.view_as(choices_NK), counts_E)

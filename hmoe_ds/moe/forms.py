@@ -70,9 +70,8 @@ def candidates(
             log_w_NE = logits_NE.log_softmax(dim=1)
             return Candidates(_all_experts(logits_NE), log_w_NE, log_w_NE.detach())
         case "additive":
-            is_pool_E = torch.arange(router.experts, device=logits_NE.device) % per_group != 0
-            log_w_NM = logits_NE[:, is_pool_E].log_softmax(dim=1)
-            return Candidates(_all_experts(logits_NE)[:, is_pool_E], log_w_NM, log_w_NM.detach())
+            log_w_NM = _pool(logits_NE, per_group).log_softmax(dim=1)
+            return Candidates(_pool(_all_experts(logits_NE), per_group), log_w_NM, log_w_NM.detach())
 
 
 def scaffold_experts(routing: ScaffoldRouting, molecule_N: Tensor, router: RouterConfig) -> tuple[Tensor, Tensor]:
@@ -101,6 +100,11 @@ def _hard(logits_NE: Tensor, routing: ScaffoldRouting, molecule_N: Tensor, per_g
     log_w_NM = log_w_NE.gather(1, expert_NM)
     # The groups are chosen already, so their biases have had their say.
     return Candidates(expert_NM, log_w_NM, log_w_NM.detach())
+
+
+def _pool(x_NE: Tensor, per_group: int) -> Tensor:
+    """What belongs to the experts of the pool: all but the first of each group."""
+    return x_NE.unflatten(1, (-1, per_group))[:, :, 1:].flatten(1)
 
 
 def _all_experts(logits_NE: Tensor) -> Tensor:

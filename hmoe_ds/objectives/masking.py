@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,21 @@ from hmoe_ds.data.batch import Masks, MolBatch
 from hmoe_ds.data.hashing import uniform
 
 _ATOM, _BOND = 1, 2
+
+
+class Hidden(NamedTuple):
+    """Which atoms and which bonds are hidden, as their rows, ascending.
+
+    Rows are taken by number without waiting for a GPU; by a mask they are not, as it must say how many they are.
+    """
+
+    atom_H: Tensor
+    bond_H: Tensor
+
+
+def hidden_rows(masks: Masks) -> Hidden:
+    """The rows that are hidden; on a GPU the host waits for it."""
+    return Hidden(*(mask.nonzero().squeeze(1) for mask in masks))
 
 
 def draw_masks(batch: MolBatch, epoch_B: NDArray[np.int64], ratio: float, seed: int) -> Masks:
@@ -36,11 +53,20 @@ def draw_masks(batch: MolBatch, epoch_B: NDArray[np.int64], ratio: float, seed: 
     return Masks(*hidden)
 
 
-def masked_atom_loss(logits_HC: Tensor, batch: MolBatch, masks: Masks) -> Tensor:
+def hidden_states(h_ND: Tensor, batch: MolBatch, hidden: Hidden) -> tuple[Tensor, Tensor, Tensor]:
+    """States of the hidden atoms and of both ends of the hidden bonds, each [H, D]."""
+    ends_2H = batch.edge_index_2M[:, ::2].index_select(1, hidden.bond_H)
+    begin_HD, end_HD = h_ND.index_select(0, ends_2H.flatten()).chunk(2)
+    return h_ND.index_select(0, hidden.atom_H), begin_HD, end_HD
+
+
+def masked_atom_loss(logits_HC: Tensor, batch: MolBatch, hidden: Hidden) -> Tensor:
     """Summed cross-entropy, in nats, of the elements of the H hidden atoms."""
-    return F.cross_entropy(logits_HC.float(), batch.atom_features_N9[masks.atom_N, 0].long(), reduction="sum")
+    element_H = batch.atom_features_N9[:, 0].index_select(0, hidden.atom_H)
+    return F.cross_entropy(logits_HC.float(), element_H.long(), reduction="sum")
 
 
-def masked_bond_loss(logits_HC: Tensor, batch: MolBatch, masks: Masks) -> Tensor:
+def masked_bond_loss(logits_HC: Tensor, batch: MolBatch, hidden: Hidden) -> Tensor:
     """Summed cross-entropy, in nats, of the types of the H hidden bonds."""
-    return F.cross_entropy(logits_HC.float(), batch.bond_features_M3[masks.bond_M, 0].long(), reduction="sum")
+    type_H = batch.bond_features_M3[:, 0].index_select(0, hidden.bond_H)
+    return F.cross_entropy(logits_HC.float(), type_H.long(), reduction="sum")

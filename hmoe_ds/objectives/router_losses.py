@@ -15,7 +15,7 @@ from hmoe_ds.moe.slots import ExpertSlots
 from hmoe_ds.objectives.gather import sum_over_ranks
 
 
-def router_z_loss(encoding: Encoding, molecules: float, atoms: float) -> Tensor:
+def router_z_loss(encoding: Encoding, molecules: float | Tensor, atoms: float | Tensor) -> Tensor:
     """Mean squared log-partition of the logits of both gates, which keeps them from growing.
 
     Source: Zoph et al., "ST-MoE", 2022, equation 5.
@@ -34,8 +34,8 @@ def router_balance_loss(
     molecule_N: Tensor,
     router: RouterConfig,
     slots: Sequence[ExpertSlots | None],
-    molecules: float,
-    atoms: float,
+    molecules: float | Tensor,
+    atoms: float | Tensor,
 ) -> Tensor:
     """Auxiliary balance loss of both levels: the share of what was chosen times the mean weight, times their number.
 
@@ -70,7 +70,7 @@ def router_balance_loss(
     return total
 
 
-def choice_entropy(encoding: Encoding, atoms: float) -> Tensor:
+def choice_entropy(encoding: Encoding, atoms: float | Tensor) -> Tensor:
     """Mean entropy, in nats, of the atoms' weights as shares of their candidates' weights; layers are averaged.
 
     What `top_p` needs: a gate whose weights are nearly equal takes every expert.

@@ -24,7 +24,13 @@ from hmoe_ds.moe.forms import ScaffoldRouting
 from hmoe_ds.moe.gate import FINAL_STAGE, RoutingStage
 from hmoe_ds.objectives.contrast import count_anchors, scaffold_contrast_loss
 from hmoe_ds.objectives.gather import gather_rows
-from hmoe_ds.objectives.masking import masked_atom_loss, masked_bond_loss
+from hmoe_ds.objectives.masking import (
+    Hidden,
+    hidden_rows,
+    hidden_states,
+    masked_atom_loss,
+    masked_bond_loss,
+)
 from hmoe_ds.objectives.molecule import count_targets, molecule_losses
 from hmoe_ds.objectives.router_losses import choice_entropy, router_balance_loss, router_z_loss
 
@@ -36,22 +42,24 @@ class RankSlice:
     Args:
         batch: this rank's molecules.
         masks: what is hidden of them.
+        hidden: the same, as rows.
         counts: molecules of each rank; the slice is their concatenation, B molecules.
         rank: this rank.
         scaffold_key_B: scaffold keys of the whole slice.
         generic_key_B: generic scaffold keys of the whole slice.
         views: the bare scaffolds of those of this rank's molecules that are alone with theirs in the slice.
-        viewed_B: which these are; bool.
+        viewed_V: the rows of these.
     """
 
     batch: MolBatch
     masks: Masks
+    hidden: Hidden
     counts: list[int]
     rank: int
     scaffold_key_B: Tensor
     generic_key_B: Tensor
     views: MolBatch | None = None
-    viewed_B: Tensor | None = None
+    viewed_V: Tensor | None = None
 
     @property
     def first(self) -> int:
@@ -63,26 +71,47 @@ class RankSlice:
         return RankSlice(
             self.batch.to(device),
             Masks(*(to_device(mask, device) for mask in self.masks)),
+            Hidden(*(to_device(rows, device) for rows in self.hidden)),
             self.counts,
             self.rank,
             to_device(self.scaffold_key_B, device),
             to_device(self.generic_key_B, device),
             None if self.views is None else self.views.to(device),
-            None if self.viewed_B is None else to_device(self.viewed_B, device),
+            None if self.viewed_V is None else to_device(self.viewed_V, device),
         )
 
 
 class Normalizers(NamedTuple):
-    """Counts over a whole optimizer step: hidden atoms, hidden bonds, anchors, molecules, atoms; fingerprints and
-    descriptors that are known."""
+    """Counts over a whole optimizer step: what losses are divided by, and what else says how much work it is.
 
-    atoms_hidden: float
-    bonds_hidden: float
-    anchors: float
-    molecules: float
-    atoms: float
-    fingerprints: float
-    descriptors: float
+    Each is one number on the device, at least 1, in fp32, in which whole numbers are exact up to 2^24. Nobody waits
+    for their values.
+
+    Attributes:
+        atoms_hidden: hidden atoms.
+        bonds_hidden: hidden bonds.
+        anchors: of the contrastive loss.
+        molecules: molecules.
+        atoms: atoms.
+        bonds: bonds.
+        fingerprints: fingerprints that are known.
+        descriptors: descriptors that are known.
+        pairs: pairs of molecules that the contrastive loss compares.
+        view_molecules: bare scaffolds.
+        view_atoms: their atoms.
+    """
+
+    atoms_hidden: Tensor
+    bonds_hidden: Tensor
+    anchors: Tensor
+    molecules: Tensor
+    atoms: Tensor
+    bonds: Tensor
+    fingerprints: Tensor
+    descriptors: Tensor
+    pairs: Tensor
+    view_molecules: Tensor
+    view_atoms: Tensor
 
 
 class Losses(NamedTuple):
@@ -104,19 +133,22 @@ class Losses(NamedTuple):
 
 
 def count_normalizers(slices: Sequence[RankSlice], device: torch.device | str) -> Normalizers:
-    """Add up the counts of all slices and ranks; one all-reduce, on `device`, when there are several ranks."""
-    ranks = len(slices[0].counts)
-    counts = torch.zeros(len(Normalizers._fields), dtype=torch.float64)
-    for part in slices:
-        # Anchors are counted from the whole slice, so each rank adds its share of the same number.
-        anchors = count_anchors(part.scaffold_key_B.numpy(), part.views is not None) / ranks
-        hidden = [int(mask.sum()) for mask in part.masks]
-        sizes = [part.batch.num_molecules, part.batch.num_atoms, *count_targets(part.batch)]
-        counts += torch.tensor([*hidden, anchors, *sizes], dtype=counts.dtype)
-    counts = counts.to(device)
-    if ranks > 1:
+    """Add up the counts of all slices, on the CPU, and of all ranks, by one all-reduce on `device`."""
+    counts = to_device(torch.tensor([_counts(part) for part in slices], dtype=torch.float64).sum(dim=0), device)
+    if len(slices[0].counts) > 1:
         dist.all_reduce(counts)
-    return Normalizers(*(max(1.0, round(count)) for count in counts.tolist()))
+    return Normalizers(*counts.round().clamp(min=1).float().unbind())
+
+
+def _counts(part: RankSlice) -> list[float]:
+    """This rank's share of the counts of one slice, in the order of `Normalizers`."""
+    batch, views = part.batch, part.views
+    # Anchors are counted from the whole slice, so each rank adds its share of the same number.
+    anchors = count_anchors(part.scaffold_key_B.numpy(), views is not None) / len(part.counts)
+    molecules, pairs = batch.num_molecules, batch.num_molecules * sum(part.counts)
+    seen = [0, 0] if views is None else [views.num_molecules, views.num_atoms]
+    sizes = [molecules, batch.num_atoms, batch.num_bonds]
+    return [*(len(rows) for rows in part.hidden), anchors, *sizes, *count_targets(batch), pairs, *seen]
 
 
 def pretraining_losses(
@@ -132,11 +164,14 @@ def pretraining_losses(
 
     `views`: routing of the bare scaffolds `part.views`; `temperature`: of the contrastive loss.
     """
-    batch, masks, h_ND = encoding.batch, encoding.masks, encoding.h_ND
-    assert masks is not None
-    atom_logits = model.atom_head(h_ND[masks.atom_N])
-    begin_M, end_M = batch.edge_index_2M[:, ::2][:, masks.bond_M]
-    bond_logits = model.bond_head(h_ND[begin_M], h_ND[end_M])
+    batch, h_ND, hidden = encoding.batch, encoding.h_ND, part.hidden
+    if (
+        batch is not part.batch
+    ):  # molecules have migrated, with their masks; which rows these hide only the device knows
+        assert encoding.masks is not None
+        hidden = hidden_rows(encoding.masks)
+    atom_HD, begin_HD, end_HD = hidden_states(h_ND, batch, hidden)
+    atom_logits, bond_logits = model.atom_head(atom_HD), model.bond_head(begin_HD, end_HD)
     z = router_z_loss(encoding, norm.molecules, norm.atoms)
     balance = entropy = z.new_zeros(())
     if objective.balance_weight:
@@ -146,8 +181,8 @@ def pretraining_losses(
         entropy = choice_entropy(encoding, norm.atoms)
     fingerprint, descriptors = molecule_losses(model, h_ND, batch)
     terms = {
-        "atom": masked_atom_loss(atom_logits, batch, masks) / norm.atoms_hidden,
-        "bond": masked_bond_loss(bond_logits, batch, masks) / norm.bonds_hidden,
+        "atom": masked_atom_loss(atom_logits, batch, hidden) / norm.atoms_hidden,
+        "bond": masked_bond_loss(bond_logits, batch, hidden) / norm.bonds_hidden,
         "contrast": _contrast(encoding, views, part, objective, temperature) / norm.anchors,
         "z": z,
         "balance": balance,
@@ -158,7 +193,7 @@ def pretraining_losses(
     weights = objective.weights
     total = sum((weights[name] * term for name, term in terms.items()), start=z.new_zeros(()))
     # A share by molecules, so that it adds up over slices and ranks as the terms do.
-    contrast_temperature = z.new_full((), batch.num_molecules / norm.molecules) * temperature
+    contrast_temperature = batch.num_molecules / norm.molecules * temperature
     parts = {name: term.detach() for name, term in terms.items()}
     return Losses(total, **parts, contrast_temperature=contrast_temperature.detach())
 
@@ -172,8 +207,8 @@ def _contrast(
 ) -> Tensor:
     u_AP = _compared(encoding.scaffold, objective)
     view_AP = None
-    if views is not None and part.viewed_B is not None:
-        view_AP = torch.zeros_like(u_AP).masked_scatter(part.viewed_B.unsqueeze(1), _compared(views, objective))
+    if views is not None and part.viewed_V is not None:
+        view_AP = torch.zeros_like(u_AP).index_copy(0, part.viewed_V, _compared(views, objective))
     keys = part.scaffold_key_B, part.generic_key_B
     return scaffold_contrast_loss(u_AP, gather_rows(u_AP, part.counts), *keys, part.first, temperature, view_AP)
 

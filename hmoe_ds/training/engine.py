@@ -66,6 +66,11 @@ def build_engine(config: RunConfig, traffic: Traffic) -> deepspeed.DeepSpeedEngi
     return engine
 
 
+def wait_for_device() -> None:
+    """Wait until the device has done what it was given; a CPU has."""
+    deepspeed.get_accelerator().synchronize()
+
+
 def loss_scale(config: RunConfig) -> int:
     """Undoes DeepSpeed's means over ranks and over accumulated slices."""
     return torch.distributed.get_world_size() * config.optim.accumulation

@@ -13,7 +13,7 @@ from hmoe_ds.data.batch import bare_scaffolds, gather, scaffold_keys
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.plan import Slice, deal, sequential_slices
 from hmoe_ds.objectives.contrast import is_alone
-from hmoe_ds.objectives.masking import draw_masks
+from hmoe_ds.objectives.masking import draw_masks, hidden_rows
 from hmoe_ds.objectives.total import RankSlice
 
 # Validation hides the same atoms in every run, so that validation losses of different seeds compare.
@@ -38,19 +38,21 @@ def rank_slice(
     mine = order_B[first : first + counts[rank]]
     batch = gather(mixture, whole.rows_B[mine])
     scaffold_key, generic_key = scaffold_keys(mixture, whole.rows_B[order_B])
-    views = viewed_B = None
+    views = viewed_V = None
     if with_views:
-        viewed_B = torch.from_numpy(is_alone(scaffold_key)[first : first + len(mine)])
-        views = bare_scaffolds(batch, viewed_B)
+        alone_B = torch.from_numpy(is_alone(scaffold_key)[first : first + len(mine)])
+        views, viewed_V = bare_scaffolds(batch, alone_B), alone_B.nonzero().squeeze(1)
+    masks = draw_masks(batch, whole.epoch_B[mine], mask_ratio, seed)
     return RankSlice(
         batch=batch,
-        masks=draw_masks(batch, whole.epoch_B[mine], mask_ratio, seed),
+        masks=masks,
+        hidden=hidden_rows(masks),
         counts=counts,
         rank=rank,
         scaffold_key_B=torch.from_numpy(scaffold_key),
         generic_key_B=torch.from_numpy(generic_key),
         views=views,
-        viewed_B=viewed_B,
+        viewed_V=viewed_V,
     )
 
 

@@ -19,7 +19,8 @@ from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.molecule import set_descriptor_scale
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
+from hmoe_ds.training.due import due_after
+from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale, wait_for_device
 from hmoe_ds.training.expert_clones import split_experts
 from hmoe_ds.training.metrics import StepTotals
 from hmoe_ds.training.prefetch import Prefetcher
@@ -67,16 +68,18 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
             splits = split_experts(engine, sums.load, config, state.step + 1)
             state.step, state.plan = state.step + 1, plan_state
 
+            due = due_after(state.step, config.run, probe.every)
+            if any(due):
+                wait_for_device()
             seconds = time.perf_counter() - started
-            validated = _due(state.step, config.run.validate_every, config.run.steps)
-            validation = validate(engine.module, held_out, config, rank, ranks) if validated else {}
-            if _due(state.step, probe.every, config.run.steps):
+            validation = validate(engine.module, held_out, config, rank, ranks) if due.validation else {}
+            if due.probe:
                 validation |= probe.measure(engine)
             recorder.record(
-                state.step, sums, norm, validation, stage=stage, live_L=live_L, splits=splits,
+                state.step, sums, norm, validation, stage=stage, live_L=live_L, splits=splits, due=due.line,
                 learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), seconds=seconds, waited=waited,
             )  # fmt: skip
-            if _due(state.step, config.run.checkpoint_every, config.run.steps):
+            if due.checkpoint:
                 save_checkpoint(engine, config, state, molecules.fingerprint)
 
 
@@ -102,10 +105,6 @@ def balance_routers(task: PretrainingTask, load: RouterLoad, config: RunConfig) 
             update_route_bias(gate.route_bias, atoms_E, rate)
         else:
             update_family_bias(gate.route_bias, gate.slots, atoms_E, rate)
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    return step == last or (every > 0 and step % every == 0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

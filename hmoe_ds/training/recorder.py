@@ -20,6 +20,7 @@ from hmoe_ds.training.curriculum import Stage
 from hmoe_ds.training.health import health_warnings
 from hmoe_ds.training.metrics import StepFile, StepSums, group_entropy, load_imbalance, rms_ratio
 from hmoe_ds.training.spool import FAILED, FINISHED, METRICS
+from hmoe_ds.training.throughput import Throughput
 from hmoe_ds.training.tracking import Tracker
 
 ALLOCATION = "allocation.jsonl"
@@ -40,7 +41,7 @@ class Recorder:
         self._file: StepFile | None = None
         self._splits: StepFile | None = None
         self._tracker: Tracker | None = None
-        self._molecules = self._seconds = self._waited = 0.0
+        self._throughput = Throughput(config)
         self._warned: set[str] = set()
         if self._active:
             folder = Path(config.run.out)
@@ -67,12 +68,13 @@ class Recorder:
         stage: Stage,
         live_L: Tensor | None,
         splits: Mapping[int, Split],
+        due: bool,
         learning_rate: float,
-        grad_norm: float,
+        grad_norm: float | Tensor,
         seconds: float,
         waited: float,
     ) -> None:
-        """Record optimizer step `step` (1-based): the first, the last, every `log_every`-th, those with a validation.
+        """Record optimizer step `step` (1-based). The host waits for the device only when a line is due.
 
         Args:
             step: steps done.
@@ -82,19 +84,20 @@ class Recorder:
             stage: of the curriculum, in this step.
             live_L: experts of each H-MoE layer that lived in this step; None when all live for good.
             splits: of experts after this step, by layer; all of them are recorded.
+            due: whether this step gets a line.
             learning_rate: of this step.
             grad_norm: norm of the whole gradient before clipping.
-            seconds: duration of the step.
+            seconds: duration of the step; if a line is due, with all that the device still had to do.
             waited: seconds of it that were spent waiting for molecules.
         """
-        self._molecules += norm.molecules
-        self._seconds += seconds
-        self._waited += waited
+        if not self._active:
+            return
+        self._throughput.add(norm, sums.load, seconds, waited)
         self._record_splits(step, splits)
-        due = step in (1, self._config.run.steps) or step % self._config.run.log_every == 0 or bool(validation)
-        if not (self._active and due):
+        if not due:
             return
         losses, load, exchanged_bytes = sums
+        molecules, atoms = norm.molecules.item(), norm.atoms.item()
         objective, is_spread = self._config.objective, self._config.parallel.ep_size > 1
         learned = objective.contrast_learned_temperature
         metrics = {
@@ -107,18 +110,16 @@ class Recorder:
             "grad_norm": float(grad_norm),
             "group_entropy": group_entropy(load.molecules_G),
             "expert_load_max_over_mean": load_imbalance(load.atoms_LE, live_L),
-            "chosen_p": load.chosen_p.item() / norm.molecules,
-            "experts_per_atom": load.atoms_LE.sum(dim=1).mean().item() / norm.atoms,
+            "chosen_p": load.chosen_p.item() / molecules,
+            "experts_per_atom": load.atoms_LE.sum(dim=1).mean().item() / atoms,
             "routed_over_dense_rms": rms_ratio(load.squares_L2),
-            "molecules": norm.molecules,
-            "molecules_per_second": self._molecules / self._seconds,
-            "data_wait": self._waited / self._seconds,
+            "molecules": molecules,
+            **self._throughput.report(),
             **({"exchanged_bytes": exchanged_bytes.item()} if is_spread else {}),
             **({} if live_L is None else {"experts_live": live_L.double().mean().item()}),
             **(stage._asdict() if self._config.curriculum.active else {}),
             **validation,
         }
-        self._molecules = self._seconds = self._waited = 0.0
         self._write(metrics)
         self._warn(metrics)
         print(

@@ -14,7 +14,7 @@ from hmoe_ds.objectives.total import Normalizers, PretrainingTask
 from hmoe_ds.training.feed import validation_slices
 from hmoe_ds.training.metrics import consistency, group_entropy, load_imbalance, mutual_information, rms_ratio
 
-_UNIT = Normalizers(*(1.0 for _ in Normalizers._fields))
+_UNIT = Normalizers(*torch.ones(len(Normalizers._fields)).unbind())
 
 
 @torch.no_grad()

@@ -24,11 +24,14 @@ from hmoe_ds.model.size import (
     count_parameters,
     flops_per_molecule,
     molecules_per_slice,
+    training_flops,
 )
+from hmoe_ds.moe.balance import measure_load
 from hmoe_ds.moe.grouped import FLOP_FORMULAS
 from hmoe_ds.objectives.molecule import set_descriptor_scale
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training.feed import rank_slice
+from hmoe_ds.training.throughput import step_work
 from tests.presets import shrunken
 
 # Where the parameters of each part live.
@@ -136,10 +139,18 @@ def case(request, store):
     return config, *task_on_a_slice(config, store)
 
 
+def slices_of_a_step(config, store):
+    """The slices of the first step on one rank."""
+    plan, views = (
+        BatchPlan(store, config.data, config.optim.accumulation, seed=0),
+        config.objective.contrast_bare_scaffold,
+    )
+    return [rank_slice(store, whole, config.objective.mask_ratio, 0, 0, 1, views) for whole in plan.next_step()]
+
+
 def task_on_a_slice(config, store):
     """The loss of the first slice on one rank, as the engine sees it; and the slice."""
-    plan = BatchPlan(store, config.data, config.optim.accumulation, seed=0)
-    part = rank_slice(store, plan.next_step()[0], config.objective.mask_ratio, 0, rank=0, ranks=1)
+    part = slices_of_a_step(config, store)[0]
     model = model_of(config)
     if config.parallel.precision == "bf16":
         for weight in model.parameters():
@@ -165,6 +176,31 @@ def test_flops_are_those_that_torch_counts(case):
     # The heads see as many hidden atoms and bonds as were drawn, not exactly the ratio.
     assert flops.forward * molecules == pytest.approx(forward, rel=0.005)
     assert flops.backward * molecules == pytest.approx(counter.get_total_flops() - forward, rel=0.005)
+
+
+# Beside those above, what only the step itself can tell: how many experts are taken, what bare scaffolds there are.
+STEPS = VARIANTS | {
+    "as many experts as they need": ["--router.top_p=0.7"],
+    "bare scaffolds": ["--objective.contrast_bare_scaffold=true", "--parallel.activation_checkpointing=true"],
+    "additive, few hidden": ["--router.form=additive", "--router.experts_per_atom=2", "--objective.mask_ratio=0.02"],
+}
+
+
+@pytest.mark.parametrize("variant", STEPS)
+def test_flops_of_a_step_are_those_that_torch_counts(variant, store):
+    words = ["--data.molecules_per_step=120", "--optim.accumulation=3", *STEPS[variant]]
+    config = load_config(words)
+    task, _, _ = task_on_a_slice(config, store)
+    slices = slices_of_a_step(config, store)
+    norm, routed = count_normalizers(slices, "cpu"), 0.0
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
+        for part in slices:
+            losses, encoding = task(part, norm)
+            losses.total.backward()
+            load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
+            routed += load.atoms_LE.sum().item()
+    found = training_flops(config, step_work(norm, routed, config)).total
+    assert found == pytest.approx(counter.get_total_flops(), rel=1e-4)
 
 
 def test_activations_are_what_autograd_keeps(case):

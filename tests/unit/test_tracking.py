@@ -76,9 +76,9 @@ class Run:
         for step in steps:
             losses = Losses(*[torch.tensor(loss_of(step))] * len(Losses._fields))
             self.recorder.record(
-                step, StepSums(losses, load, torch.tensor(0.0)), Normalizers(1, 1, 1, 8, 64, 1, 1),
+                step, StepSums(losses, load, torch.tensor(0.0)), Normalizers(*torch.ones(11).unbind()),
                 {"validation_consistency": math.nan}, stage=Stage(1.0, 1.0, 0.2, 1.0, 0.2), live_L=None, splits={},
-                learning_rate=0.1, grad_norm=2.0, seconds=0.5, waited=0.1,
+                due=True, learning_rate=0.1, grad_norm=2.0, seconds=0.5, waited=0.1,
             )  # fmt: skip
 
     def close(self, error: type[BaseException] | None = None) -> None:
