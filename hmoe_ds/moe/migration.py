@@ -137,7 +137,7 @@ class Migration:
         h_ND, chosen_NC = exchange_rows(
             [h_ND[order_N], chosen_NC[order_N]], self._group, self._traffic, moves.sent.atoms_R, moves.received.atoms_R
         )
-        tables = _tables(batch, masks, routing.groups_BC)
+        tables = byte_columns(batch, masks, routing.groups_BC)
         orders = (moves.order_B, order_N, order_M)
         packed = [join_columns(columns)[order] for columns, order in zip(tables, orders, strict=True)]
         received = self._exchange_bytes(packed, moves)
@@ -215,8 +215,11 @@ def _rows_of(ptr_B: Tensor, order_B: Tensor, rows: int) -> Tensor:
     return shift_B.repeat_interleave(counts_B, output_size=rows) + torch.arange(rows, device=ptr_B.device)
 
 
-def _tables(batch: MolBatch, masks: Masks, groups_BC: Tensor) -> list[list[Tensor]]:
-    """What moves as bytes, as columns of molecules, of atoms and of bonds; `_untabled` puts it together again."""
+def byte_columns(batch: MolBatch, masks: Masks, groups_BC: Tensor) -> list[list[Tensor]]:
+    """What moves as bytes, as columns of molecules, of atoms and of bonds; `_untabled` puts it together again.
+
+    All columns of one kind have a row for each of them; their dtypes differ.
+    """
     bonds_2M = batch.edge_index_2M[:, ::2]
     local_M2 = (bonds_2M - batch.ptr_B[batch.molecule_N[bonds_2M[0]]]).t().int()
     keys = [batch.scaffold_key_B.unsqueeze(1), batch.generic_key_B.unsqueeze(1), batch.mol_key_B2]
