@@ -39,7 +39,7 @@ ONE_GROUP: Settings = {
     "router.groups": 128,
     "router.experts": 256,
     "router.group_balance_rate": 0.005,
-    "data.molecules_per_step": 512,
+    "data.molecules_per_step": 1024,
 }
 # Four neighbouring groups on each of 8 ranks.
 TWO_GROUPS: Settings = {

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks.migration.ranks import Job, measure
 from benchmarks.migration.record import record
 from benchmarks.migration.replay import Routing, RowBytes, off_node, sent_bytes
 from hmoe_ds.config import RouterConfig
@@ -61,6 +62,15 @@ def test_replayed_bytes_are_those_of_real_ranks(name, runs, tmp_path):
     of_steps = np.array(sent).reshape(STEPS, -1).sum(axis=1).tolist()
     assert of_steps == [line["exchanged_bytes"] for line in lines], recording.rows
     assert all(of_steps)
+
+
+def test_the_benchmarks_ranks_do_the_steps_of_a_run(runs, tmp_path):
+    (folder, lines), (_, lines_without) = runs["2 ranks, migration"], runs["2 ranks"]
+    export_checkpoint(folder, tmp_path / "model")
+    words = ["--config", str(folder / "config.yaml")]
+    found = measure(Job(words, str(tmp_path / "model"), STEPS - 1, str(tmp_path / "found.json")), 2)
+    assert found.sent["with"] == [line["exchanged_bytes"] for line in lines[1:]]
+    assert found.sent["without"] == [line["exchanged_bytes"] for line in lines_without[1:]]
 
 
 def test_bytes_off_the_node_are_those_between_ranks_of_two_nodes():
