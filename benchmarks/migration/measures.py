@@ -12,7 +12,7 @@ from benchmarks.migration.gates import TWO_GROUPS, Gate, trained_gate
 from benchmarks.migration.imbalance import Imbalance, imbalance
 from benchmarks.migration.ranks import ARMS, Job, measure
 from benchmarks.migration.record import Recording, record
-from benchmarks.migration.replay import Ints, RowBytes, off_node, place, sent_bytes
+from benchmarks.migration.replay import Ints, off_node, place, sent_bytes
 from hmoe_ds.config import RunConfig
 
 RANKS_PER_NODE = 8
@@ -20,6 +20,8 @@ MOLECULES_PER_RANK = 64
 # Ranks: steps that are recorded, so that there are some thousand molecules.
 REPLAYED = {2: 8, 4: 8, 8: 8, 32: 4, 128: 2}
 REPLAYED_TWO_GROUPS = {2: 8, 8: 8, 32: 4}
+# Bounds on the atoms of a rank that are tried beside the default one.
+WIDER_BUDGETS = (1.1, 1.2)
 # Of the preset base_8gpu: in bf16 a state is 2 bytes per value, whatever the recorded model has.
 WIDE_STATE = 768 * 2
 BLOCKS = {"router.group_blocks": 8, "router.block_bonus": 0.2}
@@ -35,25 +37,26 @@ def replayed(gate: Gate, steps_R: Mapping[int, int]) -> Table:
         recording = record(model, config, steps)
         wide = recording.rows._replace(state=WIDE_STATE)
         found[str(ranks)] = {
-            **_traffic(recording, recording.rows, config),
-            "ratio_wide": _traffic(recording, wide, config)["ratio"],
+            **_traffic(recording, config),
+            "ratio_wide": _traffic(recording._replace(rows=wide), config)["ratio"],
+            **{f"ratio_budget_{budget}": _traffic(recording, config, budget)["ratio"] for budget in WIDER_BUDGETS},
             **_imbalance(recording, config),
         }
     return found
 
 
-def _sent(recording: Recording, rows: RowBytes, config: RunConfig) -> dict[str, list[Ints]]:
-    """What ranks send each other for each slice, of each arm."""
+def _sent(recording: Recording, config: RunConfig, budget: float | None = None) -> dict[str, list[Ints]]:
+    """What ranks send each other for each slice, of each arm; within the configured budget if none is given."""
     router, ranks = config.router, config.parallel.ep_size
-    budgets = dict(zip(ARMS, (None, config.parallel.migration_budget), strict=True))
+    budgets = dict(zip(ARMS, (None, budget or config.parallel.migration_budget), strict=True))
     return {
-        arm: [sent_bytes(part, rows, router, ranks, budget) for part in recording.slices]
+        arm: [sent_bytes(part, recording.rows, router, ranks, budget) for part in recording.slices]
         for arm, budget in budgets.items()
     }
 
 
-def _traffic(recording: Recording, rows: RowBytes, config: RunConfig) -> dict[str, float]:
-    sent = _sent(recording, rows, config)
+def _traffic(recording: Recording, config: RunConfig, budget: float | None = None) -> dict[str, float]:
+    sent = _sent(recording, config, budget)
     found = {arm: float(np.mean([matrix.sum() for matrix in matrices])) for arm, matrices in sent.items()}
     off = {
         arm: float(np.mean([off_node(matrix, RANKS_PER_NODE) for matrix in matrices])) for arm, matrices in sent.items()
@@ -78,10 +81,7 @@ def real(gate: Gate, ranks: int, steps: int) -> dict[str, Any]:
     found = measure(Job(words, str(gate.folder / "model"), steps, str(out)), ranks)
     config = gate.config(MOLECULES_PER_RANK * ranks, ranks)
     recording = record(gate.model, config, steps + 1)
-    replay = {
-        arm: [int(matrix.sum()) for matrix in matrices[1:]]
-        for arm, matrices in _sent(recording, recording.rows, config).items()
-    }
+    replay = {arm: [int(matrix.sum()) for matrix in matrices[1:]] for arm, matrices in _sent(recording, config).items()}
     sent = {arm: sum(found.sent[arm]) for arm in ARMS}
     return {
         **{arm: sent[arm] / steps for arm in ARMS},
