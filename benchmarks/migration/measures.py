@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.migration.gates import TWO_GROUPS, Gate, trained_gate
+from benchmarks.migration.gates import TWO_GROUPS, Gate, Settings, trained_gate
 from benchmarks.migration.imbalance import Imbalance, imbalance
 from benchmarks.migration.ranks import ARMS, Job, measure
 from benchmarks.migration.record import Recording, record
@@ -24,7 +24,12 @@ REPLAYED_TWO_GROUPS = {2: 8, 8: 8, 32: 4}
 WIDER_BUDGETS = (1.1, 1.2)
 # Of the preset base_8gpu: in bf16 a state is 2 bytes per value, whatever the recorded model has.
 WIDE_STATE = 768 * 2
-BLOCKS = {"router.group_blocks": 8, "router.block_bonus": 0.2}
+# Arms with two groups per molecule.
+PREFERENCES: dict[str, Settings] = {
+    "none": {},
+    "bonus 0.1": {"router.group_blocks": 8, "router.block_bonus": 0.1},
+    "bonus 0.2": {"router.group_blocks": 8, "router.block_bonus": 0.2},
+}
 
 Table = dict[str, dict[str, float]]
 
@@ -95,9 +100,9 @@ def real(gate: Gate, ranks: int, steps: int) -> dict[str, Any]:
 def two_groups(data: str, out: Path, steps: int, seeds: int) -> Table:
     """Traffic and held-out loss with two groups per molecule, without and with a preference; means of the seeds."""
     found: Table = {}
-    for name, blocks in {"no preference": {}, "preference": BLOCKS}.items():
+    for name, blocks in PREFERENCES.items():
         gates = [
-            trained_gate(name.replace(" ", "_"), {**TWO_GROUPS, **blocks}, data, out, steps, seed)
+            trained_gate(f"two_groups_{name.replace(' ', '_')}", {**TWO_GROUPS, **blocks}, data, out, steps, seed)
             for seed in range(seeds)
         ]
         found[name] = _mean([_two_groups(gate) for gate in gates])
