@@ -52,6 +52,10 @@ class RouterConfig:
         guidance: lambda of the form `soft`: how much the scaffold level says (for nothing at all take `flat`).
         group_choice: `learned` by the scaffold gate, or `random`, by the scaffold's key, to compare with.
         groups_per_molecule: groups a molecule is routed to.
+        group_blocks: equal blocks of neighbouring groups; with as many of them as ranks share the experts, or a
+            multiple, a block's experts are on one rank.
+        block_bonus: what a molecule's other groups get, on the cosine scale and for choosing only, if they are in the
+            block of its first one; 0 for no preference.
         experts_per_atom: experts k an atom is routed to, at most; in the form `additive` those of its groups included.
         top_p: an atom takes no more experts than it needs to reach this share of its candidates' weights; 1 for all k.
         expert_size: hidden width F of one expert.
@@ -77,6 +81,8 @@ class RouterConfig:
     guidance: float = 1.0
     group_choice: Literal["learned", "random"] = "learned"
     groups_per_molecule: int = 1
+    group_blocks: int = 1
+    block_bonus: float = 0.0
     experts_per_atom: int = 1
     top_p: float = 1.0
     expert_size: int = 192

@@ -35,6 +35,8 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("router", "groups", 1, _LARGE),
     ("router", "experts", 1, _LARGE),
     ("router", "groups_per_molecule", 1, _LARGE),
+    ("router", "group_blocks", 1, _LARGE),
+    ("router", "block_bonus", 0, 1e3),
     ("router", "experts_per_atom", 1, _LARGE),
     ("router", "guidance", 1e-6, 1e3),
     ("router", "top_p", 1e-6, 1),
@@ -109,6 +111,7 @@ def check_config(config: RunConfig) -> None:
     _check_ranges(config)
     _check_layers(config)
     _check_choices(config.router)
+    _check_blocks(config.router)
     _check_mixture(config.data)
     _check_curriculum(config)
     _check_probe(config.probe)
@@ -174,6 +177,29 @@ def _check_choices(router: RouterConfig) -> None:
         raise ConfigError(
             f"router.experts_per_atom is {per_atom} but {where} {router.candidates} experts: "
             f"set it to at most {router.candidates}, or raise router.experts or router.groups_per_molecule"
+        )
+
+
+def _check_blocks(router: RouterConfig) -> None:
+    blocks, per_molecule = router.group_blocks, router.groups_per_molecule
+    if (blocks > 1) != (router.block_bonus > 0):
+        raise ConfigError(
+            f"router.group_blocks is {blocks} and router.block_bonus is {router.block_bonus}: set router.group_blocks "
+            "above 1 and router.block_bonus above 0, or leave both out"
+        )
+    if blocks == 1:
+        return
+    if router.form != "hard" or router.group_choice != "learned" or per_molecule == 1:
+        raise ConfigError(
+            f"router.block_bonus is {router.block_bonus} with router.form {router.form}, router.group_choice "
+            f"{router.group_choice} and router.groups_per_molecule {per_molecule}, where it changes nothing: set them "
+            "to hard, learned and at least 2, or leave router.block_bonus and router.group_blocks out"
+        )
+    if router.groups % blocks or router.groups // blocks < per_molecule:
+        raise ConfigError(
+            f"router.group_blocks is {blocks} with router.groups {router.groups} and router.groups_per_molecule "
+            f"{per_molecule}: set it to a divisor of {router.groups}, at most {router.groups // per_molecule}, so that "
+            "a block has room for a molecule's groups"
         )
 
 

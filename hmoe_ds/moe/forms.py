@@ -95,9 +95,10 @@ def _hard(logits_NE: Tensor, routing: ScaffoldRouting, molecule_N: Tensor, per_g
     # Experts lie group-major: group g has the experts from g * per_group on.
     offset_J = torch.arange(per_group, device=logits_NE.device)
     expert_NM = (routing.groups_BC[molecule_N].unsqueeze(-1) * per_group + offset_J).flatten(1)
-    log_q_NGJ = logits_NE.unflatten(1, (-1, per_group)).log_softmax(dim=-1)
-    log_w_NE = (routing.log_p_BG[molecule_N].unsqueeze(-1) + log_q_NGJ).flatten(1)
-    log_w_NM = log_w_NE.gather(1, expert_NM)
+    # Of the chosen groups alone: with many groups, to normalise all would take a third of a step.
+    log_q_NCJ = logits_NE.gather(1, expert_NM).unflatten(1, (-1, per_group)).log_softmax(dim=-1)
+    log_p_BC = routing.log_p_BG.gather(1, routing.groups_BC)
+    log_w_NM = (log_p_BC[molecule_N].unsqueeze(-1) + log_q_NCJ).flatten(1)
     # The groups are chosen already, so their biases have had their say.
     return Candidates(expert_NM, log_w_NM, log_w_NM.detach())
 

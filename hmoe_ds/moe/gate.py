@@ -3,7 +3,8 @@
 Scaffold level, once per molecule m, from atom states h below the upper blocks:
     z_m = mean of h_i over scaffold atoms (all atoms when acyclic)
     u_m = MLP(z_m) / |MLP(z_m)|,   s_mg = <u_m, c_g> / tau with unit c_g,   p_m = softmax(s_m)
-    chosen: the top `groups_per_molecule` of <u_m, c_g> + b_g
+    chosen: the top `groups_per_molecule` of <u_m, c_g> + b_g; with `block_bonus` the others after the first get this
+    bonus if they are in its block of neighbouring groups, so that fewer ranks have a molecule's experts
     tau falls in the course of a routing curriculum
 Atom level, in each H-MoE layer:
     t_ie = <W h_i, v_e>,   w_ie by the form of the gate (`forms.py`), such as p_mg(e) * softmax(t_i over g's experts)
@@ -113,10 +114,20 @@ class ScaffoldGate(nn.Module):
         return ScaffoldRouting(
             u_BP=u_BP,
             log_p_BG=logits_BG.log_softmax(dim=-1),
-            groups_BC=biased_BG.topk(self._router.groups_per_molecule, dim=-1).indices,
+            groups_BC=self._choose(biased_BG, temperature),
             biased_BG=biased_BG.log_softmax(dim=-1),
             z_B=logits_BG.logsumexp(dim=-1).square(),
         )
+
+    def _choose(self, biased_BG: Tensor, temperature: float) -> Tensor:
+        """The chosen groups of each molecule, [B, C], the first one the top choice."""
+        router = self._router
+        if router.block_bonus:
+            block_G = torch.arange(router.groups, device=biased_BG.device) * router.group_blocks // router.groups
+            # The first one is in its own block, so it stays the first.
+            near_BG = block_G == block_G[biased_BG.argmax(dim=-1, keepdim=True)]
+            biased_BG = biased_BG + router.block_bonus / temperature * near_BG
+        return biased_BG.topk(router.groups_per_molecule, dim=-1).indices
 
 
 class AtomGate(nn.Module):

@@ -31,8 +31,8 @@ Ints = NDArray[np.int64]
 def assign(home_B: Ints, wanted_B: Ints, atoms_B: Ints, ranks: int, budget: float) -> Ints:
     """The rank that each molecule goes to: the one it wants, unless too many atoms would be there; -> [B]
 
-    From a rank that is too full molecules are turned away, the largest of those that come from elsewhere first: home
-    while there is room, then to the rank with the fewest atoms.
+    From a rank that is too full molecules are turned away, the largest of those that come from elsewhere first, at last
+    one that is just large enough: home while there is room, then to the rank with the fewest atoms.
 
     Args:
         home_B: rank of each molecule now.
@@ -49,8 +49,7 @@ def assign(home_B: Ints, wanted_B: Ints, atoms_B: Ints, ranks: int, budget: floa
             continue
         here = np.flatnonzero(rank_B == full)
         here = here[np.lexsort((-atoms_B[here], home_B[here] == full))]
-        too_many = 1 + np.searchsorted(np.cumsum(atoms_B[here]), load_R[full] - limit)
-        turned = here[:too_many]
+        turned = here[_too_many(atoms_B[here], home_B[here] == full, load_R[full] - limit)]
         stays = _fits(home_B[turned], atoms_B[turned], limit - load_R)
         rank_B[turned[stays]] = home_B[turned[stays]]
         load_R += np.bincount(home_B[turned[stays]], weights=atoms_B[turned[stays]], minlength=ranks)
@@ -62,6 +61,19 @@ def assign(home_B: Ints, wanted_B: Ints, atoms_B: Ints, ranks: int, budget: floa
                 load_R[full] -= atoms
                 load_R[other] += atoms
     return rank_B
+
+
+def _too_many(atoms_B: Ints, is_home_B: NDArray[np.bool_], excess: float) -> Ints:
+    """Places of the first of these molecules that together have the excess, with the smallest last one that will do.
+
+    The molecules are sorted by size, the largest first, those from elsewhere before those that are at home. A step has
+    few molecules on each rank, so that one of them more or less is a percent of its atoms.
+    """
+    sums_B = np.cumsum(atoms_B)
+    last = int(np.searchsorted(sums_B, excess))
+    missing = excess - (sums_B[last] - atoms_B[last])
+    enough = np.flatnonzero((atoms_B[last:] >= missing) & (is_home_B[last:] == is_home_B[last]))
+    return np.append(np.arange(last), last + enough[-1])
 
 
 def _fits(home_B: Ints, atoms_B: Ints, room_R: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -137,7 +149,7 @@ class Migration:
         h_ND, chosen_NC = exchange_rows(
             [h_ND[order_N], chosen_NC[order_N]], self._group, self._traffic, moves.sent.atoms_R, moves.received.atoms_R
         )
-        tables = _tables(batch, masks, routing.groups_BC)
+        tables = byte_columns(batch, masks, routing.groups_BC)
         orders = (moves.order_B, order_N, order_M)
         packed = [join_columns(columns)[order] for columns, order in zip(tables, orders, strict=True)]
         received = self._exchange_bytes(packed, moves)
@@ -215,8 +227,11 @@ def _rows_of(ptr_B: Tensor, order_B: Tensor, rows: int) -> Tensor:
     return shift_B.repeat_interleave(counts_B, output_size=rows) + torch.arange(rows, device=ptr_B.device)
 
 
-def _tables(batch: MolBatch, masks: Masks, groups_BC: Tensor) -> list[list[Tensor]]:
-    """What moves as bytes, as columns of molecules, of atoms and of bonds; `_untabled` puts it together again."""
+def byte_columns(batch: MolBatch, masks: Masks, groups_BC: Tensor) -> list[list[Tensor]]:
+    """What moves as bytes, as columns of molecules, of atoms and of bonds; `_untabled` puts it together again.
+
+    All columns of one kind have a row for each of them; their dtypes differ.
+    """
     bonds_2M = batch.edge_index_2M[:, ::2]
     local_M2 = (bonds_2M - batch.ptr_B[batch.molecule_N[bonds_2M[0]]]).t().int()
     keys = [batch.scaffold_key_B.unsqueeze(1), batch.generic_key_B.unsqueeze(1), batch.mol_key_B2]

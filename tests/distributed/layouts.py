@@ -90,6 +90,8 @@ SPLITS_IN_GROUPS = CLIPPED | {
     "router__split_generations": 2,
     "run__steps": 6,
 }
+# With an ep_size of 2 each block of groups is on one rank.
+BLOCKS = {"router__group_blocks": 2, "router__block_bonus": 0.1}
 MIGRATION = {"parallel__migration": "true", "parallel__migration_budget": 1.05}
 BATCH = {
     "": CLIPPED,
@@ -104,7 +106,7 @@ BATCH = {
     "splits": SPLITS,
     "splits in groups": SPLITS_IN_GROUPS,
     "migration": ACCUMULATED | MIGRATION | {"run__steps": 20},
-    "migration of two groups": TWO_GROUPS | MIGRATION | CURRICULUM,
+    "migration of two groups": TWO_GROUPS | BLOCKS | MIGRATION | CURRICULUM,
     "migration with targets": TARGETS | MIGRATION,
     "no split": SPLITS | {"router__split_every": 100},
 }

@@ -9,6 +9,8 @@ from hmoe_ds.config_checks import check_topology
 from hmoe_ds.config_parser import load_config, preset_names
 from hmoe_ds.training.deepspeed_config import deepspeed_config
 
+BLOCKS = ["--router.groups_per_molecule=2", "--router.group_blocks=2", "--router.block_bonus=0.1"]
+
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_presets_load_and_round_trip(preset, tmp_path):
@@ -35,6 +37,13 @@ def test_overrides_win_over_the_file(tmp_path):
         (["--router.groups", "3"], "not divisible by router.groups 3"),
         (["--router.groups_per_molecule", "9"], "router.groups_per_molecule is 9 with router.groups 4"),
         (["--router.experts_per_atom", "5"], "the chosen groups hold 2 experts"),
+        (["--router.block_bonus", "0.1"], "router.group_blocks is 1 and router.block_bonus is 0.1: set"),
+        (["--router.group_blocks", "2"], "router.group_blocks is 2 and router.block_bonus is 0.0: set"),
+        ([*BLOCKS, "--router.groups_per_molecule=1"], "and router.groups_per_molecule 1, where it changes nothing"),
+        ([*BLOCKS, "--router.form=soft"], "router.block_bonus is 0.1 with router.form soft, router.group_choice"),
+        ([*BLOCKS, "--router.group_choice=random"], "router.group_choice random and router.groups_per_molecule 2"),
+        ([*BLOCKS, "--router.group_blocks=3"], "router.group_blocks is 3 with router.groups 4 and"),
+        ([*BLOCKS, "--router.group_blocks=4"], "set it to a divisor of 4, at most 2, so that a block has room"),
         (["--parallel.ep_size", "3"], "parallel.ep_size is 3, which does not divide router.experts 8"),
         (["--parallel.migration=true", "--router.form=soft"], "parallel.migration is set with router.form soft"),
         (["--parallel.migration=true"], "parallel.migration is set with parallel.ep_size 1 and router.groups 4: set"),

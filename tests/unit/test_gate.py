@@ -42,7 +42,10 @@ def reference_scaffold_level(gate, h_ND, molecule_N, mask_N, molecules_B, router
         weights = [math.exp(c.item() / router.temperature) for c in cosine]
         p = [w / sum(weights) for w in weights]
         biased = [float(c) + float(gate.route_bias[g]) for g, c in enumerate(cosine)]
-        chosen = sorted(range(router.groups), key=lambda g: -biased[g])[: router.groups_per_molecule]
+        first = max(range(router.groups), key=lambda g: biased[g])
+        size = router.groups // router.group_blocks
+        liked = [b + router.block_bonus * (g // size == first // size) for g, b in enumerate(biased)]
+        chosen = sorted(range(router.groups), key=lambda g: -liked[g])[: router.groups_per_molecule]
         with_bias = [math.exp(b / router.temperature) for b in biased]
         yield u, p, [w / sum(with_bias) for w in with_bias], chosen, math.log(sum(weights)) ** 2
 
@@ -120,6 +123,40 @@ def test_both_levels_match_the_reference(groups_per_molecule, biased, form, top_
         pairs, z = reference_atom_level(atom_gate, x_ND[i], p, biased_p, chosen, router)
         assert atoms.z_N[i].item() == pytest.approx(z)
         assert_routed(atoms, i, pairs, router)
+
+
+@pytest.mark.parametrize("bonus", [0.1, 0.4, 3.0])
+def test_a_bonus_prefers_groups_of_the_first_ones_block(bonus):
+    torch.manual_seed(3)
+    router = make_router(groups_per_molecule=3, groups=12, experts=24, group_blocks=3, block_bonus=bonus)
+    gate = ScaffoldGate(D, router).double()
+    gate.route_bias.normal_(std=0.3)
+    plain = ScaffoldGate(D, replace(router, group_blocks=1, block_bonus=0.0)).double()
+    plain.load_state_dict(gate.state_dict())
+    z_BD = torch.randn(200, D, dtype=torch.float64)
+    routing, without = gate.route(z_BD), plain.route(z_BD)
+    # What is chosen changes, but not the first one, and no weight.
+    assert torch.equal(routing.groups_BC[:, 0], without.groups_BC[:, 0])
+    for name in ("u_BP", "log_p_BG", "biased_BG", "z_B"):
+        assert torch.equal(getattr(routing, name), getattr(without, name))
+    biased_BG = (routing.u_BP @ F.normalize(gate.centers, dim=1).t() + gate.route_bias).tolist()
+    for chosen, biased in zip(routing.groups_BC.tolist(), biased_BG, strict=True):
+        liked = [b + bonus * (g // 4 == chosen[0] // 4) for g, b in enumerate(biased)]
+        assert chosen == sorted(range(12), key=lambda g: -liked[g])[:3]
+    inside, inside_without = (
+        (r.groups_BC // 4 == r.groups_BC[:, :1] // 4).double().mean().item() for r in (routing, without)
+    )
+    assert inside > inside_without + 0.05
+    if bonus > 2:  # more than what two cosines and biases differ by
+        assert inside == 1
+
+
+def test_a_curriculum_of_the_temperature_leaves_what_the_bonus_does():
+    torch.manual_seed(3)
+    router = make_router(groups_per_molecule=2, groups=8, group_blocks=2, block_bonus=0.3)
+    gate, z_BD = ScaffoldGate(D, router).double(), torch.randn(200, D, dtype=torch.float64)
+    hot = gate.route(z_BD, RoutingStage(temperature=5.0))
+    assert torch.equal(hot.groups_BC, gate.route(z_BD).groups_BC)
 
 
 @pytest.mark.parametrize("form", ["hard", "soft", "flat", "additive"])

@@ -13,10 +13,13 @@ from tests.unit.test_gate import D, assert_routed, reference_atom_level, referen
 def routers(draw):
     groups, per_group = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     groups_per_molecule = draw(st.integers(1, groups))
+    blocks = draw(st.sampled_from([b for b in range(1, groups + 1) if groups % b == 0]))
     return RouterConfig(
         groups=groups,
         experts=groups * per_group,
         groups_per_molecule=groups_per_molecule,
+        group_blocks=blocks,
+        block_bonus=draw(st.sampled_from([0.0, 0.2])),
         experts_per_atom=draw(st.integers(1, groups_per_molecule * per_group)),
         gate_size=draw(st.integers(2, 6)),
         temperature=draw(st.sampled_from([0.05, 0.3, 2.0])),

@@ -35,6 +35,14 @@ def test_those_from_elsewhere_are_turned_away_first_the_largest_of_them():
     np.testing.assert_array_equal(assign(home, np.zeros(5, int), atoms, 2, 24 / 19), [0, 0, 1, 0, 1])
 
 
+def test_the_last_one_that_is_turned_away_is_no_larger_than_it_must_be():
+    home, atoms = np.array([1, 1, 1, 1, 1, 0]), np.array([30, 25, 12, 9, 4, 20])
+    # All want rank 0, where there is room for 60 of 100 atoms: 30 go home, and for 10 more 12 are enough.
+    np.testing.assert_array_equal(assign(home, np.zeros(6, int), atoms, 2, 1.2), [1, 0, 1, 0, 0, 0])
+    # With room for 80, 25 go, though the 20 that are at home there would do.
+    np.testing.assert_array_equal(assign(home, np.zeros(6, int), atoms, 2, 1.6), [0, 1, 0, 0, 0, 0])
+
+
 @pytest.mark.parametrize("ranks", [2, 8])
 def test_real_sizes_stay_within_the_budget(ranks):
     generator = np.random.default_rng(ranks)

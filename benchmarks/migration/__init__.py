@@ -1,0 +1,1 @@
+"""What migration saves: `python -m benchmarks.migration`."""
