@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling_model --data data/zinc --out runs/scaling
 
-First measures this machine (one rank alone; one on each core at once; gloo's collectives; how fast batches are planned),
+First measures this machine (one rank alone; one on each core at once; gloo's collectives; the planning of batches),
 predicts the step time of small runs of `hmoe pretrain` in several layouts from that, runs them and prints both. Then
 prints, for the large presets on clusters of GPUs, what the same model says with the numbers of `--help`: paper
 numbers, nothing of it was measured. Prints one JSON line, which goes to docs/results/scaling_model.json; its "ratio"
