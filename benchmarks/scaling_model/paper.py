@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from benchmarks.scaling_model.fabric import Cluster
+from benchmarks.scaling_model.markdown import markdown_table
 from benchmarks.scaling_model.step import Gpu, StepTime, step_time
 from hmoe_ds.config import RunConfig
 from hmoe_ds.config_parser import load_config
@@ -97,16 +98,20 @@ def paper_rows(
 
 
 def paper_table(rows: Sequence[Row]) -> str:
-    """Rows as text; milliseconds, GiB per GPU."""
+    """Rows as a Markdown table; milliseconds, GiB per GPU."""
     names = ["compute", "update", "all_to_all", "zero", "loss", "waiting"]
-    titles = [*names, "step", "molecules/s", "efficiency", "GiB"]
-    lines = [f"{'GPUs':>6}{'ep_size':>9}{'migration':>11}" + "".join(f"{title:>12}" for title in titles)]
-    for row in rows:
-        share = "no" if row.migration_share is None else f"{row.migration_share:.0%}"
-        parts = [*(getattr(row.step, name) for name in names), row.step.total]
-        lines.append(
-            f"{row.gpus:>6}{row.ep_size:>9}{share:>11}"
-            + "".join(f"{1000 * value:>12.1f}" for value in parts)
-            + f"{row.molecules_per_second:>12,.0f}{row.efficiency:>12.0%}{row.memory / 2**30:>12.0f}"
-        )
-    return "\n".join(lines)
+    titles = ["GPUs", "ep_size", "migration", *names, "step", "molecules/s", "efficiency", "GiB"]
+    cells = [
+        [
+            str(row.gpus),
+            str(row.ep_size),
+            "no" if row.migration_share is None else f"{row.migration_share:.0%}",
+            *(f"{1000 * getattr(row.step, name):.1f}" for name in names),
+            f"{1000 * row.step.total:.1f}",
+            f"{row.molecules_per_second:,.0f}",
+            f"{row.efficiency:.0%}",
+            f"{row.memory / 2**30:.0f}",
+        ]
+        for row in rows
+    ]
+    return markdown_table(titles, cells)

@@ -14,6 +14,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.scaling_model.machine import Machine, environment, step_seconds
+from benchmarks.scaling_model.markdown import markdown_table
 from benchmarks.scaling_model.step import StepTime, step_time
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.training.dry_run import MeanMolecule
@@ -116,11 +117,16 @@ def worst_ratio(cells: Sequence[Cell]) -> float:
 
 
 def validation_table(cells: Sequence[Cell]) -> str:
-    """The cells as text, milliseconds."""
+    """The cells as a Markdown table, milliseconds."""
     names = ["compute", "update", "all_to_all", "zero", "loss"]
-    rows = [f"{'layout':<32}" + "".join(f"{name:>12}" for name in [*names, "predicted", "measured", "ratio"])]
-    for cell in cells:
-        values = [*(getattr(cell.predicted, name) for name in names), cell.predicted.total, cell.measured]
-        figures = "".join(f"{1000 * value:>12.1f}" for value in values)
-        rows.append(f"{cell.layout.name:<32}{figures}{cell.ratio:>12.2f}")
-    return "\n".join(rows)
+    rows = [
+        [
+            cell.layout.name,
+            *(f"{1000 * getattr(cell.predicted, name):.1f}" for name in names),
+            f"{1000 * cell.predicted.total:.1f}",
+            f"{1000 * cell.measured:.1f}",
+            f"{cell.ratio:.2f}",
+        ]
+        for cell in cells
+    ]
+    return markdown_table(["layout", *names, "predicted", "measured", "predicted / measured"], rows)

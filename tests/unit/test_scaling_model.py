@@ -245,7 +245,7 @@ def test_rows_on_paper_compare_with_the_fewest_gpus():
     assert rows[0].efficiency == 1
     for row in rows:
         assert row.efficiency == pytest.approx(row.molecules_per_second / row.gpus / (rows[0].molecules_per_second / 8))
-    assert len(paper_table(rows).splitlines()) == 1 + len(rows)
+    assert len(paper_table(rows).splitlines()) == 2 + len(rows)
     assert json.loads(json.dumps([row.figures() for row in rows]))[0]["gpus"] == 8
 
 
