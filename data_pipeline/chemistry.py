@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from rdkit import Chem
 
-DEFAULT_MAX_ATOMS = 512
 MAX_TEXT_LENGTH = 10_000
 MAX_MOLBLOCK_LENGTH = 1_000_000
 

@@ -10,11 +10,12 @@ import pyarrow as pa
 from rdkit import rdBase
 
 from data_pipeline import fast_path
-from data_pipeline.chemistry import DEFAULT_MAX_ATOMS, MoleculeReject, canonical_molecule, rdkit_errors
+from data_pipeline.chemistry import MoleculeReject, canonical_molecule, rdkit_errors
 from data_pipeline.complexity import complexity
 from data_pipeline.fast_path import FastChunk
 from data_pipeline.featurize_fast import WrittenMolecule
 from data_pipeline.keys import digest128
+from data_pipeline.options import DEFAULT_MAX_ATOMS
 from data_pipeline.reference import Description, describe
 from data_pipeline.scaffold import ACYCLIC_KEY, ScaffoldIdentity
 from data_pipeline.scaffold_fast import scaffold_of

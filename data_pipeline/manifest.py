@@ -9,14 +9,16 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.keys import file_checksum
 from data_pipeline.options import LATER_OPTIONS
 from data_pipeline.remote import is_url, join_url, read_bytes, read_checksum, read_size
 from data_pipeline.schema import FORMAT_NAME, FORMAT_VERSION
-from data_pipeline.sources import Source
+
+if TYPE_CHECKING:  # `sources` needs RDKit, which reading a dataset does not
+    from data_pipeline.sources import Source
 
 MANIFEST_FILE = "manifest.json"
 
@@ -91,12 +93,12 @@ class SourceRecord:
     id_column: str | None
 
     @classmethod
-    def of(cls, source: Source, rows: int, smiles_column: str | None, id_column: str | None) -> "SourceRecord":
+    def of(cls, source: "Source", rows: int, smiles_column: str | None, id_column: str | None) -> "SourceRecord":
         """The record of a source; where it lies is not part of it, so that machines agree."""
         content = (source.format, source.bytes, source.blake2b)
         return cls(source.name, *content, source.licence, rows, smiles_column, id_column)
 
-    def is_of(self, source: Source) -> bool:
+    def is_of(self, source: "Source") -> bool:
         """True if `source` has the same name, format and bytes, wherever it lies."""
         return (self.name, self.format, self.bytes, self.blake2b) == (
             source.name,
@@ -105,7 +107,7 @@ class SourceRecord:
             source.blake2b,
         )
 
-    def has_content_of(self, source: Source, smiles_column: str | None, id_column: str | None) -> bool:
+    def has_content_of(self, source: "Source", smiles_column: str | None, id_column: str | None) -> bool:
         """True if `source`, read by these columns, has the same rows, whatever its name."""
         read = (source.format, source.bytes, source.blake2b, smiles_column, id_column)
         return (self.format, self.bytes, self.blake2b, self.smiles_column, self.id_column) == read

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from data_pipeline.chemistry import DEFAULT_MAX_ATOMS
 from data_pipeline.errors import UsageError
 from data_pipeline.schema import ATOM_FEATURE_SIZES
 
+DEFAULT_MAX_ATOMS = 512
 DEFAULT_MOLECULE_SECONDS = 10.0
 # The kernel's timer counts in hundredths of a second, at worst, and takes no number of any size.
 _MOLECULE_SECONDS = (0.01, 1e6)

@@ -53,7 +53,7 @@ def launch(argv: Sequence[str], ranks: int) -> int:
 def _command(argv: Sequence[str], ranks: int) -> list[str]:
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, "--num_gpus", str(ranks)),
-        *("--log_level", "error", "--master_addr", "127.0.0.1", "--master_port", str(_free_port()), "--no_local_rank"),
+        *("--log_level", "error", "--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--no_local_rank"),
         *("--module", "hmoe_ds.training.loop", *argv),
     ]
 
@@ -108,7 +108,8 @@ def _gpu_count() -> int:
     return torch.cuda.device_count()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -66,6 +66,12 @@ def test_deepspeed_and_mlflow_are_imported_where_they_belong():
             assert relative == "training/mlflow_sender.py", path
 
 
+@pytest.mark.parametrize("module", ["hmoe_ds.data.mixture", "hmoe_ds.objectives.total", "hmoe_ds.training.feed"])
+def test_reading_a_dataset_and_the_loss_need_no_rdkit_and_no_deepspeed(module):
+    code = f"import sys; sys.modules['rdkit'] = sys.modules['deepspeed'] = None; import {module}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
 @pytest.mark.parametrize("module", ["hmoe_ds.downstream.embed", "hmoe_ds.downstream.export", "hmoe_ds.cli"])
 def test_downstream_needs_no_deepspeed(module):
     code = f"import sys; sys.modules['deepspeed'] = sys.modules['mlflow'] = None; import {module}"
