@@ -16,9 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.migration.gates import ONE_GROUP, trained_gate
+from benchmarks.migration.gates import MOLECULES_PER_RANK, ONE_GROUP, trained_gate
 from benchmarks.migration.measures import (
-    MOLECULES_PER_RANK,
     RANKS_PER_NODE,
     REPLAYED,
     real,

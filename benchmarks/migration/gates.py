@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.migration.record import settle
 from hmoe_ds.config import RunConfig
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.model.hmoe import CONFIG, HMoEModel
 
 Settings = Mapping[str, float | int | str]
+
+MOLECULES_PER_RANK = 64
+SETTLING_STEPS = 40
 
 _MODEL: Settings = {
     "model.hidden_size": 32,
@@ -89,7 +93,10 @@ class Gate:
 
 
 def trained_gate(name: str, settings: Settings, data: str, out: Path, steps: int, seed: int) -> Gate:
-    """Train a gate by `hmoe pretrain` in a folder of `out`, unless it is there; what is there in part is resumed."""
+    """Train a gate by `hmoe pretrain` in a folder of `out`, unless it is there; what is there in part is resumed.
+
+    Then its groups are balanced on as in a run with a rank for each group.
+    """
     words = [f"--{key}={value}" for key, value in settings.items()]
     words += [f"--data.path={data}", f"--run.steps={steps}", f"--run.seed={seed}"]
     digest = hashlib.blake2b(json.dumps(words).encode(), digest_size=4).hexdigest()
@@ -97,5 +104,9 @@ def trained_gate(name: str, settings: Settings, data: str, out: Path, steps: int
     if not (gate.folder / "model" / CONFIG).exists():
         command = [sys.executable, "-m", "hmoe_ds.cli", "pretrain", "--config", "tiny_cpu", "--num_ranks", "1"]
         subprocess.run([*command, *words, "--run.checkpoint_every=50", f"--run.out={gate.folder}"], check=True)
-        export_checkpoint(gate.folder, gate.folder / "model")
+        export_checkpoint(gate.folder, gate.folder / "trained")
+        model = HMoEModel.from_pretrained(gate.folder / "trained")
+        ranks = model.router.groups
+        settle(model, gate.config(MOLECULES_PER_RANK * ranks, ranks), SETTLING_STEPS)
+        model.save_pretrained(gate.folder / "model")
     return gate

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.migration.gates import TWO_GROUPS, Gate, Settings, trained_gate
+from benchmarks.migration.gates import MOLECULES_PER_RANK, TWO_GROUPS, Gate, Settings, trained_gate
 from benchmarks.migration.imbalance import Imbalance, imbalance
 from benchmarks.migration.ranks import ARMS, Job, measure
 from benchmarks.migration.record import Recording, record
@@ -16,7 +16,6 @@ from benchmarks.migration.replay import Ints, off_node, place, sent_bytes
 from hmoe_ds.config import RunConfig
 
 RANKS_PER_NODE = 8
-MOLECULES_PER_RANK = 64
 # Ranks: steps that are recorded, so that there are some thousand molecules.
 REPLAYED = {2: 8, 4: 8, 8: 8, 32: 4, 128: 2}
 REPLAYED_TWO_GROUPS = {2: 8, 8: 8, 32: 4}

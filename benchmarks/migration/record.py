@@ -16,6 +16,7 @@ from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan, Slice
 from hmoe_ds.model.encoder import Encoding
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.moe.balance import update_route_bias
 from hmoe_ds.moe.migration import byte_columns
 from hmoe_ds.training.feed import rank_slice
 
@@ -57,6 +58,26 @@ def record(model: HMoEModel, config: RunConfig, steps: int) -> Recording:
                 rows = _row_bytes(part.batch, part.masks, encoding)
             slices.append(_joined(pieces))
     return Recording(slices, rows)
+
+
+@torch.no_grad()
+def settle(model: HMoEModel, config: RunConfig, steps: int) -> None:
+    """Go on balancing the groups for `steps` steps of a run with the weights as they are; changes the gate's bias.
+
+    A gate is trained in small steps, while many ranks have large ones. What balance can do depends on their size: the
+    fewer molecules a group has in a step, the more its load varies from step to step.
+    """
+    mixture = open_mixture(config.data, "train")
+    plan = BatchPlan(mixture, config.data, 1, config.run.seed)
+    gate, groups = model.encoder.scaffold_gate, config.router.groups
+    for _ in range(steps):
+        (whole,) = plan.next_step()
+        atoms_G = torch.zeros(groups, dtype=torch.float64)
+        for piece in _pieces(whole):
+            part = rank_slice(mixture, piece, config.objective.mask_ratio, config.run.seed, rank=0, ranks=1)
+            groups_BC = model.encoder.route(part.batch, part.masks).groups_BC
+            atoms_G += torch.bincount(groups_BC[part.batch.molecule_N].flatten(), minlength=groups)
+        update_route_bias(gate.route_bias, atoms_G, config.router.group_balance_rate)
 
 
 def _pieces(whole: Slice) -> Iterator[Slice]:

@@ -109,7 +109,7 @@ def _migration_bytes(routing: Routing, rows: RowBytes, placement: Placement, ran
     molecules_RR, atoms_RR, bonds_RR = (
         _count(home_B, rank_B, ranks, weights) for weights in (np.ones_like(home_B), routing.atoms_B, routing.bonds_B)
     )
-    plan = 8 * (1 + 3 * int(molecules_RR.sum(axis=1).max()))
+    plan = 8 + 6 * int(molecules_RR.sum(axis=1).max())
     floats_RR = (rows.state + rows.shares) * (atoms_RR + atoms_RR.T)
     return plan + floats_RR + rows.molecule * molecules_RR + rows.atom * atoms_RR + rows.bond * bonds_RR
 

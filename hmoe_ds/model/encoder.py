@@ -105,9 +105,9 @@ class Encoder(nn.Module):
                 h_ND = self._run(block, h_ND, edges_2M, bond_MD)
         return Encoding(batch, masks, self.norm(h_ND), scaffold, tuple(atom_routings))
 
-    def route(self, batch: MolBatch, stage: RoutingStage = FINAL_STAGE) -> ScaffoldRouting:
+    def route(self, batch: MolBatch, masks: Masks | None = None, stage: RoutingStage = FINAL_STAGE) -> ScaffoldRouting:
         """The scaffold gate's decision for B molecules, without what comes after it."""
-        return self._route(batch, None, stage)[2]
+        return self._route(batch, masks, stage)[2]
 
     def _route(
         self, batch: MolBatch, masks: Masks | None, stage: RoutingStage

@@ -163,8 +163,7 @@ class Migration:
 
     def _plan(self, atoms_B: Tensor, bonds_B: Tensor, routing: ScaffoldRouting) -> Moves:
         wanted_B = routing.groups_BC[:, 0] * self._ranks // self._groups
-        table_3B, counts_R = self._gather(torch.stack([atoms_B, bonds_B, wanted_B]))
-        atoms, bonds, wanted = table_3B
+        (atoms, bonds, wanted), counts_R = self._gather(torch.stack([atoms_B, bonds_B, wanted_B], dim=1))
         home = np.repeat(np.arange(self._ranks), counts_R)
         rank = assign(home, wanted, atoms, self._ranks, self._budget)
         device = atoms_B.device
@@ -177,19 +176,20 @@ class Migration:
             received_bonds_B=to_device(torch.from_numpy(bonds[here]), device),
         )
 
-    def _gather(self, table_3B: Tensor) -> tuple[Ints, list[int]]:
-        """The columns of all ranks, in their order, and how many each has."""
-        count = torch.tensor([table_3B.shape[1]], device=table_3B.device)
+    def _gather(self, table_B3: Tensor) -> tuple[Ints, list[int]]:
+        """The rows of all ranks, in their order, as columns [3, B], and how many each has; values below 2^16."""
+        count = torch.tensor([len(table_B3)], device=table_B3.device)
         counts = [torch.empty_like(count) for _ in range(self._ranks)]
         dist.all_gather(counts, count, group=self._group)
         counts_R = torch.cat(counts).tolist()
-        padded = table_3B.new_zeros(3, max(counts_R))
-        padded[:, : table_3B.shape[1]] = table_3B
-        tables = [torch.empty_like(padded) for _ in counts_R]
-        dist.all_gather(tables, padded, group=self._group)
-        self._traffic.count(8 * (1 + padded.numel()), [1] * self._ranks, self._rank)
-        columns = [table[:, :rows] for table, rows in zip(tables, counts_R, strict=True)]
-        return torch.cat(columns, dim=1).cpu().numpy(), counts_R
+        # Every rank gets the table of every other one: six bytes for a molecule, not 24. Backends know no uint16.
+        packed = torch.zeros(max(counts_R), 6, dtype=torch.uint8, device=table_B3.device)
+        packed[: len(table_B3)] = table_B3.to(torch.int16).view(torch.uint8)
+        tables = [torch.empty_like(packed) for _ in counts_R]
+        dist.all_gather(tables, packed, group=self._group)
+        self._traffic.count(1, [8 + packed.numel()] * self._ranks, self._rank)
+        rows = torch.cat([table[:size] for table, size in zip(tables, counts_R, strict=True)]).cpu().numpy()
+        return rows.view(np.uint16).T.astype(np.int64), counts_R
 
     def _exchange_bytes(self, packed: list[Tensor], moves: Moves) -> list[Tensor]:
         """Rows of molecules, atoms and bonds, sorted by rank -> the same, from all ranks, in their order."""

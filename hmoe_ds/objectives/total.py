@@ -236,7 +236,7 @@ class PretrainingTask(nn.Module):
     def forward(self, part: RankSlice, norm: Normalizers, stage: RoutingStage = FINAL_STAGE) -> tuple[Losses, Encoding]:
         """This rank's share of the loss on one slice, and the encoding it came from."""
         encoding = self.model(part.batch, part.masks, stage)
-        views = None if part.views is None else self.model.encoder.route(part.views, stage)
+        views = None if part.views is None else self.model.encoder.route(part.views, stage=stage)
         losses = pretraining_losses(
             self.model, encoding, views, part, self._objective, norm, self._contrast_temperature()
         )

@@ -116,7 +116,7 @@ def reference_losses(model, config, parts, stage, temperature):
         view = None
         if config.objective.contrast_bare_scaffold:
             cyclic = batch.scaffold_key_B != 0
-            seen = compared(model.encoder.route(bare_scaffolds(batch, cyclic), stage.routing), config.objective)
+            seen = compared(model.encoder.route(bare_scaffolds(batch, cyclic), stage=stage.routing), config.objective)
             view = seen.new_zeros(len(cyclic), seen.shape[1]).index_put((cyclic.nonzero().squeeze(1),), seen)
         contrast.append(
             slow_contrast(
