@@ -7,7 +7,7 @@ from data_pipeline.errors import PipelineError
 from data_pipeline.manifest import Manifest, verify
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.training.preflight import check_run
-from tests.distributed.harness import arguments, train_all
+from tests.distributed.harness import TIMED, arguments, train_all
 from tests.object_storage import s3_client, s3_server
 
 SETTINGS = {
@@ -42,10 +42,7 @@ def test_training_from_a_url_is_training_from_disk(bucket, dataset, second_datas
         tmp_path / "url": SETTINGS | remote | {"data__path": [bucket, str(second_dataset)]},
     }
     metrics = train_all(runs, dataset, ranks=2)
-    timeless = [
-        [{k: v for k, v in line.items() if k not in ("time", "molecules_per_second", "data_wait")} for line in lines]
-        for lines in metrics.values()
-    ]
+    timeless = [[{k: v for k, v in line.items() if k not in TIMED} for line in lines] for lines in metrics.values()]
     assert timeless[0] == timeless[1]
     cached = list((tmp_path / "cache" / "shards").iterdir())
     assert 2 <= len(cached) < len(splits["train"].shards) + len(splits["validation"].shards)

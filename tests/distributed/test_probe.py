@@ -19,7 +19,7 @@ from hmoe_ds.downstream.embed import embed_batch
 from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.training.probe import score
-from tests.distributed.harness import train_all
+from tests.distributed.harness import TIMED, train_all
 from tests.distributed.layouts import ZERO3_SPREAD
 from tests.labelled_tables import aromatic_share, has_nitrogen, molecules_of, write_table
 
@@ -70,7 +70,7 @@ def runs(tables, dataset, tmp_path_factory):
 def test_a_probed_run_is_bitwise_the_run_without(layout, runs, tmp_path):
     (plain, plain_lines), (probed, probed_lines) = runs[layout]
     assert [line.keys() >= set(FIGURES) for line in probed_lines] == [False, False, True, True]
-    changing = {*FIGURES, "time", "molecules_per_second", "data_wait"}
+    changing = {*FIGURES, *TIMED}
     for before, after in zip(plain_lines, probed_lines, strict=True):
         assert before.items() >= {key: value for key, value in after.items() if key not in changing}.items()
     export_checkpoint(plain, tmp_path / "plain")

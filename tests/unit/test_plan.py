@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmoe_ds.config import ConfigError, DataConfig
-from hmoe_ds.data.batch import scaffold_keys
+from hmoe_ds.data.batch import gather, scaffold_keys
 from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan, deal, sequential_slices
 from hmoe_ds.data.runs import run_starts
@@ -65,6 +65,23 @@ def test_budgets_hold_for_every_slice(store, accumulation):
             assert atoms[part.rows_B].sum() <= data.atoms_per_step // accumulation
             assert bonds[part.rows_B].sum() <= data.bonds_per_step // accumulation
             assert np.array_equal(part.num_atoms_B, atoms[part.rows_B])
+
+
+@pytest.mark.parametrize("binding", ["molecules_per_step", "atoms_per_step", "bonds_per_step"])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_budget_that_binds_is_filled(store, binding, accumulation):
+    """What is left over is less than the next run of one scaffold, of real molecules."""
+    large, budget = 1 << 20, {"molecules_per_step": 150, "atoms_per_step": 3000, "bonds_per_step": 3000}[binding]
+    others = {"molecules_per_step": large, "atoms_per_step": large, "bonds_per_step": large}
+    data = replace(DATA, **others | {binding: budget * accumulation})
+    dealt = [part for step in steps(store, 30, data, accumulation) for part in step]
+    sizes = {
+        "molecules_per_step": [len(part.rows_B) for part in dealt],
+        "atoms_per_step": [part.num_atoms_B.sum() for part in dealt],
+        "bonds_per_step": [gather(store, part.rows_B).num_bonds for part in dealt],
+    }[binding]
+    assert max(sizes) <= budget
+    assert np.mean(sizes) >= 0.95 * budget
 
 
 def test_same_scaffold_molecules_are_dealt_together(store):
