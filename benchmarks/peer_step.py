@@ -1,6 +1,6 @@
 """How fast a training step is, the data included: ours against a peer's, on the same molecules and one core.
 
-    python -m benchmarks.peer_step --data data/zinc
+    THP_MEM_ALLOC_ENABLE=1 python -m benchmarks.peer_step --data data/zinc
 
 Arms, in turns, each with a model of 5 message passing layers of width 300 and batches of 256 molecules:
 
@@ -12,6 +12,7 @@ Arms, in turns, each with a model of 5 message passing layers of width 300 and b
 
 Ours read mapped shards through the plan and the prefetcher, hide 20% of atoms and bonds and have all losses of a run,
 AdamW, a clipped gradient and the figures of the log, but no engine. All is on one core, the prefetcher's thread too.
+The variable makes torch ask for huge pages, for all arms, as `hmoe pretrain` does on a CPU.
 FLOPs are counted by torch on a few steps of each arm. Prints molecules/s, the medians of the rounds, by wall-clock, and
 one JSON line, which goes to docs/results/peer_step.json; there also ratios of CPU time, for a machine with other work.
 """
@@ -205,6 +206,7 @@ def main() -> None:
             "molecules_per_second": {arm: value.wall_clock for arm, value in found.items()},
             "molecules_per_cpu_second": {arm: value.cpu_time for arm, value in found.items()},
             "flops_per_molecule": flops,
+            "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
             "batch": options.batch,
             "rounds": options.rounds,
             "steps": options.steps,
