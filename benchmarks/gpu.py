@@ -4,12 +4,13 @@
     python -m benchmarks.gpu --device cpu --preset tiny_cpu     # does it run at all? writes no file
 
 `small_1gpu`, and the model of `base_8gpu` (95M active parameters) with the batch that one of its 8 GPUs has. Forward,
-backward, clipping and AdamW with fp32 master copies in plain torch, in the preset's precision; without DeepSpeed, RDKit
-and jsonargparse, so it runs where torch, PyG, numba, pyarrow, fsspec, pyyaml and safetensors are. Without `--data` the
-molecules are synthetic, of 25 atoms and 27 bonds. FLOPs are counted by `hmoe_ds.model.size.flops_per_molecule` (matrix
-products only, nothing for what is computed again), times are those of CUDA events, whole optimizer steps, the median.
-Balance biases stay as they are. Prints a line for each model and one JSON line, which goes to docs/results/gpu.json;
-its "ratio" is the MFU of the last preset, its "target" what `benchmarks.scaling_model` assumes.
+backward, clipping and AdamW with fp32 master copies in plain torch, in the preset's precision; without DeepSpeed,
+RDKit and jsonargparse, so it runs where torch, PyG, numba, pyarrow, fsspec, pyyaml and safetensors are. Without
+`--data` the molecules are synthetic, of 25 atoms and 27 bonds. FLOPs are counted by
+`hmoe_ds.model.size.flops_per_molecule` (matrix products only, of what activation checkpointing computes again too),
+times are those of CUDA events, whole optimizer steps, the median. Balance biases stay as they are. Prints a line for
+each model and one JSON line, which goes to docs/results/gpu.json; its "ratio" is the MFU of the last preset, its
+"target" what `benchmarks.scaling_model` assumes.
 """
 
 from __future__ import annotations
@@ -43,14 +44,16 @@ from hmoe_ds.training.feed import rank_slice
 
 # GPUs that share the batch of a preset.
 GPUS = {"base_8gpu": 8}
-# Dense bf16 TFLOP/s by what a device's name contains, as their makers give them; the first that fits counts.
+# Dense bf16 TFLOP/s by words of a device's name, as their makers give them; the first of which all words fit counts.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.0,
     "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
     "H100": 989.0,
     "A100": 312.0,
     "L40S": 362.0,
+    "L40": 181.0,
     "L4": 121.0,
     "A10G": 70.0,
     "RTX 4090": 165.0,
@@ -212,8 +215,9 @@ def peak_of(device: torch.device, given: float | None) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
+    words = set(name.replace("-", " ").split())
     for part, tflops in PEAK_TFLOPS.items():
-        if part in name:
+        if words.issuperset(part.split()):
             return tflops * 1e12
     raise UsageError(f"the peak of {name} is not known: give --peak-tflops")
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,9 @@ def scaffold_routing(routing: Routing) -> ScaffoldRouting:
     return ScaffoldRouting(logits_BG, log_p_BG, routing.group_B.unsqueeze(1), log_p_BG, logits_BG.logsumexp(dim=1))
 
 
-def hmoe_layer(form: str, routing: Routing, width: int, device: torch.device, dtype: torch.dtype) -> Arm:
+def hmoe_layer(
+    form: Literal["hard", "flat"], routing: Routing, width: int, device: torch.device, dtype: torch.dtype
+) -> Arm:
     """Our layer, without a shared expert."""
     router = RouterConfig(
         groups=routing.groups, experts=routing.experts, form=form, experts_per_atom=CHOICES, expert_size=2 * width,

@@ -73,8 +73,10 @@ def balanced_routing(experts: int, atoms: int = ATOMS, seed: int = 0) -> Routing
 def recorded_routing(experts: int) -> Routing:
     """What was recorded with so many experts."""
     with np.load(_FOLDER / f"{experts}_experts.npz") as saved:
-        columns = (torch.from_numpy(saved[name].astype(np.int64)) for name in ("molecule_N", "group_B", "choices_NK"))
-        return Routing(*columns, experts)
+        molecule_N, group_B, choices_NK = (
+            torch.from_numpy(saved[name].astype(np.int64)) for name in ("molecule_N", "group_B", "choices_NK")
+        )
+    return Routing(molecule_N, group_B, choices_NK, experts)
 
 
 def record(model: HMoEModel, data: DataConfig, atoms: int) -> Routing:

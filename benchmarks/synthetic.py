@@ -7,7 +7,7 @@ import torch
 
 from hmoe_ds.data.batch import MolBatch
 from hmoe_ds.data.hashing import hash64
-from hmoe_ds.objectives.masking import draw_masks
+from hmoe_ds.objectives.masking import draw_masks, hidden_rows
 from hmoe_ds.objectives.total import RankSlice
 
 # Features of common atoms and bonds, as indices: aromatic CH and C, CH2, CH3, O, N; aromatic, single, double.
@@ -57,7 +57,9 @@ def synthetic_slice(molecules: int, atoms: int, rings: int, mask_ratio: float, s
         mol_key_B2=key_B2,
     )
     masks = draw_masks(batch, np.zeros(molecules, np.int64), mask_ratio, seed)
-    return RankSlice(batch, masks, [molecules], 0, family_B, family_B)
+    return RankSlice(
+        batch, masks, hidden_rows(masks), counts=[molecules], rank=0, scaffold_key_B=family_B, generic_key_B=family_B
+    )
 
 
 def _draw(table: torch.Tensor, rows: int, generator: torch.Generator) -> torch.Tensor:

@@ -72,6 +72,11 @@ def measure_table(bench: Bench, arms: Mapping[str, Settings], steps: int, seeds:
     return found
 
 
+def _answers(table: dict[str, Any], arms: Mapping[str, Settings], seeds: int) -> bool:
+    """Whether a table of an earlier run has all these arms with so many seeds."""
+    return all(name in table and len(table[name]["report_loss_seeds"]) >= seeds for name in arms)
+
+
 def show(table: dict[str, Any]) -> None:
     """Print a table of arms."""
     probes = [name for name in table["flat"] if name.startswith("probe_")]
@@ -116,13 +121,15 @@ def main() -> None:
     search = Search(bench, options.steps, earlier.get("search", {}))
     try:
         arms = find_arms(search)
-        result["table"] = earlier.get("table") or measure_table(bench, table_arms(arms), options.steps, options.seeds)
+        result["table"] = earlier.get("table", {})
+        if not _answers(result["table"], table_arms(arms), options.seeds):
+            result["table"] = measure_table(bench, table_arms(arms), options.steps, options.seeds)
         show(result["table"])
         result["scaling"] = dict(earlier.get("scaling", {}))
         for budget in options.budgets:
-            at_budget = result["scaling"].get(str(budget))
-            if at_budget is None or len(at_budget["flat"]["report_loss_seeds"]) < options.scaling_seeds:
-                at_budget = measure_table(bench, curve_arms(arms), budget * options.steps, options.scaling_seeds)
+            at_budget, asked = result["scaling"].get(str(budget), {}), curve_arms(arms)
+            if not _answers(at_budget, asked, options.scaling_seeds):
+                at_budget = measure_table(bench, asked, budget * options.steps, options.scaling_seeds)
             result["scaling"][str(budget)] = at_budget
             print(f"\n{budget} times the molecules")
             show(at_budget)

@@ -60,7 +60,7 @@ class Gate:
     """A trained gate in a folder of its own.
 
     Args:
-        folder: of its run; `model` in it is the exported model.
+        folder: of its run; `settled_STEPS` in it is the exported model, balanced on.
         data: dataset that it was trained on.
     """
 
@@ -70,7 +70,12 @@ class Gate:
     @property
     def model(self) -> HMoEModel:
         """The exported model, in evaluation mode."""
-        return HMoEModel.from_pretrained(self.folder / "model")
+        return HMoEModel.from_pretrained(self.model_folder)
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the exported model is."""
+        return self.folder / f"settled_{SETTLING_STEPS}"
 
     def words(self, molecules: int, ranks: int) -> list[str]:
         """Command line of a run that goes on with it, unchanged, with `molecules` per step, on `ranks` ranks."""
@@ -101,12 +106,12 @@ def trained_gate(name: str, settings: Settings, data: str, out: Path, steps: int
     words += [f"--data.path={data}", f"--run.steps={steps}", f"--run.seed={seed}"]
     digest = hashlib.blake2b(json.dumps(words).encode(), digest_size=4).hexdigest()
     gate = Gate(out / f"{name}_seed{seed}_{digest}", data)
-    if not (gate.folder / "model" / CONFIG).exists():
+    if not (gate.model_folder / CONFIG).exists():
         command = [sys.executable, "-m", "hmoe_ds.cli", "pretrain", "--config", "tiny_cpu", "--num_ranks", "1"]
         subprocess.run([*command, *words, "--run.checkpoint_every=50", f"--run.out={gate.folder}"], check=True)
         export_checkpoint(gate.folder, gate.folder / "trained")
         model = HMoEModel.from_pretrained(gate.folder / "trained")
         ranks = model.router.groups
         settle(model, gate.config(MOLECULES_PER_RANK * ranks, ranks), SETTLING_STEPS)
-        model.save_pretrained(gate.folder / "model")
+        model.save_pretrained(gate.model_folder)
     return gate

@@ -82,7 +82,7 @@ def real(gate: Gate, ranks: int, steps: int) -> dict[str, Any]:
     """Bytes and seconds per step of real ranks, and whether the replay counts the same bytes in every step."""
     words = gate.words(MOLECULES_PER_RANK * ranks, ranks)
     out = gate.folder / f"ranks{ranks}.json"
-    found = measure(Job(words, str(gate.folder / "model"), steps, str(out)), ranks)
+    found = measure(Job(words, str(gate.model_folder), steps, str(out)), ranks)
     config = gate.config(MOLECULES_PER_RANK * ranks, ranks)
     recording = record(gate.model, config, steps + 1)
     replay = {arm: [int(matrix.sum()) for matrix in matrices[1:]] for arm, matrices in _sent(recording, config).items()}

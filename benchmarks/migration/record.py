@@ -62,13 +62,15 @@ def record(model: HMoEModel, config: RunConfig, steps: int) -> Recording:
 
 @torch.no_grad()
 def settle(model: HMoEModel, config: RunConfig, steps: int) -> None:
-    """Go on balancing the groups for `steps` steps of a run with the weights as they are; changes the gate's bias.
+    """Go on balancing the groups for `steps` steps with the weights as they are; changes the gate's bias.
+
+    The steps are those of a run with another seed: what is recorded afterwards the bias has not seen.
 
     A gate is trained in small steps, while many ranks have large ones. What balance can do depends on their size: the
     fewer molecules a group has in a step, the more its load varies from step to step.
     """
     mixture = open_mixture(config.data, "train")
-    plan = BatchPlan(mixture, config.data, 1, config.run.seed)
+    plan = BatchPlan(mixture, config.data, 1, config.run.seed + 1)
     gate, groups = model.encoder.scaffold_gate, config.router.groups
     for _ in range(steps):
         (whole,) = plan.next_step()

@@ -15,7 +15,8 @@ _BYTE_POINTER, _INT = ir.IntType(8).as_pointer(), ir.IntType(32)
 def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
     """Begin to load the cache line of `array[index]`, of a one-dimensional contiguous array; for numba kernels.
 
-    It does not wait and does not fail, whatever the index.
+    It does not wait and does not fail, whatever the index. Numba's cache of a kernel does not notice when this
+    function is changed: remove `__pycache__` then.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES
+from hmoe_ds.moe.wide import wide
 
 
 class FeatureEmbedding(nn.Module):
@@ -37,11 +38,15 @@ class FeatureEmbedding(nn.Module):
     def forward(self, features_RF: Tensor, hidden_R: Tensor | None = None) -> Tensor:
         """[R rows, F features] uint8 -> [R, D]; `hidden_R` says which rows are masked."""
         rows_RF = features_RF.long() + self.offset
+        # Wide, as on a CPU the gradient of a row of the table is added up atom by atom: in bf16 it would stop at 256.
+        table = wide(self.table)
         if hidden_R is None:
-            return F.embedding_bag(rows_RF, self.table, mode="sum")
+            return F.embedding_bag(rows_RF, table, mode="sum").to(self.table.dtype)
         rows_RF = torch.where(hidden_R.unsqueeze(-1), self.instead, rows_RF)
-        table = torch.cat([self.table, self.mask.unsqueeze(0), torch.zeros_like(self.mask).unsqueeze(0)])
-        return F.embedding_bag(rows_RF, table, mode="sum", padding_idx=len(table) - 1)
+        mask_D = wide(self.mask)
+        table = torch.cat([table, mask_D.unsqueeze(0), torch.zeros_like(mask_D).unsqueeze(0)])
+        states_RD = F.embedding_bag(rows_RF, table, mode="sum", padding_idx=len(table) - 1)
+        return states_RD.to(self.table.dtype)
 
 
 def atom_embedding(hidden_size: int) -> FeatureEmbedding:

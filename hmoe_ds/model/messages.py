@@ -35,9 +35,11 @@ class _Messages(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, edge_index_2M: Tensor, bond_MD: Tensor, eps: Tensor) -> Tensor:
         ctx.save_for_backward(x_ND, edge_index_2M, bond_MD, eps)
-        if _is_looped(x_ND):
+        if _is_looped(x_ND, bond_MD, eps):
             y_ND = torch.empty_like(x_ND, memory_format=torch.contiguous_format)
-            _loop(*_arrays(x_ND, edge_index_2M, bond_MD, 1 + eps, y_ND))
+            if not _loop(*_arrays(x_ND, edge_index_2M, bond_MD, 1 + eps, y_ND)):
+                least, most = (int(atom) for atom in edge_index_2M.aminmax())
+                raise IndexError(f"edge_index_2M has atoms from {least} to {most}, expected 0 to {len(x_ND) - 1}")
             return y_ND
         y_ND = (1 + eps) * x_ND
         for to_M, from_M in _directions(edge_index_2M):
@@ -50,7 +52,7 @@ class _Messages(torch.autograd.Function):
         x_ND, edge_index_2M, bond_MD, eps = ctx.saved_tensors
         grad_ND = grad_ND.contiguous()
         grad_eps = torch.dot(grad_ND.view(-1), x_ND.reshape(-1)).view(1)
-        if _is_looped(x_ND):
+        if _is_looped(x_ND, bond_MD, eps):
             grad_x_ND, grad_bond_MD = torch.empty_like(grad_ND), torch.empty_like(bond_MD)
             _loop_backward(*_arrays(x_ND, edge_index_2M, bond_MD, 1 + eps, grad_ND, grad_x_ND, grad_bond_MD))
             return grad_x_ND, None, grad_bond_MD, grad_eps
@@ -62,8 +64,9 @@ class _Messages(torch.autograd.Function):
         return grad_x_ND, None, grad_bond_MD, grad_eps
 
 
-def _is_looped(x_ND: Tensor) -> bool:
-    return x_ND.device.type == "cpu" and x_ND.dtype in (torch.float32, torch.float64)
+def _is_looped(x_ND: Tensor, *others: Tensor) -> bool:
+    alike = all(other.dtype == x_ND.dtype for other in others)
+    return alike and x_ND.device.type == "cpu" and x_ND.dtype in (torch.float32, torch.float64)
 
 
 def _arrays(*tensors: Tensor) -> list[NDArray[Any]]:
@@ -85,11 +88,14 @@ def _loop(x, edge_index, bond, scale, y):  # type: ignore[no-untyped-def]
             y[i, d] = scale[0] * x[i, d]
     for b in range(bond.shape[0]):
         u, v = edge_index[0, 2 * b], edge_index[1, 2 * b]
+        if min(u, v) < 0 or max(u, v) >= x.shape[0]:
+            return False
         x_u, x_v, y_u, y_v, state = x[u], x[v], y[u], y[v], bond[b]
         for d in range(state.size):
             y_u[d] += max(x_v[d] + state[d], zero)
         for d in range(state.size):
             y_v[d] += max(x_u[d] + state[d], zero)
+    return True
 
 
 @numba.njit(cache=True, nogil=True)
@@ -103,10 +109,10 @@ def _loop_backward(x, edge_index, bond, scale, grad, grad_x, grad_bond):  # type
         x_u, x_v, grad_u, grad_v, state = x[u], x[v], grad[u], grad[v], bond[b]
         grad_x_u, grad_x_v, grad_state = grad_x[u], grad_x[v], grad_bond[b]
         for d in range(state.size):
-            passed = grad_u[d] if x_v[d] + state[d] > zero else zero
+            passed = zero if x_v[d] + state[d] <= zero else grad_u[d]  # so that a NaN is passed on
             grad_x_v[d] += passed
             grad_state[d] = passed
         for d in range(state.size):
-            passed = grad_v[d] if x_u[d] + state[d] > zero else zero
+            passed = zero if x_u[d] + state[d] <= zero else grad_v[d]
             grad_x_u[d] += passed
             grad_state[d] += passed

@@ -124,7 +124,7 @@ class ScaffoldGate(nn.Module):
         router = self._router
         if router.block_bonus:
             block_G = torch.arange(router.groups, device=biased_BG.device) * router.group_blocks // router.groups
-            # The first one is in its own block, so it stays the first.
+            # The best one is in that block, so it, or one as good, stays the first.
             near_BG = block_G == block_G[biased_BG.argmax(dim=-1, keepdim=True)]
             biased_BG = biased_BG + router.block_bonus / temperature * near_BG
         return biased_BG.topk(router.groups_per_molecule, dim=-1).indices

@@ -2,7 +2,7 @@
 
 Expert e has the rows from `ends_E[e - 1]` to `ends_E[e]`. The matrix products are one kernel for all experts where
 there is one (`GroupedProducts`), or one after the other into one result (`LoopedProducts`); all else is done to all
-rows at once.
+rows at once. Gradients are first derivatives only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch.autograd.function import once_differentiable
 
 def grouped_feed_forward(x_AD: Tensor, ends_E: Tensor, w1_EFD: Tensor, w2_EDF: Tensor, w3_EFD: Tensor) -> Tensor:
     """Every expert on its rows; [A, D] -> [A, D]. An expert without rows gets a gradient of zeros."""
-    products = GroupedProducts(ends_E) if _has_grouped_kernel(x_AD, w1_EFD) else LoopedProducts(ends_E)
+    grouped = _has_grouped_kernel(x_AD, w1_EFD, w2_EDF, w3_EFD)
+    products = GroupedProducts(ends_E) if grouped else LoopedProducts(ends_E)
     return feed_forward_by(products, x_AD, w1_EFD, w2_EDF, w3_EFD)
 
 
@@ -27,10 +28,17 @@ def feed_forward_by(products: Products, x_AD: Tensor, w1_EFD: Tensor, w2_EDF: Te
     return _FeedForward.apply(products, x_AD, w1_EFD, w2_EDF, w3_EFD)
 
 
-def _has_grouped_kernel(x_AD: Tensor, w1_EFD: Tensor) -> bool:
-    """Whether torch has a grouped matrix product for these: of some dtypes, with rows of whole 16 bytes."""
+def _has_grouped_kernel(x_AD: Tensor, *weights: Tensor) -> bool:
+    """Whether torch has a grouped matrix product for these: of some dtypes, with rows that are, and begin at, whole 16
+    bytes.
+
+    Not on Blackwell: there an expert without rows is reported to get gradients that are not 0 (pytorch issue 172439).
+    """
+    if x_AD.is_cuda and torch.cuda.get_device_capability(x_AD.device) >= (10, 0):
+        return False
     dtypes = (torch.bfloat16,) if x_AD.is_cuda else (torch.bfloat16, torch.float32)
-    aligned = all(size * x_AD.element_size() % 16 == 0 for size in w1_EFD.shape[1:])
+    row_bytes = [size * x_AD.element_size() for size in weights[0].shape[1:]]
+    aligned = not any(value % 16 for value in (*row_bytes, *(values.data_ptr() for values in (x_AD, *weights))))
     return x_AD.dtype in dtypes and aligned and x_AD.shape[0] > 0 and hasattr(F, "grouped_mm")  # since torch 2.10
 
 

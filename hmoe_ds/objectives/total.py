@@ -84,8 +84,7 @@ class RankSlice:
 class Normalizers(NamedTuple):
     """Counts over a whole optimizer step: what losses are divided by, and what else says how much work it is.
 
-    Each is one number on the device, at least 1, in fp32, in which whole numbers are exact up to 2^24. Nobody waits
-    for their values.
+    Each is one number on the device, at least 1, in fp32, so rounded to 24 bits. Nobody waits for their values.
 
     Attributes:
         atoms_hidden: hidden atoms.

@@ -28,3 +28,13 @@ def test_states_and_gradients_are_those_of_the_definition(hidden):
     ]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_gradients_of_many_rows_do_not_stop_growing_in_bf16():
+    """Added up one by one, bf16 numbers of one size stop at 256 times it."""
+    torch.manual_seed(0)
+    embedding = FeatureEmbedding(SIZES, 5).to(torch.bfloat16)
+    features_RF, hidden_R = torch.zeros(10_000, 3, dtype=torch.uint8), torch.arange(10_000) % 4 == 0
+    embedding(features_RF, hidden_R).sum().backward()
+    torch.testing.assert_close(embedding.mask.grad, torch.full((5,), 2500.0).bfloat16())
+    torch.testing.assert_close(embedding.table.grad[0], torch.full((5,), 7500.0).bfloat16())

@@ -117,7 +117,7 @@ def step(config, store, waits):
 def test_a_step_waits_for_nothing_but_the_counts_of_experts(variant, dataset_with_targets, waits, monkeypatch):
     config = load_config(["--data.molecules_per_step=60", *VARIANTS[variant]])
     store = open_mixture(DataConfig(path=str(dataset_with_targets)), "train", targets=True)
-    monkeypatch.setattr(messages, "_is_looped", lambda x_ND: False)
+    monkeypatch.setattr(messages, "_is_looped", lambda *_: False)
     step(config, store, waits)
     assert waits.found == []
     assert waits.executions >= 2 * config.optim.accumulation

@@ -40,7 +40,7 @@ def outcome(layer, edge_index, x, bond, repeats, dtype):
 @pytest.fixture(params=["looped", "torch"], autouse=True)
 def way(request, monkeypatch):
     if request.param == "torch":
-        monkeypatch.setattr(messages, "_is_looped", lambda x_ND: False)
+        monkeypatch.setattr(messages, "_is_looped", lambda *_: False)
     return request.param
 
 
@@ -100,3 +100,20 @@ def test_no_row_for_each_directed_edge_is_made(way):
     with LargestTensor() as largest:
         messages.pass_messages(x, edge_index, bond, eps).sum().backward()
     assert largest.numbers == bonds * WIDTH
+
+
+def test_an_atom_that_there_is_not_is_refused(way):
+    x, bond = torch.randn(ATOMS, WIDTH), torch.randn(1, WIDTH)
+    with pytest.raises(IndexError, match="atoms from 0 to 7, expected 0 to 6" if way == "looped" else None):
+        messages.pass_messages(x, edges(torch.tensor([0]), torch.tensor([ATOMS])), bond, torch.zeros(1))
+
+
+def test_what_is_no_number_goes_where_it_goes_in_pygs_layer():
+    x, bond = torch.randn(ATOMS, WIDTH), torch.randn(len(BEGIN), WIDTH)
+    bond[3] = float("nan")
+    ours, peer = layers()
+    found = outcome(ours, edges(BEGIN, END), x, bond, 1, torch.float64)
+    expected = outcome(peer, edges(BEGIN, END), x, bond, 2, torch.float64)
+    assert found[0][[4, 5]].isnan().all()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
