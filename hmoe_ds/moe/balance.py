@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hmoe_ds.config import RouterConfig
+from hmoe_ds.moe.dispatch import count
 from hmoe_ds.moe.forms import ScaffoldRouting
 from hmoe_ds.moe.gate import AtomRouting
 from hmoe_ds.moe.slots import ExpertSlots
@@ -41,24 +42,18 @@ def measure_load(
     scaffold: ScaffoldRouting, atoms: Sequence[AtomRouting], molecule_N: Tensor, router: RouterConfig
 ) -> RouterLoad:
     """Count where molecules and atoms were sent."""
-    atoms_LE = torch.stack([_count(routing.choices_NK, router.experts + 1)[: router.experts] for routing in atoms])
+    atoms_LE = torch.stack([count(routing.choices_NK, router.experts + 1)[: router.experts] for routing in atoms])
     if router.form == "soft":
         atoms_G = atoms_LE.sum(dim=0).unflatten(0, (router.groups, -1)).sum(dim=1)
     else:
-        atoms_G = _count(scaffold.groups_BC[molecule_N], router.groups)
+        atoms_G = count(scaffold.groups_BC[molecule_N], router.groups)
     return RouterLoad(
-        molecules_G=_count(scaffold.groups_BC[:, 0], router.groups).double(),
+        molecules_G=count(scaffold.groups_BC[:, 0], router.groups).double(),
         atoms_G=atoms_G.double(),
         atoms_LE=atoms_LE.double(),
         chosen_p=scaffold.log_p_BG.gather(1, scaffold.groups_BC).exp().sum().double(),
         squares_L2=torch.stack([routing.squares_2 for routing in atoms]).double(),
     )
-
-
-def _count(ids: Tensor, size: int) -> Tensor:
-    """How often each of the numbers below `size` occurs. `bincount` does the same, but a GPU's lets the host wait."""
-    ids = ids.flatten()
-    return ids.new_zeros(size).index_add(0, ids, torch.ones_like(ids))
 
 
 @torch.no_grad()

@@ -34,14 +34,19 @@ def sort_by_expert(choices_NK: Tensor, router: RouterConfig) -> Assignments:
     """Sort the pairs of tokens and chosen experts by expert; ties keep the order of tokens."""
     expert_A = choices_NK.reshape(-1)
     order_A = torch.argsort(expert_A, stable=True)
-    # Not by `bincount`, which lets the host wait for a GPU.
-    counts_E = expert_A.new_zeros(router.experts + 1).scatter_add_(0, expert_A, torch.ones_like(expert_A))[:-1]
+    counts_E = count(choices_NK, router.experts + 1)[:-1]
     place_A = torch.empty_like(order_A).scatter_(0, order_A, torch.arange(len(order_A), device=order_A.device))
     if router.top_p < 1:
         # Unused choices have the number behind the last expert's. How many are used must be known on the host.
         used = int(counts_E.sum())
         order_A, place_A = order_A[:used], place_A.clamp(max=used)
     return Assignments(order_A // choices_NK.shape[1], place_A.view_as(choices_NK), counts_E)
+
+
+def count(ids: Tensor, size: int) -> Tensor:
+    """How often each of the numbers below `size` occurs. `bincount` does the same, but a GPU's lets the host wait."""
+    ids = ids.flatten()
+    return ids.new_zeros(size).index_add(0, ids, torch.ones_like(ids))
 
 
 def to_experts(x_ND: Tensor, assignments: Assignments) -> Tensor:
