@@ -53,7 +53,9 @@ class _Messages(torch.autograd.Function):
         grad_ND = grad_ND.contiguous()
         grad_eps = torch.dot(grad_ND.view(-1), x_ND.reshape(-1)).view(1)
         if _is_looped(x_ND, bond_MD, eps):
-            grad_x_ND, grad_bond_MD = torch.empty_like(grad_ND), torch.empty_like(bond_MD)
+            grad_x_ND, grad_bond_MD = (
+                torch.empty_like(values, memory_format=torch.contiguous_format) for values in (grad_ND, bond_MD)
+            )
             _loop_backward(*_arrays(x_ND, edge_index_2M, bond_MD, 1 + eps, grad_ND, grad_x_ND, grad_bond_MD))
             return grad_x_ND, None, grad_bond_MD, grad_eps
         grad_x_ND, grad_bond_MD = (1 + eps) * grad_ND, torch.zeros_like(bond_MD)

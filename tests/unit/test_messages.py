@@ -117,3 +117,14 @@ def test_what_is_no_number_goes_where_it_goes_in_pygs_layer():
     assert found[0][[4, 5]].isnan().all()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, equal_nan=True)
+
+
+def test_states_may_lie_column_by_column():
+    columns = [torch.randn(WIDTH, rows, dtype=torch.float64).t() for rows in (ATOMS, len(BEGIN))]
+    gradients = []
+    for states in (columns, [values.contiguous() for values in columns]):
+        x, bond = (values.detach().requires_grad_() for values in states)
+        y = messages.pass_messages(x, edges(BEGIN, END), bond, torch.zeros(1, dtype=torch.float64))
+        gradients.append(torch.autograd.grad(y.square().sum(), [x, bond]))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
