@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from hmoe_ds.config import RouterConfig
-from hmoe_ds.moe.dispatch import from_experts, sort_by_expert, to_experts
+from hmoe_ds.moe.dispatch import from_experts, inverse, reorder, sort_by_expert, to_experts
 from hmoe_ds.moe.exchange import Traffic, exchange_rows
 from hmoe_ds.moe.experts import Executor, Experts
 
@@ -103,8 +103,9 @@ class ExpertParallelExecutor(AutoEPMoELayer):
         expert_A = torch.arange(self.num_local_experts, device=x_AD.device).repeat(self.ep_size)
         expert_A = expert_A.repeat_interleave(counts_RE.reshape(-1))
         order_A = torch.argsort(expert_A, stable=True)
-        y_AD = self.experts(x_AD[order_A], counts_RE.sum(dim=0))
-        return torch.empty_like(y_AD).index_copy(0, order_A, y_AD)
+        place_A = inverse(order_A)
+        y_AD = self.experts(reorder(x_AD, order_A, place_A), counts_RE.sum(dim=0))
+        return reorder(y_AD, place_A, order_A)
 
     def _mark(self, weight: nn.Parameter) -> None:
         """Tell the engine, ZeRO and the checkpoint writer that `weight` is a slice of the layer's experts."""

@@ -35,12 +35,22 @@ def sort_by_expert(choices_NK: Tensor, router: RouterConfig) -> Assignments:
     expert_A = choices_NK.reshape(-1)
     order_A = torch.argsort(expert_A, stable=True)
     counts_E = count(choices_NK, router.experts + 1)[:-1]
-    place_A = torch.empty_like(order_A).scatter_(0, order_A, torch.arange(len(order_A), device=order_A.device))
+    place_A = inverse(order_A)
     if router.top_p < 1:
         # Unused choices have the number behind the last expert's. How many are used must be known on the host.
         used = int(counts_E.sum())
         order_A, place_A = order_A[:used], place_A.clamp(max=used)
     return Assignments(order_A // choices_NK.shape[1], place_A.view_as(choices_NK), counts_E)
+
+
+def inverse(order_A: Tensor) -> Tensor:
+    """Where each row goes in this order of all rows."""
+    return torch.empty_like(order_A).scatter_(0, order_A, torch.arange(len(order_A), device=order_A.device))
+
+
+def reorder(x_AD: Tensor, order_A: Tensor, place_A: Tensor) -> Tensor:
+    """All rows in another order, of which `place_A` is the inverse."""
+    return _ToExperts.apply(x_AD, order_A, place_A.unsqueeze(1))
 
 
 def count(ids: Tensor, size: int) -> Tensor:
