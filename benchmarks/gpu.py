@@ -31,6 +31,7 @@ import torch
 import yaml
 from torch import nn
 
+from benchmarks.preset_gpus import PRESET_GPUS
 from benchmarks.result import write_result
 from benchmarks.synthetic import synthetic_slice
 from data_pipeline.errors import PipelineError, UsageError
@@ -42,8 +43,6 @@ from hmoe_ds.model.size import PackedSize, activation_bytes, count_parameters, f
 from hmoe_ds.objectives.total import Normalizers, PretrainingTask, RankSlice, count_normalizers
 from hmoe_ds.training.feed import rank_slice
 
-# GPUs that share the batch of a preset.
-GPUS = {"base_8gpu": 8}
 # Dense bf16 TFLOP/s by words of a device's name, as their makers give them; the first of which all words fit counts.
 PEAK_TFLOPS = {
     "B200": 2250.0,
@@ -68,7 +67,7 @@ def preset_for_one(name: str) -> RunConfig:
     text = (resources.files("hmoe_ds.presets") / f"{name}.yaml").read_text()
     config = config_from_dict(yaml.safe_load(text))
     budgets = ("molecules_per_step", "atoms_per_step", "bonds_per_step")
-    share = {budget: getattr(config.data, budget) // GPUS.get(name, 1) for budget in budgets}
+    share = {budget: getattr(config.data, budget) // PRESET_GPUS.get(name, 1) for budget in budgets}
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, **share),

@@ -30,6 +30,7 @@ import torch
 from torch_geometric.data import Data, InMemoryDataset
 from torch_geometric.loader import DataLoader
 
+from benchmarks.preset_gpus import PRESET_GPUS
 from benchmarks.result import write_result
 from hmoe_ds.config import DataConfig
 from hmoe_ds.config_parser import load_config, preset_names
@@ -99,15 +100,14 @@ def to_data(mixture: Mixture, rows: list[np.ndarray]) -> Iterator[Data]:
             yield molecule
 
 
-# Ranks that each preset is meant for; a CPU core achieves some 50 GFLOP/s in a step of the one for CPUs.
-RANKS = {"tiny_cpu": 1, "small_1gpu": 1, "base_8gpu": 8, "large_multinode": 32}
-CPU_PRESET, CPU_FLOPS = "tiny_cpu", 50e9
+# What a CPU core achieves in a step of the preset for CPUs.
+CPU_FLOPS = 50e9
 
 
 def preset_step(preset: str, path: str, gpu_flops: float, steps: int = 5) -> dict[str, float]:
     """Seconds that a core takes to make one rank's part of a step, and seconds that the rank takes for it."""
-    config, ranks = load_config(["--config", preset, f"--data.path={path}"]), RANKS[preset]
-    rank_flops = CPU_FLOPS if preset == CPU_PRESET else gpu_flops
+    config, ranks = load_config(["--config", preset, f"--data.path={path}"]), PRESET_GPUS.get(preset, 1)
+    rank_flops = gpu_flops if preset in PRESET_GPUS else CPU_FLOPS
     mixture = open_mixture(config.data, "train")
     plan = BatchPlan(mixture, config.data, config.optim.accumulation, seed=0)
     ratio, molecules, taken = config.objective.mask_ratio, 0, []

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from benchmarks.preset_gpus import PRESET_GPUS
 from benchmarks.scaling_model.fabric import Cluster
 from benchmarks.scaling_model.markdown import markdown_table
 from benchmarks.scaling_model.step import Gpu, StepTime, step_time
@@ -19,8 +20,7 @@ from hmoe_ds.training.footprint import memory_per_rank
 
 Scaling = Literal["weak", "strong"]
 
-# The presets, and the GPUs that their batches are meant for.
-PRESETS = {"base_8gpu": 8, "large_multinode": 32}
+PRESETS = ("base_8gpu", "large_multinode")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def resized(preset: str, scaling: Scaling, gpus: int, ep_size: int) -> RunConfig
     A group must lie on one rank, so with more ranks than groups there are more groups.
     """
     config = load_config(["--config", preset])
-    factor = gpus / PRESETS[preset] if scaling == "weak" else 1.0
+    factor = gpus / PRESET_GPUS[preset] if scaling == "weak" else 1.0
     budgets = ("molecules_per_step", "atoms_per_step", "bonds_per_step")
     data = dataclasses.replace(
         config.data, **{name: math.ceil(getattr(config.data, name) * factor) for name in budgets}
