@@ -337,6 +337,9 @@ class LoopConfig:
         log_every: steps between lines of metrics.
         validate_every: steps between validations; 0 for one at the end only.
         checkpoint_every: steps between checkpoints; 0 for one at the end only.
+        keep_checkpoints: checkpoints that are kept, beside the one with the lowest validation loss; 0 for all.
+        max_skipped: steps in a row whose gradient is not finite, which are skipped, until the run stops.
+        hang_seconds: time without progress after which a run ends, naming the rank that hangs.
         deterministic: use deterministic kernels on CUDA (on CPU they always are).
         mlflow: log to MLflow (MLFLOW_TRACKING_URI, or a sqlite file in `out`).
     """
@@ -348,6 +351,9 @@ class LoopConfig:
     log_every: int = 10
     validate_every: int = 0
     checkpoint_every: int = 0
+    keep_checkpoints: int = 3
+    max_skipped: int = 10
+    hang_seconds: float = 1800.0
     deterministic: bool = False
     mlflow: bool = True
 

@@ -94,6 +94,9 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("run", "log_every", 1, _LARGE),
     ("run", "validate_every", 0, _LARGE),
     ("run", "checkpoint_every", 0, _LARGE),
+    ("run", "keep_checkpoints", 0, _LARGE),
+    ("run", "max_skipped", 1, _LARGE),
+    ("run", "hang_seconds", 1, 1e6),
     ("probe", "every", 0, _LARGE),
     ("probe", "max_molecules", 10, _LARGE),
 )

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hmoe_ds.config import RunConfig, config_from_dict
-from hmoe_ds.model.checkpoint_record import RECORD_FILE, CheckpointError, read_record
+from hmoe_ds.model.checkpoint_record import RECORD_FILE, CheckpointError, check_files, read_list, read_record
 from hmoe_ds.model.hmoe import HMoEModel, write_pretrained
-from hmoe_ds.model.weight_files import read_weights
+from hmoe_ds.model.weight_files import read_weights, weight_files
 
 
 def export_checkpoint(path: str | Path, out: str | Path) -> dict[str, Any]:
@@ -30,6 +30,8 @@ def export_checkpoint(path: str | Path, out: str | Path) -> dict[str, Any]:
     folder = find_checkpoint(Path(path))
     record = read_record(folder)
     config = config_from_dict(record["config"])
+    files = weight_files(config.parallel.ep_size)
+    check_files(folder, [file for file in read_list(folder) if file.name in files])
     weights = read_weights(folder, config.parallel.ep_size)
     _check_complete(folder, weights, config)
     metadata = {

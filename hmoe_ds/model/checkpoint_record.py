@@ -1,45 +1,129 @@
-"""What a training checkpoint is, as JSON beside the training engine's own files. Imports no torch: checks are quick."""
+"""What a training checkpoint is, and which files belong to it. Imports no torch: checks are quick.
+
+`checkpoint.json` says what the checkpoint is, `files.json` lists all other files with sizes and checksums. They lie
+beside the training engine's own files.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UsageError
+from data_pipeline.keys import file_checksum
+from hmoe_ds.durable import flush, write_text
 
-FORMAT_VERSION = 1
-RECORD_FILE = "checkpoint.json"
+FORMAT_VERSION = 2
+RECORD_FILE, LIST_FILE = "checkpoint.json", "files.json"
 
 
 class CheckpointError(UsageError):
-    """A path that holds no checkpoint, or one that is damaged or incomplete."""
+    """A path that holds no checkpoint, or one of another version, or one that is damaged."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that is not what was written: an older one may serve."""
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """One file of a checkpoint.
+
+    Args:
+        name: in the checkpoint's folder.
+        bytes: its size.
+        blake2b: 128-bit BLAKE2b of its content, in hexadecimal.
+    """
+
+    name: str
+    bytes: int
+    blake2b: str
+
+    @classmethod
+    def of(cls, path: Path) -> CheckpointFile:
+        """The file at `path`, which is on the disk from now on."""
+        flush(path)
+        return cls(path.name, path.stat().st_size, file_checksum(path))
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Note in the checkpoint `folder` what it is: step, position in the data, configuration, dataset."""
     content = {"format_version": FORMAT_VERSION, **record}
-    (folder / RECORD_FILE).write_text(json.dumps(content, indent=1) + "\n")
+    write_text(folder / RECORD_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """What `write_record` noted.
 
     Raises:
-        CheckpointError: the record is missing, damaged or of another version.
+        DamagedCheckpointError: the record is missing or damaged.
+        CheckpointError: it is of another version.
     """
-    try:
-        record = json.loads((folder / RECORD_FILE).read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} lacks {RECORD_FILE}: it is no checkpoint of this version of hmoe_ds; use the one that wrote it"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder / RECORD_FILE} is damaged ({error}): use another checkpoint") from error
+    record = _read(folder, RECORD_FILE)
     if record.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder / RECORD_FILE} has format_version {record.get('format_version')!r}, expected {FORMAT_VERSION}: "
-            "export it with the version of hmoe_ds that wrote it"
+            "use it with the version of hmoe_ds that wrote it"
         )
     return record
+
+
+def write_list(folder: Path, files: Collection[CheckpointFile]) -> None:
+    """Note in the checkpoint `folder` which files belong to it."""
+    content = {"files": [asdict(file) for file in sorted(files, key=lambda file: file.name)]}
+    write_text(folder / LIST_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def read_list(folder: Path) -> list[CheckpointFile]:
+    """What `write_list` noted. Raises DamagedCheckpointError when it is missing or damaged."""
+    try:
+        files = [CheckpointFile(**entry) for entry in _read(folder, LIST_FILE)["files"]]
+    except (KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{folder / LIST_FILE} is damaged ({error}): use another checkpoint") from error
+    for file in files:
+        if Path(file.name).name != file.name:
+            raise DamagedCheckpointError(
+                f"{folder / LIST_FILE} lists {file.name!r}, which is outside: use another checkpoint"
+            )
+    return files
+
+
+def check_files(folder: Path, files: Collection[CheckpointFile]) -> None:
+    """Read files of a checkpoint. Raises DamagedCheckpointError for the first one that is not what was written."""
+    for file in files:
+        path = folder / file.name
+        try:
+            size = path.stat().st_size
+            if size != file.bytes:
+                raise DamagedCheckpointError(
+                    f"{path} is damaged: it has {size} bytes, {file.bytes} were written; copy it again, or use another "
+                    "checkpoint"
+                )
+            if file_checksum(path) != file.blake2b:
+                raise DamagedCheckpointError(
+                    f"{path} is damaged: its checksum is not that of what was written; copy it again, or use another "
+                    "checkpoint"
+                )
+        except FileNotFoundError as error:
+            raise DamagedCheckpointError(f"{folder} lacks {file.name}: copy the whole checkpoint") from error
+        except OSError as error:
+            raise DamagedCheckpointError(f"{path} cannot be read ({error.strerror}): use another checkpoint") from error
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(
+            f"{folder} lacks {name}: it is no whole checkpoint of this version of hmoe_ds; copy the whole checkpoint, "
+            "or use another one"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{path} is damaged ({error}): use another checkpoint") from error
+    if not isinstance(content, dict):
+        raise DamagedCheckpointError(f"{path} is damaged (no JSON object): use another checkpoint")
+    return content

@@ -24,9 +24,17 @@ def experts_file(part: int, parts: int) -> str:
     return f"experts-{part:05d}-of-{parts:05d}.safetensors"
 
 
+def weight_files(parts: int) -> list[str]:
+    """Names of all of them, for experts that are spread over `parts` ranks."""
+    return [SHARED_FILE, *(experts_file(part, parts) for part in range(parts))]
+
+
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write one of the files; weights may lie on any device."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
+    """Write one of the files; weights may lie on any device. Raises OSError when it cannot be written."""
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
 
 
 def read_weights(folder: Path, parts: int) -> dict[str, Tensor]:

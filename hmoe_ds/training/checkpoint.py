@@ -1,20 +1,43 @@
-"""Save and restore a run: the engine's files, the weights on their own, and our own state beside them."""
+"""Save and restore a run: the engine's files, the weights on their own, and our own state beside them.
+
+A checkpoint is written to `step<N>.partial`. When every rank has its files on the disk, their sizes and checksums are
+listed, the folder gets its name and `latest` names it: whenever a run is killed, a whole checkpoint is there. What a
+killed run left is removed when the next one is saved.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
 from torch import Tensor
 
 from hmoe_ds.config import RunConfig
-from hmoe_ds.model.checkpoint_record import read_record, write_record
+from hmoe_ds.durable import flush, rename
+from hmoe_ds.model.checkpoint_record import (
+    RECORD_FILE,
+    CheckpointError,
+    CheckpointFile,
+    DamagedCheckpointError,
+    check_files,
+    read_list,
+    read_record,
+    write_list,
+    write_record,
+)
 from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
-from hmoe_ds.training.engine import set_learning_rate
-from hmoe_ds.training.run_folder import checkpoint_dir, checkpoint_tag, latest_checkpoint, name_latest
+from hmoe_ds.training.checkpoint_files import CheckpointFiles
+from hmoe_ds.training.retention import PARTIAL, remove, remove_remains, remove_surplus
+from hmoe_ds.training.run_folder import candidates, checkpoint_dir, checkpoint_tag, name_latest
+
+DAMAGED = ".damaged"
+T = TypeVar("T")
 
 
 @dataclass
@@ -24,43 +47,157 @@ class TrainState:
     Args:
         step: optimizer steps done.
         plan: state of the batch plan.
+        skipped: of them the last ones in a row that changed nothing, as their gradient was not finite.
     """
 
     step: int
     plan: dict[str, Any]
+    skipped: int = 0
 
 
-def save_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig, state: TrainState, dataset: str) -> None:
+class SaveError(OSError):
+    """A checkpoint could not be written; those before it are untouched."""
+
+
+def save_checkpoint(
+    engine: deepspeed.DeepSpeedEngine, config: RunConfig, state: TrainState, notes: dict[str, Any]
+) -> None:
     """Write checkpoint `step<N>` and make it the latest; all ranks take part.
 
     Args:
         engine: model and optimizer.
         config: kept inside, so that a checkpoint can be exported on its own.
         state: kept inside.
-        dataset: fingerprint of the training data, kept inside.
+        notes: kept inside: `dataset`, the fingerprint of the training data, `validation_loss`, `mlflow_run`.
+
+    Raises:
+        SaveError: on all ranks, when one of them could not write a file, such as on a full disk. The run may go on.
     """
-    tag = checkpoint_tag(state.step)
-    folder = checkpoint_dir(config) / tag
-    folder.mkdir(parents=True, exist_ok=True)
-    _save_weights(engine, folder, config.parallel.ep_size)
+    folder = checkpoint_dir(config) / checkpoint_tag(state.step)
+    unfinished = folder.with_name(folder.name + PARTIAL)
+    files = _files_of(engine)
+    files.begin()
+    _on_first_rank(lambda: _begin(unfinished))
+    _save_weights(engine, files, unfinished, config.parallel.ep_size)
     if torch.distributed.get_rank() == 0:
-        write_record(folder, {**asdict(state), "config": config.to_dict(), "dataset": dataset})
-    engine.save_checkpoint(str(checkpoint_dir(config)), tag=tag, save_latest=False)
-    torch.distributed.barrier()
-    if torch.distributed.get_rank() == 0:
-        name_latest(config, state.step)
+        record = {**asdict(state), **notes, "ranks": torch.distributed.get_world_size(), "config": config.to_dict()}
+        files.write(unfinished / RECORD_FILE, lambda path: write_record(path.parent, record))
+    engine.save_checkpoint(str(unfinished.parent), tag=unfinished.name, save_latest=False)
+    written = _all_written(files, unfinished)
+    _on_first_rank(lambda: _complete(unfinished, folder, written, config, state.step))
 
 
 def load_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig) -> TrainState:
-    """Restore the latest checkpoint into `engine`; all ranks take part. `run_folder.check_resumable` comes first."""
-    engine.load_checkpoint(str(checkpoint_dir(config)))
-    saved = read_record(latest_checkpoint(config))
-    # With another run.steps the schedule is another one from here on, not only from the step after the next.
-    set_learning_rate(engine, config, saved["step"])
-    return TrainState(step=saved["step"], plan=saved["plan"])
+    """Restore the newest whole checkpoint into `engine`; all ranks take part. `run_folder.check_resumable` comes first.
+
+    Checkpoints that are found to be damaged are named on standard error, and get another name.
+
+    Raises:
+        CheckpointError: none is whole.
+    """
+    folder = _newest_whole(config)
+    _files_of(engine)
+    engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    saved = read_record(folder)
+    return TrainState(step=saved["step"], plan=saved["plan"], skipped=saved["skipped"])
 
 
-def _save_weights(engine: deepspeed.DeepSpeedEngine, folder: Path, ep_size: int) -> None:
+def _files_of(engine: deepspeed.DeepSpeedEngine) -> CheckpointFiles:
+    """What the engine writes and reads its files through; its own way runs code that a file holds."""
+    if not isinstance(engine.checkpoint_engine, CheckpointFiles):
+        engine.checkpoint_engine = CheckpointFiles()
+        # It would copy a script beside the checkpoints, which does not work with experts.
+        engine._copy_recovery_script = lambda folder: None
+    return engine.checkpoint_engine
+
+
+def _begin(unfinished: Path) -> None:
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    remove_remains(unfinished.parent)
+    unfinished.mkdir()
+
+
+def _complete(unfinished: Path, folder: Path, files: list[CheckpointFile], config: RunConfig, step: int) -> None:
+    write_list(unfinished, files)
+    flush(unfinished)
+    remove(folder)  # of a run that was set back to a step before it
+    rename(unfinished, folder)
+    name_latest(config, step)
+    remove_surplus(folder.parent, step, config.run.keep_checkpoints)
+
+
+def _all_written(files: CheckpointFiles, unfinished: Path) -> list[CheckpointFile]:
+    """The files of all ranks. Raises SaveError, on all of them, when one is missing."""
+    rank = torch.distributed.get_rank()
+    mine = (files.written, None if files.error is None else f"{files.error.strerror or files.error} on rank {rank}")
+    everyone = _of_all_ranks(mine)
+    errors = [error for _, error in everyone if error]
+    if errors:
+        _on_first_rank(lambda: remove_remains(unfinished.parent))
+        raise SaveError(f"checkpoint {unfinished} cannot be written ({errors[0]}): make room, or give another run.out")
+    return [file for written, _ in everyone for file in written]
+
+
+def _newest_whole(config: RunConfig) -> Path:
+    """The checkpoint to go on from. Only when there is one, those that are damaged are set aside: never all of them."""
+    damages: dict[Path, str] = {}
+    for folder in candidates(config):
+        damage = _damage(folder)
+        if damage is None:
+            _on_first_rank(partial(_set_aside, damages, folder))
+            return folder
+        damages[folder] = damage
+    raise CheckpointError(
+        f"no checkpoint in {checkpoint_dir(config)} is whole ({'; '.join(damages.values())}): copy one back, or give "
+        "another run.out"
+    )
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, the same on all ranks, which share the reading of it; None when nothing is."""
+    mine = None
+    try:
+        read_record(folder)
+        check_files(folder, read_list(folder)[torch.distributed.get_rank() :: torch.distributed.get_world_size()])
+    except DamagedCheckpointError as error:
+        mine = str(error)
+    return next((error for error in _of_all_ranks(mine) if error), None)
+
+
+def _set_aside(damages: Mapping[Path, str], used: Path) -> None:
+    for folder, damage in damages.items():
+        aside = folder.with_name(folder.name + DAMAGED)
+        remove(aside)
+        rename(folder, aside)
+        print(
+            f"checkpoint {folder.name} is damaged and was renamed to {aside.name}; the run goes on from {used.name}: "
+            f"{damage}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _on_first_rank(action: Callable[[], None]) -> None:
+    """Rank 0 does something to files, the others wait for it. Raises SaveError, on all ranks, when it cannot."""
+    error: str | None = None
+    if torch.distributed.get_rank() == 0:
+        try:
+            action()
+        except OSError as problem:
+            error = str(problem)
+    said = [error]
+    torch.distributed.broadcast_object_list(said, src=0)
+    if said[0] is not None:
+        raise SaveError(f"{said[0]}: make room or mend what is wrong with the disk, or give another run.out")
+
+
+def _of_all_ranks(mine: T) -> list[T]:
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, mine)
+    return everyone
+
+
+def _save_weights(engine: deepspeed.DeepSpeedEngine, files: CheckpointFiles, folder: Path, ep_size: int) -> None:
     """Rank 0 writes what all ranks share, the first `ep_size` ranks their experts."""
     rank = torch.distributed.get_rank()
     shared: dict[str, Tensor] = {}
@@ -73,6 +210,6 @@ def _save_weights(engine: deepspeed.DeepSpeedEngine, folder: Path, ep_size: int)
             if rank < ep_size if is_expert else rank == 0:
                 (experts if is_expert else shared)[name] = value.detach().to("cpu", copy=True)
     if rank == 0:
-        write_weights(folder / SHARED_FILE, shared)
+        files.write(folder / SHARED_FILE, lambda path: write_weights(path, shared))
     if rank < ep_size:
-        write_weights(folder / experts_file(rank, ep_size), experts)
+        files.write(folder / experts_file(rank, ep_size), lambda path: write_weights(path, experts))

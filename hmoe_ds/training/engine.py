@@ -1,9 +1,10 @@
-"""The DeepSpeed engine: model with expert-parallel executors, AdamW, schedule, ZeRO settings."""
+"""The DeepSpeed engine: model with expert-parallel executors, AdamW, learning rate, ZeRO settings."""
 
 from __future__ import annotations
 
 import math
 import os
+from datetime import timedelta
 
 import deepspeed
 import torch
@@ -19,10 +20,14 @@ from hmoe_ds.objectives.total import PretrainingTask
 from hmoe_ds.training.deepspeed_config import deepspeed_config
 
 
-def init_distributed() -> tuple[int, int]:
+def init_distributed(hang_seconds: float = 1800.0) -> tuple[int, int]:
     """Join the process group that the launcher describes; -> (rank, ranks).
 
     A process started without a launcher is the only rank of its own group.
+
+    Args:
+        hang_seconds: after twice this time a collective that not all ranks have joined is an error; the watchdog, which
+            can say more, comes first.
     """
     if "RANK" not in os.environ:
         alone = {
@@ -37,7 +42,7 @@ def init_distributed() -> tuple[int, int]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # On CPU this op would be compiled at the first use, for minutes; gloo does its work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(verbose=False)
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=2 * hang_seconds))
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
@@ -56,7 +61,6 @@ def build_engine(config: RunConfig, traffic: Traffic) -> deepspeed.DeepSpeedEngi
     engine, *_ = deepspeed.initialize(
         model=task,
         optimizer=optimizer,
-        lr_scheduler=_build_schedule(optimizer, config),
         config=deepspeed_config(config),
         dist_init_required=False,
     )
@@ -92,15 +96,12 @@ def _build_optimizer(task: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=optim.epsilon, fused=fused)
 
 
-def _build_schedule(optimizer: torch.optim.Optimizer, config: RunConfig) -> torch.optim.lr_scheduler.LambdaLR:
-    optim, steps = config.optim, config.run.steps
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_ratio(step, steps, optim))
-
-
-def set_learning_rate(engine: deepspeed.DeepSpeedEngine, config: RunConfig, step: int) -> None:
-    """Give all parameters the learning rate of 0-based `step`."""
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, config: RunConfig, step: int) -> float:
+    """Give all parameters the learning rate of 0-based `step`, and return it. So it depends on nothing but the step."""
+    rate = config.optim.learning_rate * learning_rate_ratio(step, config.run.steps, config.optim)
     for group in engine.optimizer.param_groups:
-        group["lr"] = config.optim.learning_rate * learning_rate_ratio(step, config.run.steps, config.optim)
+        group["lr"] = rate
+    return rate
 
 
 def learning_rate_ratio(step: int, steps: int, optim: OptimConfig) -> float:

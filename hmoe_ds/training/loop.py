@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
+import deepspeed
 import torch
 
 from data_pipeline.errors import PipelineError, UsageError
@@ -18,9 +20,10 @@ from hmoe_ds.moe.balance import RouterLoad, measure_load, update_family_bias, up
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.molecule import set_descriptor_scale
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
-from hmoe_ds.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from hmoe_ds.training import exit_codes
+from hmoe_ds.training.checkpoint import SaveError, TrainState, load_checkpoint, save_checkpoint
 from hmoe_ds.training.due import due_after
-from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale, wait_for_device
+from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale, set_learning_rate, wait_for_device
 from hmoe_ds.training.expert_clones import split_experts
 from hmoe_ds.training.metrics import StepTotals
 from hmoe_ds.training.prefetch import Prefetcher
@@ -28,11 +31,19 @@ from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.probe import Probe
 from hmoe_ds.training.recorder import Recorder
 from hmoe_ds.training.run_folder import begin_run, has_checkpoint, open_datasets, steps_done
+from hmoe_ds.training.skipped import DivergedError, record_skipped
+from hmoe_ds.training.stop import StoppedError, StopRequest
 from hmoe_ds.training.validation import validate
+from hmoe_ds.training.watchdog import Watchdog
 
 
 def train(config: RunConfig, rank: int, ranks: int) -> None:
-    """Pretrain until `run.steps`, from the last checkpoint if there is one."""
+    """Pretrain until `run.steps`, from the last checkpoint if there is one.
+
+    Raises:
+        StoppedError: on all ranks, when one was asked to stop; where the run is was saved.
+        DivergedError: the gradient was not finite in too many steps in a row.
+    """
     molecules, held_out = open_datasets(config)
     if rank == 0:
         begin_run(config, ranks, molecules.fingerprint, [store.extent for store in molecules.stores])
@@ -47,10 +58,12 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
         state = load_checkpoint(engine, config)
         plan.load_state_dict(state.plan)
     ahead = Prefetcher(molecules, plan, config, state.step, rank, ranks)
-    with Recorder(config, state, rank) as recorder, ahead:
+    watchdog = Watchdog(config.run.hang_seconds, rank, ranks)
+    with Recorder(config, state, rank) as recorder, ahead, watchdog, StopRequest() as stop:
         while state.step < config.run.steps:
+            watchdog.progress(state.step + 1)
             started = time.perf_counter()
-            learning_rate = engine.get_lr()[0]
+            learning_rate = set_learning_rate(engine, config, state.step)
             slices, stage, plan_state = ahead.step()
             waited = time.perf_counter() - started
             norm = count_normalizers(slices, engine.device)
@@ -62,13 +75,18 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
                 engine.step()
                 load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
                 totals.add(losses, load)
-            sums = totals.reduce()
+            sums = totals.reduce(stop.asked)
             live_L = engine.module.model.encoder.live_experts()
-            balance_routers(engine.module, sums.load, config)
-            splits = split_experts(engine, sums.load, config, state.step + 1)
-            state.step, state.plan = state.step + 1, plan_state
+            state.step, state.plan, splits = state.step + 1, plan_state, {}
+            if engine.was_step_applied():
+                state.skipped = 0
+                balance_routers(engine.module, sums.load, config)
+                splits = split_experts(engine, sums.load, config, state.step)
+            else:
+                state.skipped += 1
+                record_skipped(config, state.step, state.skipped, sums.losses.total, slices)
 
-            due = due_after(state.step, config.run, probe.every)
+            due, stopping = due_after(state.step, config.run, probe.every), stop.agreed(sums.asked_to_stop)
             if any(due):
                 wait_for_device()
             seconds = time.perf_counter() - started
@@ -77,10 +95,33 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
                 validation |= probe.measure(engine)
             recorder.record(
                 state.step, sums, norm, validation, stage=stage, live_L=live_L, splits=splits, due=due.line,
-                learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), seconds=seconds, waited=waited,
+                learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), skipped=engine.skipped_steps,
+                seconds=seconds, waited=waited,
             )  # fmt: skip
-            if due.checkpoint:
-                save_checkpoint(engine, config, state, molecules.fingerprint)
+            if due.checkpoint or stopping:
+                notes = {"dataset": molecules.fingerprint, "mlflow_run": recorder.mlflow_run}
+                keep_checkpoint(engine, config, state, notes, validation, must=stopping)
+            if stopping:
+                raise StoppedError(f"stopped after step {state.step} of {config.run.steps}, as it was asked to")
+
+
+def keep_checkpoint(
+    engine: deepspeed.DeepSpeedEngine,
+    config: RunConfig,
+    state: TrainState,
+    notes: dict[str, Any],
+    validation: dict[str, float],
+    must: bool,
+) -> None:
+    """Save a checkpoint. Unless it `must` be, or is the last one, a full disk is no reason to end the run."""
+    loss = validation.get("validation_loss", math.nan)
+    try:
+        save_checkpoint(engine, config, state, notes | {"validation_loss": loss if math.isfinite(loss) else None})
+    except SaveError as error:
+        if must or state.step == config.run.steps:
+            raise
+        if torch.distributed.get_rank() == 0:
+            print(f"{error}; the training goes on, and saves again when the next checkpoint is due", file=sys.stderr)
 
 
 def check_agreement(config: RunConfig, molecules: str) -> None:
@@ -108,24 +149,38 @@ def balance_routers(task: PretrainingTask, load: RouterLoad, config: RunConfig) 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of each rank."""
+    """Entry point of each rank. It ends with one of `exit_codes`."""
     words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank")]
     # One rank of each machine speaks: what is wrong with a request may be the machine's, such as its cache folder.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    # DeepSpeed would run code that a checkpoint of others holds.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    code = exit_codes.DONE
     try:
         config = load_config(words)
         check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
         if config.run.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
             torch.use_deterministic_algorithms(True)
-        train(config, *init_distributed())
+        train(config, *init_distributed(config.run.hang_seconds))
+    except StoppedError as stopped:
+        code = exit_codes.REQUEUE
+        if torch.distributed.get_rank() == 0:
+            print(f"hmoe pretrain: {stopped}", file=sys.stderr)
     except (PipelineError, OSError) as error:
         usage = isinstance(error, UsageError)
         if speaks or not usage:
             print(f"hmoe pretrain: error: {error}", file=sys.stderr)
-        sys.exit(2 if usage else 1)
+        sys.exit(_exit_code(error))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, DivergedError):
+        return exit_codes.DIVERGED
+    return exit_codes.USAGE if isinstance(error, UsageError) else exit_codes.FAILED
 
 
 if __name__ == "__main__":

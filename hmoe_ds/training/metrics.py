@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmoe_ds.durable import replace_text
 from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.gather import sum_over_ranks
 from hmoe_ds.objectives.total import Losses
-from hmoe_ds.training.run_folder import replace_text
 
 
 def group_entropy(molecules_G: Tensor) -> float:
@@ -93,11 +93,13 @@ class StepSums(NamedTuple):
         losses: of the global batch.
         load: where the global batch was routed.
         exchanged_bytes: what ranks sent each other for experts, in forwards and backwards.
+        asked_to_stop: ranks that were asked to stop before the end of the step.
     """
 
     losses: Losses
     load: RouterLoad
     exchanged_bytes: Tensor
+    asked_to_stop: Tensor
 
 
 class StepTotals:
@@ -118,15 +120,15 @@ class StepTotals:
         self._losses.append(losses)
         self._loads.append(load)
 
-    def reduce(self) -> StepSums:
-        """The global sums, the same on every rank."""
+    def reduce(self, asked_to_stop: bool = False) -> StepSums:
+        """The global sums, the same on every rank; `asked_to_stop`: whether this one was."""
         losses = [
             torch.stack([value.detach().double() for value in entry]) for entry in zip(*self._losses, strict=True)
         ]
         loads = [torch.stack(list(entry)) for entry in zip(*self._loads, strict=True)]
-        sent = losses[0].new_full((), self._traffic.take())
-        *sums, exchanged = sum_over_ranks([*(entry.sum(dim=0) for entry in (*losses, *loads)), sent])
-        return StepSums(Losses(*sums[: len(losses)]), RouterLoad(*sums[len(losses) :]), exchanged)
+        sent, asked = (losses[0].new_full((), number) for number in (self._traffic.take(), float(asked_to_stop)))
+        *sums, exchanged, asked = sum_over_ranks([*(entry.sum(dim=0) for entry in (*losses, *loads)), sent, asked])
+        return StepSums(Losses(*sums[: len(losses)]), RouterLoad(*sums[len(losses) :]), exchanged, asked)
 
 
 class StepFile:

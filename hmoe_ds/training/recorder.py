@@ -19,7 +19,9 @@ from hmoe_ds.training.checkpoint import TrainState
 from hmoe_ds.training.curriculum import Stage
 from hmoe_ds.training.health import health_warnings
 from hmoe_ds.training.metrics import StepFile, StepSums, group_entropy, load_imbalance, rms_ratio
-from hmoe_ds.training.spool import FAILED, FINISHED, METRICS
+from hmoe_ds.training.skipped import SKIPPED
+from hmoe_ds.training.spool import FAILED, FINISHED, KILLED, METRICS
+from hmoe_ds.training.stop import StoppedError
 from hmoe_ds.training.throughput import Throughput
 from hmoe_ds.training.tracking import Tracker
 
@@ -48,6 +50,8 @@ class Recorder:
             self._file = StepFile(folder / METRICS, after_step=state.step)
             if config.router.experts_at_start:
                 self._splits = StepFile(folder / ALLOCATION, after_step=state.step)
+            if (folder / SKIPPED).exists():
+                StepFile(folder / SKIPPED, after_step=state.step)
             if config.run.mlflow:
                 self._tracker = Tracker(folder, state.step)
 
@@ -56,7 +60,12 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if self._tracker is not None:
-            self._tracker.close(FINISHED if kind is None else FAILED)
+            self._tracker.close(FINISHED if kind is None else KILLED if kind is StoppedError else FAILED)
+
+    @property
+    def mlflow_run(self) -> str | None:
+        """Id of the MLflow run, as soon as there is one."""
+        return None if self._tracker is None else self._tracker.run_id
 
     def record(
         self,
@@ -71,6 +80,7 @@ class Recorder:
         due: bool,
         learning_rate: float,
         grad_norm: float | Tensor,
+        skipped: int,
         seconds: float,
         waited: float,
     ) -> None:
@@ -87,6 +97,7 @@ class Recorder:
             due: whether this step gets a line.
             learning_rate: of this step.
             grad_norm: norm of the whole gradient before clipping.
+            skipped: steps of the run so far whose gradient was not finite.
             seconds: duration of the step; if a line is due, with all that the device still had to do.
             waited: seconds of it that were spent waiting for molecules.
         """
@@ -96,7 +107,7 @@ class Recorder:
         self._record_splits(step, splits)
         if not due:
             return
-        losses, load, exchanged_bytes = sums
+        losses, load, exchanged_bytes, _ = sums
         molecules, atoms = norm.molecules.item(), norm.atoms.item()
         objective, is_spread = self._config.objective, self._config.parallel.ep_size > 1
         learned = objective.contrast_learned_temperature
@@ -108,6 +119,7 @@ class Recorder:
             **({"contrast_temperature": losses.contrast_temperature.item()} if learned else {}),
             "learning_rate": learning_rate,
             "grad_norm": float(grad_norm),
+            "skipped_steps": skipped,
             "group_entropy": group_entropy(load.molecules_G),
             "expert_load_max_over_mean": load_imbalance(load.atoms_LE, live_L),
             "chosen_p": load.chosen_p.item() / molecules,

@@ -12,11 +12,13 @@ from data_pipeline.schema import SPLITS
 from hmoe_ds.config import ConfigError, RunConfig, config_from_dict, save_config
 from hmoe_ds.data.cache import ShardCache
 from hmoe_ds.data.mixture import Mixture, open_mixture
-from hmoe_ds.model.checkpoint_record import read_record
+from hmoe_ds.durable import replace_text
+from hmoe_ds.model.checkpoint_record import CheckpointError, DamagedCheckpointError, read_list, read_record
 
 RECORD, LATEST = "run.json", "latest"
 FORMAT_VERSION = 2
 _TAG_PREFIX = "step"
+_TAG = re.compile(_TAG_PREFIX + r"\d{8,}")
 
 
 def checkpoint_dir(config: RunConfig) -> Path:
@@ -24,26 +26,62 @@ def checkpoint_dir(config: RunConfig) -> Path:
     return Path(config.run.out) / "checkpoints"
 
 
-def has_checkpoint(config: RunConfig) -> bool:
-    """Whether there is one to resume from."""
-    return bool(config.run.out) and (checkpoint_dir(config) / LATEST).is_file()
-
-
 def checkpoint_tag(step: int) -> str:
     """Name of the checkpoint after `step` steps, as `latest` holds it."""
     return f"{_TAG_PREFIX}{step:08d}"
 
 
-def latest_checkpoint(config: RunConfig) -> Path:
-    """Folder of the latest checkpoint; there must be one. Raises ConfigError when `latest` does not name it."""
+def step_of(checkpoint: Path) -> int:
+    """Steps done at a checkpoint, told from its name."""
+    return int(checkpoint.name.removeprefix(_TAG_PREFIX))
+
+
+def tagged(folder: Path) -> list[Path]:
+    """What is in the folder of a run's checkpoints and has the name of one, newest first."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if _TAG.fullmatch(path.name)), key=step_of, reverse=True)
+
+
+def candidates(config: RunConfig) -> list[Path]:
+    """The checkpoints from which a run may go on, in the order in which they are tried.
+
+    That is the one that `latest` names, then those before it. Later ones are of a run that was set back by hand, or
+    were finished just when it was killed: they are made again. A `latest` that names none is of no help.
+    """
+    found = tagged(checkpoint_dir(config))
     file = checkpoint_dir(config) / LATEST
-    name = file.read_text().strip()
-    if not re.fullmatch(_TAG_PREFIX + r"\d{8,}", name):
-        raise ConfigError(
-            f"{file} holds {name!r}, which is no checkpoint's name: write the name of the last one into it, such as "
-            f"{checkpoint_tag(1000)}"
+    named = file.read_text(errors="replace").strip() if file.is_file() else ""
+    if _TAG.fullmatch(named):
+        return [path for path in found if step_of(path) <= step_of(Path(named))]
+    return found
+
+
+def find_checkpoint(config: RunConfig) -> Path | None:
+    """The checkpoint from which a run goes on, as far as its records tell; None for a run without any.
+
+    Raises:
+        CheckpointError: it is of another version, or all are damaged.
+    """
+    first_damage: DamagedCheckpointError | None = None
+    for folder in candidates(config):
+        try:
+            read_record(folder)
+            read_list(folder)
+        except DamagedCheckpointError as error:
+            first_damage = first_damage or error
+        else:
+            return folder
+    if first_damage is not None:
+        raise CheckpointError(
+            f"no checkpoint in {checkpoint_dir(config)} is whole ({first_damage}): copy one back, or give another "
+            "run.out"
         )
-    return checkpoint_dir(config) / name
+    return None
+
+
+def has_checkpoint(config: RunConfig) -> bool:
+    """Whether there is one to resume from."""
+    return bool(config.run.out) and find_checkpoint(config) is not None
 
 
 def name_latest(config: RunConfig, step: int) -> None:
@@ -52,8 +90,9 @@ def name_latest(config: RunConfig, step: int) -> None:
 
 
 def steps_done(config: RunConfig) -> int:
-    """Steps of the latest checkpoint; 0 without one."""
-    return int(latest_checkpoint(config).name.removeprefix(_TAG_PREFIX)) if has_checkpoint(config) else 0
+    """Steps of the checkpoint from which a run goes on; 0 without one."""
+    folder = find_checkpoint(config) if config.run.out else None
+    return step_of(folder) if folder else 0
 
 
 def open_datasets(config: RunConfig) -> tuple[Mixture, Mixture]:
@@ -85,7 +124,6 @@ def check_run_folder(config: RunConfig) -> None:
             "set run.resume to auto, or give another run.out"
         )
     read_run_record(out)
-    read_record(latest_checkpoint(config))
 
 
 def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
@@ -120,10 +158,8 @@ def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
 
 # What may change between the parts of one run without making it another run.
 _FREE_ON_RESUME = {
-    *(
-        ("run", name)
-        for name in ("out", "steps", "resume", "log_every", "validate_every", "checkpoint_every", "mlflow")
-    ),
+    *(("run", name) for name in ("out", "steps", "resume", "mlflow", "log_every", "validate_every")),
+    *(("run", name) for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "hang_seconds")),
     *(("data", name) for name in ("path", "validation_molecules", "cache_dir", "cache_gb")),
     *(("probe", name) for name in ("tables", "every", "max_molecules")),
 }
@@ -169,10 +205,3 @@ def begin_run(config: RunConfig, ranks: int, dataset: str, shards: list[dict[str
         "config": config.to_dict(),
     }
     replace_text(out / RECORD, json.dumps(record, indent=2) + "\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that it is there as a whole or as it was, even after a crash."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

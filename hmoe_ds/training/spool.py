@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from hmoe_ds.config import ConfigError
-from hmoe_ds.training.run_folder import replace_text
+from hmoe_ds.durable import replace_text
 
 METRICS = "metrics.jsonl"
 DELIVERY = "mlflow.json"
-RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Delivery:
         config_sent: whether `config.yaml` was sent, or refused.
         last_step: last step that was sent.
         started: when the training began, in Unix seconds.
-        status: RUNNING, FINISHED or FAILED.
+        status: RUNNING, FINISHED, FAILED, or KILLED for a run that was asked to stop.
         ended: when it came to that status, in Unix seconds.
         status_sent: the status that MLflow knows.
     """

@@ -48,13 +48,18 @@ class Tracker:
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
+    @property
+    def run_id(self) -> str | None:
+        """Of the MLflow run, as soon as there is one."""
+        return self._spool.delivery.run_id
+
     def notify(self) -> None:
         """`metrics.jsonl` has a new line."""
         self._note_status(RUNNING)
         self._news.set()
 
     def close(self, status: str) -> None:
-        """The run has come to FINISHED or FAILED: wait a while for the rest to go out, and say what did not."""
+        """The run has come to its end, with `status`: wait a while for the rest to go out, and say what did not."""
         self._note_status(status, ended=time.time())
         self._closing.set()
         self._news.set()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LAYERS = ["config", "data", "moe", "model", "objectives", "training", "cli"]
+LAYERS = ["config", "durable", "data", "moe", "model", "objectives", "training", "cli"]
 ON_MODEL = ["downstream"]  # sits on model and data, beside objectives and training
 
 

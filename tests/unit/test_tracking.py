@@ -75,10 +75,11 @@ class Run:
         load = RouterLoad(ones, ones, torch.ones(2, 8).double(), torch.tensor(4.0), torch.ones(2, 2).double())
         for step in steps:
             losses = Losses(*[torch.tensor(loss_of(step))] * len(Losses._fields))
+            sums = StepSums(losses, load, torch.tensor(0.0), torch.tensor(0.0))
             self.recorder.record(
-                step, StepSums(losses, load, torch.tensor(0.0)), Normalizers(*torch.ones(11).unbind()),
+                step, sums, Normalizers(*torch.ones(11).unbind()),
                 {"validation_consistency": math.nan}, stage=Stage(1.0, 1.0, 0.2, 1.0, 0.2), live_L=None, splits={},
-                due=True, learning_rate=0.1, grad_norm=2.0, seconds=0.5, waited=0.1,
+                due=True, learning_rate=0.1, grad_norm=2.0, skipped=0, seconds=0.5, waited=0.1,
             )  # fmt: skip
 
     def close(self, error: type[BaseException] | None = None) -> None:

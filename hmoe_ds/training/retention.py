@@ -1,0 +1,67 @@
+"""Which checkpoints are kept: the last ones and the best one. What is not is removed so that no half of it is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from hmoe_ds.model.checkpoint_record import CheckpointError, read_record
+from hmoe_ds.training.run_folder import step_of, tagged
+
+# End of the name of a folder that is no checkpoint yet, and of one that no longer is.
+PARTIAL, REMOVED = ".partial", ".removed"
+
+
+def remove_surplus(folder: Path, step: int, keep: int) -> None:
+    """Remove checkpoints that a run no longer needs.
+
+    Kept are the last `keep` ones (0: all) and the one with the lowest validation loss of those that were validated.
+    Later ones than `step` are of a run that was set back to a step before it, which makes them again.
+
+    Args:
+        folder: of the run's checkpoints.
+        step: of the newest checkpoint.
+        keep: how many.
+    """
+    mine = []
+    for path in tagged(folder):
+        if step_of(path) > step:
+            remove(path)
+        else:
+            mine.append(path)
+    if keep:
+        best = best_checkpoint(mine)
+        for path in mine[keep:]:
+            if path != best:
+                remove(path)
+
+
+def best_checkpoint(checkpoints: list[Path]) -> Path | None:
+    """The one with the lowest validation loss; of equals the first. None when none was validated."""
+    losses = {}
+    for path in checkpoints:
+        try:
+            loss = read_record(path)["validation_loss"]
+        except CheckpointError:  # what it is worth nobody knows
+            continue
+        if loss is not None:
+            losses[path] = loss
+    return min(losses, key=losses.__getitem__) if losses else None
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, if it is there. What has the name of a checkpoint is never half of one."""
+    if path.exists():
+        removed = path.with_name(path.name + REMOVED)
+        if removed.exists():
+            shutil.rmtree(removed)
+        os.replace(path, removed)
+        shutil.rmtree(removed)
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what a run that was killed left of checkpoints that it wrote or removed."""
+    for suffix in (PARTIAL, REMOVED):
+        for path in folder.glob(f"*{suffix}"):
+            shutil.rmtree(path)
