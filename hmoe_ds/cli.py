@@ -1,6 +1,7 @@
 """The `hmoe` command: each subcommand is a thin call into the package.
 
-Exit codes: 0 when the work is done, 1 when it could not be done, 2 for a usage error, 128 + n after signal n.
+Exit codes: 0 when the work is done, 1 when it could not be done, 2 for a usage error, 128 + n after signal n; those of
+`pretrain` are in `training/exit_codes.py`.
 `--json` makes the last line of standard output one JSON object.
 """
 
@@ -15,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -132,6 +134,7 @@ def _inspect(options: argparse.Namespace, rest: list[str]) -> Result:
 
 def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
     from hmoe_ds.config_parser import load_config
+    from hmoe_ds.training import exit_codes
     from hmoe_ds.training.launch import default_ranks, launch
     from hmoe_ds.training.preflight import check_run
 
@@ -144,8 +147,10 @@ def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
         return figures
     ranks = options.num_ranks or default_ranks(config.parallel.ep_size)
     check_run(config, ranks)
-    exit_code = launch(rest, ranks)
-    if exit_code == 0:
+    exit_code = launch(rest, ranks, Path(config.run.out), options.restarts)
+    if exit_code == exit_codes.REQUEUE:
+        print(f"run {config.run.out} was asked to stop: the same command goes on with it")
+    if exit_code == exit_codes.DONE:
         print(f"run {config.run.out}: {config.run.steps} steps done; export it with `hmoe export {config.run.out} OUT`")
     return {
         "out": config.run.out,
@@ -268,6 +273,9 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
 
     pretrain = command("pretrain", _pretrain, "Pretrain on this machine, through the deepspeed launcher.")
     pretrain.add_argument("--num_ranks", type=_positive, help="ranks (default: one per GPU, or parallel.ep_size)")
+    pretrain.add_argument(
+        "--restarts", type=int, default=3, metavar="N", help="failures in a row after which to give up (default: 3)"
+    )
     pretrain.add_argument(
         "--dry-run", action="store_true", help="print sizes, FLOPs, memory and traffic (of parallel.ep_size ranks)"
     )

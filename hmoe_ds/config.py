@@ -127,6 +127,8 @@ class DataConfig:
             the contrastive loss.
         window_shards: shards whose molecules are shuffled together.
         validation_molecules: molecules of the validation split that a validation looks at, at most.
+        verify: compare each shard's checksum with the manifest before its molecules are used the first time, on every
+            rank: a pass over the file, at about a GB/s.
         cache_dir: folder on a local disk for shards that come from a URL; without it one in the user's cache folder.
         cache_gb: bound on that folder, in 10^9 bytes.
     """
@@ -139,6 +141,7 @@ class DataConfig:
     scaffold_run: int = 4
     window_shards: int = 8
     validation_molecules: int = 2048
+    verify: bool = True
     cache_dir: str = ""
     cache_gb: float = 100.0
 

@@ -122,7 +122,9 @@ def open_mixture(
     limits = extents if extents is not None and len(extents) == len(data.paths) else [None] * len(data.paths)
     together = [] if caches is None else caches
     stores = [
-        ShardStore(path, split, extent, _open_cache(path, data, together) if is_url(path) else None, targets)
+        ShardStore(
+            path, split, extent, _open_cache(path, data, together) if is_url(path) else None, targets, data.verify
+        )
         for path, extent in zip(data.paths, limits, strict=True)
     ]
     return Mixture(stores, data.weights)

@@ -70,6 +70,7 @@ class ShardStore:
         extent: only the first shards of each split; without it all of them.
         cache: where the shards of a URL are kept; a directory needs none.
         targets: view the columns of molecule-level objectives too; the dataset must have them (`has_targets`).
+        verify: compare the checksum of a shard with the manifest before its first use. A cache always does.
 
     Raises:
         PipelineError: no dataset there, or one of another format version.
@@ -82,6 +83,7 @@ class ShardStore:
         extent: Extent | None = None,
         cache: ShardCache | None = None,
         targets: bool = False,
+        verify: bool = True,
     ) -> None:
         self.path, self.manifest = str(path), Manifest.load(path)
         self._shards_of = {
@@ -92,6 +94,7 @@ class ShardStore:
         self._cache, self.with_targets = cache, targets
         self.row_start = np.concatenate([[0], np.cumsum([record.rows for record in self._records])]).astype(np.int64)
         self._open: dict[int, Shard] = {}
+        self._unverified = {record.file for record in self._records} if verify else set()
 
     def __len__(self) -> int:
         return int(self.row_start[-1])
@@ -106,7 +109,11 @@ class ShardStore:
         return bool(self.manifest.options["targets"])
 
     def shard(self, index: int) -> Shard:
-        """Views into shard `index`, mapped at the first use."""
+        """Views into shard `index`, mapped at the first use.
+
+        Raises:
+            PipelineError: the file is gone, or is not what was written.
+        """
         if index not in self._open:
             with self._map(self._records[index]) as file:
                 self._open[index] = shard_from_batch(pa.ipc.open_stream(file).read_next_batch(), self.with_targets)
@@ -162,7 +169,25 @@ class ShardStore:
     def _map(self, record: ShardRecord) -> pa.MemoryMappedFile:
         if self._cache is not None:
             return self._cache.open(record)
-        return pa.memory_map(str(Path(self.path) / record.file))
+        file = Path(self.path) / record.file
+        try:
+            mapped = pa.memory_map(str(file))
+            if record.file in self._unverified:
+                self._verify(mapped, record)
+        except OSError as error:
+            raise PipelineError(f"{file} cannot be read ({error}): copy the dataset again") from error
+        return mapped
+
+    def _verify(self, mapped: pa.MemoryMappedFile, record: ShardRecord) -> None:
+        """Compare the content with the manifest, once: what is wrong in it would be trained on, or end the process."""
+        checksum = hashlib.blake2b(mapped.read_buffer(), digest_size=16).hexdigest()
+        mapped.seek(0)
+        if checksum != record.blake2b:
+            raise PipelineError(
+                f"{Path(self.path) / record.file} is not what was written (checksum differs): copy the dataset again; "
+                "`hmoe inspect --verify` tells which files are damaged"
+            )
+        self._unverified.remove(record.file)
 
     @property
     def extent(self) -> dict[str, int]:

@@ -1,18 +1,33 @@
-"""Start the ranks of a run on this machine through the `deepspeed` launcher."""
+"""Start the ranks of a run on this machine through the `deepspeed` launcher, and again when they fail.
+
+`python -m hmoe_ds.training.launch --out RUN [--restarts N] -- COMMAND...` does so with any command that starts ranks,
+such as `deepspeed --hostfile H --module hmoe_ds.training.loop ...`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import psutil
 
 from hmoe_ds.config import ConfigError
+from hmoe_ds.training import exit_codes
+from hmoe_ds.training.supervise import supervise
 
 GRACE_SECONDS = 10.0
+LOOP = "hmoe_ds.training.loop"
+# The process that starts the launcher: ranks on its machine end when it is gone.
+SUPERVISOR = "HMOE_SUPERVISOR_PID"
 
 
 def default_ranks(ep_size: int) -> int:
@@ -20,11 +35,14 @@ def default_ranks(ep_size: int) -> int:
     return _gpu_count() or ep_size
 
 
-def launch(argv: Sequence[str], ranks: int) -> int:
-    """Run the training loop with arguments `argv` on `ranks` ranks here; -> its exit code, 128 + n after signal n.
+def launch(argv: Sequence[str], ranks: int, out: Path, restarts: int) -> int:
+    """Run the training loop with arguments `argv` on `ranks` ranks here; -> its exit code, 128 + n after SIGINT.
 
-    SIGINT and SIGTERM end the launcher and all ranks: with SIGTERM, and with SIGKILL what is left after
-    `GRACE_SECONDS`.
+    Args:
+        argv: of the loop.
+        ranks: how many.
+        out: the run's folder.
+        restarts: failures in a row without a new checkpoint after which it is not started again.
 
     Raises:
         ConfigError: fewer GPUs than ranks, on a machine with GPUs.
@@ -32,29 +50,108 @@ def launch(argv: Sequence[str], ranks: int) -> int:
     gpus = _gpu_count()
     if 0 < gpus < ranks:
         raise ConfigError(f"--num_ranks is {ranks}, but this machine has {gpus} GPUs: start at most {gpus} ranks here")
-    # A session of its own, because the launcher does not pass signals on to the ranks: its whole group gets them.
-    process = subprocess.Popen(_command(argv, ranks), env=_environment(ranks, gpus), start_new_session=True)
-    received: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda received_number, _: received.append(received_number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        code = _wait(process, received)
-    finally:
-        _end_group(process)
-        for number, handler in previous.items():
+    with Launcher() as launcher:
+        # Another port for each attempt, as that of the one before may still be in use.
+        return launcher.run(lambda: (_command(argv, ranks), _environment(ranks, gpus)), out, restarts)
+
+
+class Launcher:
+    """Runs commands that start ranks, and passes on what it is asked by signals, in the context of this object.
+
+    SIGTERM and SIGUSR1 go to the ranks, which save where they are and end; there is no other attempt. SIGINT, or a
+    second signal, ends the command and all ranks: with SIGTERM, and with SIGKILL what is left after `GRACE_SECONDS`.
+    """
+
+    def __init__(self) -> None:
+        self._received: list[int] = []
+
+    def __enter__(self) -> Launcher:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self._handlers = {number: signal.signal(number, self._receive) for number in numbers}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-    if received:
-        return 128 + received[0]
-    return code if code >= 0 else 128 - code
+
+    def run(self, command: Callable[[], tuple[list[str], dict[str, str] | None]], out: Path, restarts: int) -> int:
+        """Attempts until the run is done, or it makes no sense to go on (`supervise`); -> the exit code.
+
+        Args:
+            command: of the next attempt, and its environment (None: that of this process).
+            out: the run's folder.
+            restarts: failures in a row without a new checkpoint after which it is not started again.
+        """
+        code = supervise(lambda: self._attempt(*command()), self._pause, out, restarts)
+        if signal.SIGINT in self._received:
+            return 128 + signal.SIGINT
+        # Asked to stop before its ranks could say so: the last checkpoint is where it is.
+        return exit_codes.REQUEUE if self._received and code != exit_codes.DONE else code
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received.append(number)
+
+    def _attempt(self, command: list[str], environment: dict[str, str] | None) -> int:
+        if self._received:
+            return exit_codes.REQUEUE
+        environment = (os.environ if environment is None else environment) | {SUPERVISOR: str(os.getpid())}
+        # A session of its own, because the launcher does not pass signals on to the ranks.
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            code = self._wait(process)
+        finally:
+            _end_group(process)
+        if self._received and code != exit_codes.DONE:
+            return exit_codes.REQUEUE
+        return code if code >= 0 else 128 - code
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        """Wait until the command ends, or is to be ended; -> its exit code."""
+        passed_on = 0
+        while signal.SIGINT not in self._received and len(self._received) < 2:
+            if self._received and not passed_on:
+                passed_on = _pass_on(process, self._received[0])
+                if not passed_on:  # no rank is there yet
+                    break
+            try:
+                return process.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                continue
+        return exit_codes.FAILED
+
+    def _pause(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not self._received and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return not self._received
+
+
+def _pass_on(process: subprocess.Popen[bytes], number: int) -> int:
+    """Send a signal to the ranks that a command started on this machine; -> how many there are."""
+    ranks = 0
+    for child in _descendants(process):
+        try:
+            words = child.cmdline()
+            if ("-m", LOOP) in itertools.pairwise(words):
+                child.send_signal(number)
+                ranks += 1
+        except psutil.NoSuchProcess:
+            continue
+    return ranks
+
+
+def _descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _command(argv: Sequence[str], ranks: int) -> list[str]:
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, "--num_gpus", str(ranks)),
         *("--log_level", "error", "--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--no_local_rank"),
-        *("--module", "hmoe_ds.training.loop", *argv),
+        *("--module", LOOP, *argv),
     ]
 
 
@@ -69,16 +166,6 @@ def _environment(ranks: int, gpus: int) -> dict[str, str]:
         # Torch then asks for huge pages: a step allocates all its activations anew, and small pages cost it a tenth.
         defaults |= {"DS_ACCELERATOR": "cpu", "THP_MEM_ALLOC_ENABLE": "1"}
     return {**defaults, **os.environ}
-
-
-def _wait(process: subprocess.Popen[bytes], received: list[int]) -> int:
-    """Wait until the launcher ends, or a signal comes; -> its exit code, 0 if it still runs."""
-    while not received:
-        try:
-            return process.wait(timeout=0.2)
-        except subprocess.TimeoutExpired:
-            continue
-    return 0
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
@@ -114,3 +201,21 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the command; -> its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hmoe_ds.training.launch",
+        description="Start a command that trains, and start it again from the last checkpoint when it fails.",
+    )
+    parser.add_argument("--out", required=True, type=Path, help="the run's folder, run.out")
+    parser.add_argument("--restarts", type=int, default=3, help="failures in a row without a checkpoint (default: 3)")
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
+    options = parser.parse_args(argv)
+    with Launcher() as launcher:
+        return launcher.run(lambda: (options.command, None), options.out, options.restarts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

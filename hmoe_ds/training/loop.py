@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -26,6 +27,7 @@ from hmoe_ds.training.due import due_after
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale, set_learning_rate, wait_for_device
 from hmoe_ds.training.expert_clones import split_experts
 from hmoe_ds.training.metrics import StepTotals
+from hmoe_ds.training.outcome import note_done, note_failure
 from hmoe_ds.training.prefetch import Prefetcher
 from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.probe import Probe
@@ -151,36 +153,52 @@ def balance_routers(task: PretrainingTask, load: RouterLoad, config: RunConfig) 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of each rank. It ends with one of `exit_codes`."""
     words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank")]
-    # One rank of each machine speaks: what is wrong with a request may be the machine's, such as its cache folder.
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
-    # DeepSpeed would run code that a checkpoint of others holds.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    code = exit_codes.DONE
     try:
         config = load_config(words)
         check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
-        if config.run.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
-            torch.use_deterministic_algorithms(True)
-        train(config, *init_distributed(config.run.hang_seconds))
-    except StoppedError as stopped:
-        code = exit_codes.REQUEUE
-        if torch.distributed.get_rank() == 0:
-            print(f"hmoe pretrain: {stopped}", file=sys.stderr)
     except (PipelineError, OSError) as error:
-        usage = isinstance(error, UsageError)
-        if speaks or not usage:
-            print(f"hmoe pretrain: error: {error}", file=sys.stderr)
-        sys.exit(_exit_code(error))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+        sys.exit(_explain(error))
+    try:
+        code = _train(config)
+    except Exception as error:
+        note_failure(Path(config.run.out), error)
+        if isinstance(error, (PipelineError, OSError)):
+            sys.exit(_explain(error))
+        raise
     sys.exit(code)
 
 
-def _exit_code(error: Exception) -> int:
+def _train(config: RunConfig) -> int:
+    """Train as one of the ranks that the environment tells of; -> the exit code."""
+    # DeepSpeed would run code that a checkpoint of others holds.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+        torch.use_deterministic_algorithms(True)
+    rank, ranks = init_distributed(config.run.hang_seconds)
+    code = exit_codes.DONE
+    try:
+        train(config, rank, ranks)
+    except StoppedError as stopped:
+        code = exit_codes.REQUEUE
+        if rank == 0:
+            print(f"hmoe pretrain: {stopped}", file=sys.stderr)
+    torch.distributed.barrier()
+    if rank == 0 and code == exit_codes.DONE:
+        note_done(Path(config.run.out))
+    torch.distributed.destroy_process_group()
+    return code
+
+
+def _explain(error: Exception) -> int:
+    """Say what is wrong; -> the exit code."""
+    usage = isinstance(error, UsageError)
+    # One rank of each machine speaks: what is wrong with a request may be the machine's, such as its cache folder.
+    if os.environ.get("LOCAL_RANK", "0") == "0" or not usage:
+        print(f"hmoe pretrain: error: {error}", file=sys.stderr)
     if isinstance(error, DivergedError):
         return exit_codes.DIVERGED
-    return exit_codes.USAGE if isinstance(error, UsageError) else exit_codes.FAILED
+    return exit_codes.USAGE if usage else exit_codes.FAILED
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from hmoe_ds.data.cache import ShardCache
 from hmoe_ds.data.mixture import Mixture, open_mixture
 from hmoe_ds.durable import replace_text
 from hmoe_ds.model.checkpoint_record import CheckpointError, DamagedCheckpointError, read_list, read_record
+from hmoe_ds.training.outcome import forget_outcome
 
-RECORD, LATEST = "run.json", "latest"
+RECORD, CHECKPOINTS, LATEST = "run.json", "checkpoints", "latest"
 FORMAT_VERSION = 2
 _TAG_PREFIX = "step"
 _TAG = re.compile(_TAG_PREFIX + r"\d{8,}")
@@ -23,7 +24,7 @@ _TAG = re.compile(_TAG_PREFIX + r"\d{8,}")
 
 def checkpoint_dir(config: RunConfig) -> Path:
     """Where a run keeps its checkpoints."""
-    return Path(config.run.out) / "checkpoints"
+    return Path(config.run.out) / CHECKPOINTS
 
 
 def checkpoint_tag(step: int) -> str:
@@ -34,6 +35,12 @@ def checkpoint_tag(step: int) -> str:
 def step_of(checkpoint: Path) -> int:
     """Steps done at a checkpoint, told from its name."""
     return int(checkpoint.name.removeprefix(_TAG_PREFIX))
+
+
+def newest_step(out: Path) -> int:
+    """Steps of the newest checkpoint in the run's folder `out`, whole or not; 0 without one."""
+    found = tagged(out / CHECKPOINTS)
+    return step_of(found[0]) if found else 0
 
 
 def tagged(folder: Path) -> list[Path]:
@@ -160,7 +167,7 @@ def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
 _FREE_ON_RESUME = {
     *(("run", name) for name in ("out", "steps", "resume", "mlflow", "log_every", "validate_every")),
     *(("run", name) for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "hang_seconds")),
-    *(("data", name) for name in ("path", "validation_molecules", "cache_dir", "cache_gb")),
+    *(("data", name) for name in ("path", "validation_molecules", "verify", "cache_dir", "cache_gb")),
     *(("probe", name) for name in ("tables", "every", "max_molecules")),
 }
 
@@ -196,6 +203,7 @@ def begin_run(config: RunConfig, ranks: int, dataset: str, shards: list[dict[str
     """Make the run's folder and note in it what the run is: `config.yaml` to read, `run.json` for `check_resumable`."""
     out = Path(config.run.out)
     out.mkdir(parents=True, exist_ok=True)
+    forget_outcome(out)
     save_config(config, out / "config.yaml")
     record = {
         "format_version": FORMAT_VERSION,

@@ -22,9 +22,8 @@ from typing import NamedTuple, NoReturn
 import torch
 
 from hmoe_ds.training.exit_codes import FAILED, HUNG
+from hmoe_ds.training.launch import SUPERVISOR
 
-# The process that started the launcher, where ranks and it are on one machine.
-SUPERVISOR = "HMOE_SUPERVISOR_PID"
 _LOOK_SECONDS = 1.0
 _STORE_SECONDS = 10.0
 

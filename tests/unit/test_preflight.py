@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_ranks_that_see_different_data(monkeypatch):
 def test_more_ranks_than_gpus(monkeypatch):
     monkeypatch.setattr(launch_module, "_gpu_count", lambda: 2)
     with pytest.raises(ConfigError, match="--num_ranks is 3, but this machine has 2 GPUs: start at most 2"):
-        launch_module.launch([], ranks=3)
+        launch_module.launch([], ranks=3, out=Path(), restarts=0)
 
 
 @pytest.mark.parametrize(

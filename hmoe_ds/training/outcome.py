@@ -1,0 +1,60 @@
+"""How a start of a run ended, as its ranks wrote it down in the run's folder: launchers' exit codes are not enough.
+
+DeepSpeed's runner ends with 0 also when its child was killed, and a rank that fails takes others with it.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+OUTCOME = "outcome.json"
+# Where a rank learns that another one is gone.
+_COMMUNICATION = ("/torch/distributed/", "/deepspeed/comm/")
+
+
+class Outcome(NamedTuple):
+    """How a start ended.
+
+    Attributes:
+        done: all steps of the run are done.
+        error: of the first rank that failed, if one could still say why.
+    """
+
+    done: bool
+    error: str | None
+
+
+def note_done(out: Path) -> None:
+    """The run in the folder `out` has done all its steps."""
+    _note(out, Outcome(True, None))
+
+
+def note_failure(out: Path, error: Exception) -> None:
+    """A rank fails, with `error`. The first one counts, and not those that fail because another one is gone."""
+    place = traceback.extract_tb(error.__traceback__)[-1].filename.replace("\\", "/")
+    if out.is_dir() and not any(part in place for part in _COMMUNICATION):
+        _note(out, Outcome(False, f"{type(error).__name__}: {error}"))
+
+
+def read_outcome(out: Path) -> Outcome:
+    """How the last start ended, as far as it could say."""
+    try:
+        return Outcome(**json.loads((out / OUTCOME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return Outcome(False, None)
+
+
+def forget_outcome(out: Path) -> None:
+    """The run starts anew, or again."""
+    (out / OUTCOME).unlink(missing_ok=True)
+
+
+def _note(out: Path, outcome: Outcome) -> None:
+    try:
+        with (out / OUTCOME).open("x", encoding="utf-8") as file:
+            json.dump(outcome._asdict(), file)
+    except OSError:  # another rank was first, or the disk is what fails: the error is printed, too
+        return

@@ -1,0 +1,62 @@
+"""Start a run again when it fails: from its last checkpoint, with pauses, and not for ever."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hmoe_ds.training import exit_codes
+from hmoe_ds.training.outcome import forget_outcome, read_outcome
+from hmoe_ds.training.run_folder import newest_step
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 300.0
+# After these a new start would end the same way, or is not ours to make.
+FINAL = {exit_codes.DONE, exit_codes.USAGE, exit_codes.DIVERGED, exit_codes.REQUEUE}
+
+
+def supervise(attempt: Callable[[], int], pause: Callable[[float], bool], out: Path, restarts: int) -> int:
+    """Make attempts until the run is done, or it makes no sense to go on.
+
+    It ends after `restarts` failures in a row between which no checkpoint was saved, or after two with the same error.
+
+    Args:
+        attempt: starts the run and waits for its end; -> its exit code.
+        pause: waits so many seconds; -> False when there is to be no other attempt.
+        out: the run's folder.
+        restarts: how often in a row.
+
+    Returns:
+        The exit code of the last attempt.
+    """
+    failures, step, error = 0, newest_step(out), None
+    while True:
+        forget_outcome(out)
+        code = attempt()
+        outcome = read_outcome(out)
+        if code == exit_codes.DONE and not outcome.done:
+            code = exit_codes.FAILED  # the launcher does not know better
+        if code in FINAL:
+            return code
+        step_before, error_before = step, error
+        step, error = newest_step(out), outcome.error
+        if step > step_before:
+            failures = 0
+        elif error is not None and error == error_before:
+            _say(f"the run failed twice at the same place with the same error, so it is not started again: {error}")
+            return code
+        failures += 1
+        if failures > restarts:
+            _say(f"the run failed {failures} times in a row without a new checkpoint, so it is not started again")
+            return code
+        seconds = min(FIRST_PAUSE_SECONDS * 2.0 ** (failures - 1), LONGEST_PAUSE_SECONDS)
+        _say(
+            f"the run ended with exit code {code}; it is started again in {seconds:g} s, from step {step} "
+            f"(restart {failures} of {restarts})"
+        )
+        if not pause(seconds):
+            return code
+
+
+def _say(message: str) -> None:
+    print(f"hmoe pretrain: {message}", file=sys.stderr, flush=True)
