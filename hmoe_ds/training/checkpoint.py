@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hmoe_ds.config import RunConfig
-from hmoe_ds.durable import flush, rename
+from hmoe_ds.durable import flush, make_folder, rename
 from hmoe_ds.model.checkpoint_record import (
     RECORD_FILE,
     CheckpointError,
@@ -33,8 +33,8 @@ from hmoe_ds.model.checkpoint_record import (
 )
 from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
 from hmoe_ds.training.checkpoint_files import CheckpointFiles
-from hmoe_ds.training.retention import PARTIAL, remove, remove_remains, remove_surplus
-from hmoe_ds.training.run_folder import candidates, checkpoint_dir, checkpoint_tag, name_latest
+from hmoe_ds.training.retention import PARTIAL, remove, remove_later, remove_remains, remove_surplus
+from hmoe_ds.training.run_folder import candidates, checkpoint_dir, checkpoint_tag, name_latest, step_of
 
 DAMAGED = ".damaged"
 T = TypeVar("T")
@@ -112,7 +112,7 @@ def _files_of(engine: deepspeed.DeepSpeedEngine) -> CheckpointFiles:
 
 
 def _begin(unfinished: Path) -> None:
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(unfinished.parent)
     remove_remains(unfinished.parent)
     unfinished.mkdir()
 
@@ -123,6 +123,7 @@ def _complete(unfinished: Path, folder: Path, files: list[CheckpointFile], confi
     remove(folder)  # of a run that was set back to a step before it
     rename(unfinished, folder)
     name_latest(config, step)
+    remove_later(folder.parent, step)
     remove_surplus(folder.parent, step, config.run.keep_checkpoints)
 
 
@@ -145,6 +146,7 @@ def _newest_whole(config: RunConfig) -> Path:
         damage = _damage(folder)
         if damage is None:
             _on_first_rank(partial(_set_aside, damages, folder))
+            _on_first_rank(partial(_tidy, folder, config.run.keep_checkpoints))
             return folder
         damages[folder] = damage
     raise CheckpointError(
@@ -175,6 +177,12 @@ def _set_aside(damages: Mapping[Path, str], used: Path) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _tidy(folder: Path, keep: int) -> None:
+    """Do what the run was about to do when it was killed."""
+    remove_remains(folder.parent)
+    remove_surplus(folder.parent, step_of(folder), keep)
 
 
 def _on_first_rank(action: Callable[[], None]) -> None:

@@ -101,6 +101,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
                 seconds=seconds, waited=waited,
             )  # fmt: skip
             if due.checkpoint or stopping:
+                recorder.flush()
                 notes = {"dataset": molecules.fingerprint, "mlflow_run": recorder.mlflow_run}
                 keep_checkpoint(engine, config, state, notes, validation, must=stopping)
             if stopping:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmoe_ds.durable import replace_text
+from hmoe_ds.durable import flush, replace_text
 from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.gather import sum_over_ranks
@@ -151,6 +151,10 @@ class StepFile:
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         with self._path.open("a") as file:
             file.write(json.dumps(finite) + "\n")
+
+    def flush(self) -> None:
+        """Have all lines on the disk."""
+        flush(self._path)
 
 
 def _step_of(line: str) -> float:

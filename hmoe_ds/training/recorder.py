@@ -144,6 +144,12 @@ class Recorder:
             shown = "  ".join(f"{name.removeprefix('validation_')} {value:.4f}" for name, value in validation.items())
             print(f"validation after step {step}: {shown}", flush=True)
 
+    def flush(self) -> None:
+        """Have on the disk what was recorded so far."""
+        for file in (self._file, self._splits):
+            if file is not None:
+                file.flush()
+
     def _record_splits(self, step: int, splits: Mapping[int, Split]) -> None:
         if self._splits is not None:
             for layer, split in splits.items():

@@ -17,24 +17,25 @@ def remove_surplus(folder: Path, step: int, keep: int) -> None:
     """Remove checkpoints that a run no longer needs.
 
     Kept are the last `keep` ones (0: all) and the one with the lowest validation loss of those that were validated.
-    Later ones than `step` are of a run that was set back to a step before it, which makes them again.
 
     Args:
         folder: of the run's checkpoints.
-        step: of the newest checkpoint.
+        step: of the run's last one; later ones are left alone.
         keep: how many.
     """
-    mine = []
-    for path in tagged(folder):
-        if step_of(path) > step:
-            remove(path)
-        else:
-            mine.append(path)
+    mine = [path for path in tagged(folder) if step_of(path) <= step]
     if keep:
         best = best_checkpoint(mine)
         for path in mine[keep:]:
             if path != best:
                 remove(path)
+
+
+def remove_later(folder: Path, step: int) -> None:
+    """Remove checkpoints after `step`: the run was set back to one before them by hand, and makes them again."""
+    for path in tagged(folder):
+        if step_of(path) > step:
+            remove(path)
 
 
 def best_checkpoint(checkpoints: list[Path]) -> Path | None:

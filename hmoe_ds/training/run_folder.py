@@ -12,7 +12,7 @@ from data_pipeline.schema import SPLITS
 from hmoe_ds.config import ConfigError, RunConfig, config_from_dict, save_config
 from hmoe_ds.data.cache import ShardCache
 from hmoe_ds.data.mixture import Mixture, open_mixture
-from hmoe_ds.durable import replace_text
+from hmoe_ds.durable import make_folder, replace_text
 from hmoe_ds.model.checkpoint_record import CheckpointError, DamagedCheckpointError, read_list, read_record
 from hmoe_ds.training.outcome import forget_outcome
 
@@ -202,7 +202,7 @@ def read_run_record(folder: Path) -> dict[str, Any]:
 def begin_run(config: RunConfig, ranks: int, dataset: str, shards: list[dict[str, int]]) -> None:
     """Make the run's folder and note in it what the run is: `config.yaml` to read, `run.json` for `check_resumable`."""
     out = Path(config.run.out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     forget_outcome(out)
     save_config(config, out / "config.yaml")
     record = {
