@@ -1,7 +1,8 @@
 """Ranks of a module: `python -m tests.distributed.ranks RANKS FOLDER MODULE ARGUMENT...`, one log each in FOLDER.
 
-They are forked from one process that has imported DeepSpeed, which takes longer than most of what they do. The exit
-code is 0 when all are done, and 1 + r as soon as rank r has failed; the others are then left to who started this.
+They are forked from one process that has imported DeepSpeed and made a model (which loads numba's compiled functions),
+as both take longer than most of what they do. The exit code is 0 when all are done, and 1 + r as soon as rank r has
+failed; the others are then left to who started this.
 """
 
 import os
@@ -12,6 +13,10 @@ from pathlib import Path
 # A process that has looked at a GPU should not be forked, and some libraries look when they are imported.
 if os.environ.get("HMOE_TEST_GPU") != "1":
     import hmoe_ds.training.loop  # noqa: F401
+    from hmoe_ds.config import ModelConfig, RouterConfig
+    from hmoe_ds.model.hmoe import HMoEModel
+
+    HMoEModel(ModelConfig(hidden_size=8, dense_size=8), RouterConfig(expert_size=8, shared_size=8), seed=0)
 
 
 def become_rank(rank: int, folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""Runs that die at chosen operations on files, and go on: `python -m tests.faults.crash_runs DATASET FOLDER EVERY`.
+"""Runs that die at chosen operations on files, and go on: `python -m tests.faults.crash_runs DATASET FOLDER W O`.
 
-A tiny run of one rank dies at every EVERY-th of its writes and at every other operation (a flush, a rename, a removal,
-a new folder), as a process or with the machine; it is started again until it is done, in the same process. It must end
+A tiny run of one rank dies at every W-th of its writes, and at every O-th of its other operations (flushes, renames,
+removals, new folders) both as a process and with the machine; it is started again, in the same process. It must end
 with the very files of the run that never died. FOLDER/summary.json gets what was done.
 """
 
@@ -65,15 +65,15 @@ def _plain(value):
 
 
 def main() -> None:
-    dataset, folder, every = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    dataset, folder, every_write, every_other = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     init_distributed()
     out = folder / "run"
     operations = start(out, dataset).operations
     expected = contents(out)
     writes = [number for number, what in enumerate(operations, 1) if what.startswith("write")]
     others = [number for number, what in enumerate(operations, 1) if not what.startswith("write")]
-    chosen = [(number, power) for number in others for power in (False, True)]
-    chosen += [(number, index % 2 == 0) for index, number in enumerate(writes[::every])]
+    chosen = [(number, power) for number in others[::every_other] for power in (False, True)]
+    chosen += [(number, index % 2 == 0) for index, number in enumerate(writes[::every_write])]
     deaths = 0
     for number, power in chosen:
         leave_nothing(out)

@@ -1,0 +1,133 @@
+"""Ranks of runs in which something goes wrong, one run after the other: `python -m tests.faults.faulty_ranks JSON`.
+
+A list of runs: `ranks`, `port`, `words` of the command line, `faults` (names of the functions below, and their
+settings) and `logs`, a folder that gets the logs of the ranks and `codes.json` with their exit codes. The ranks run the
+training loop as a launcher would start them.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from hmoe_ds.training import loop
+from tests.distributed.ranks import become_rank
+
+
+def at_step(settings: dict, rank: int, action) -> None:
+    """Do something on one rank just before the forward of a step."""
+    measure, calls = loop.count_normalizers, []
+
+    def count(*arguments):
+        calls.append(None)
+        if rank == settings["rank"] and len(calls) == settings["step"]:
+            action()
+        return measure(*arguments)
+
+    loop.count_normalizers = count
+
+
+def signalled(settings: dict, rank: int) -> None:
+    at_step(settings, rank, lambda: os.kill(os.getpid(), getattr(signal, settings["signal"])))
+
+
+def hanging(settings: dict, rank: int) -> None:
+    at_step(settings, rank, lambda: time.sleep(1000))
+
+
+def damaged_shard(settings: dict, rank: int) -> None:
+    """All shards of the training split but the first are deleted, or a byte of them changed."""
+
+    def damage():
+        for path in sorted(Path(settings["dataset"]).glob("train/*.arrow")):
+            if settings["how"] == "deleted":
+                path.unlink()
+            else:
+                content = bytearray(path.read_bytes())
+                content[len(content) // 2] ^= 1
+                path.write_bytes(content)
+
+    at_step(settings, rank, damage)
+
+
+def not_finite(settings: dict, rank: int) -> None:
+    """The gradient of some steps is not a number, on one rank only."""
+    scale, calls = loop.loss_scale, []
+
+    def loss_scale(config):
+        calls.append(None)
+        return float("nan") if rank == settings["rank"] and len(calls) in settings["steps"] else scale(config)
+
+    loop.loss_scale = loss_scale
+
+
+def full_disk(settings: dict, rank: int) -> None:
+    """While some checkpoints are saved, one rank can write no more than so many bytes into a file."""
+    save, calls = loop.save_checkpoint, []
+
+    def save_checkpoint(*arguments):
+        calls.append(None)
+        full = rank == settings["rank"] and len(calls) in settings["saves"]
+        with limited_files(settings["bytes"]) if full else contextlib.nullcontext():
+            save(*arguments)
+
+    loop.save_checkpoint = save_checkpoint
+
+
+@contextlib.contextmanager
+def limited_files(size: int):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+FAULTS = {function.__name__: function for function in (signalled, hanging, damaged_shard, not_finite, full_disk)}
+
+
+def end_with(words: list[str]) -> NoReturn:
+    """Run the loop, and end without clearing up this process, which takes longer than the run."""
+    code: object = 1
+    try:
+        loop.main(words)
+    except SystemExit as ending:
+        code = ending.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def run(scenario: dict) -> list[int]:
+    """Run the ranks of one scenario; -> their exit codes."""
+    os.environ |= {"WORLD_SIZE": str(scenario["ranks"]), "MASTER_PORT": str(scenario["port"])}
+    rank_of = {}
+    for rank in range(scenario["ranks"]):
+        pid = os.fork()
+        if pid == 0:
+            become_rank(rank, Path(scenario["logs"]))
+            for name, settings in scenario["faults"].items():
+                FAULTS[name](settings, rank)
+            end_with(scenario["words"])
+        rank_of[pid] = rank
+    codes = {}
+    for _ in rank_of:
+        pid, status = os.wait()
+        codes[rank_of[pid]] = os.waitstatus_to_exitcode(status)
+    return [codes[rank] for rank in range(scenario["ranks"])]
+
+
+if __name__ == "__main__":
+    for scenario in json.loads(sys.argv[1]):
+        (Path(scenario["logs"]) / "codes.json").write_text(json.dumps(run(scenario)))

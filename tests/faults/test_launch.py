@@ -1,0 +1,109 @@
+"""Processes of a run that are killed or stopped from outside: it is started again, and ends as if nothing had happened."""
+
+import re
+import signal
+import time
+
+import pytest
+
+from hmoe_ds.downstream.export import export_checkpoint
+from hmoe_ds.training import exit_codes
+from tests.distributed.harness import read_metrics, train
+from tests.faults.processes import (
+    LAUNCHER,
+    LOOP,
+    end,
+    output_of,
+    pretrain,
+    processes_of,
+    running,
+    wait_for_step,
+    wait_until,
+)
+
+pytestmark = pytest.mark.timeout(600)
+LONG = {"run__steps": 150, "run__checkpoint_every": 10, "parallel__ep_size": 2, "run__hang_seconds": 5}
+
+
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+    """A run in which nothing goes wrong."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(out, dataset, ranks=2, **LONG)
+    return out
+
+
+def check_same(out, whole, folder):
+    assert [(line["step"], line["loss"]) for line in read_metrics(out)] == [
+        (line["step"], line["loss"]) for line in read_metrics(whole)
+    ]
+    exported = []
+    for number, run in enumerate((out, whole)):
+        export_checkpoint(run, folder / f"export{number}")
+        exported.append((folder / f"export{number}" / "model.safetensors").read_bytes())
+    assert exported[0] == exported[1]
+
+
+def test_a_rank_killed_a_launcher_killed_a_rank_stopped(whole, dataset, tmp_path):
+    """One command survives it all."""
+    out = tmp_path / "run"
+    process = pretrain(out, dataset, 2, 3, **LONG)
+    try:
+        wait_for_step(out, 15, process)
+        running(out, LOOP)[0].kill()
+        wait_until(lambda: "restart 1 of 3" in output_of(out).read_text(), "it is started again")
+        wait_for_step(out, 55, process)
+        running(out, LAUNCHER)[0].kill()
+        wait_until(lambda: output_of(out).read_text().count("restart 1 of 3") == 2, "it is started again")
+        wait_for_step(out, 95, process)
+        running(out, LOOP)[1].suspend()
+        wait_until(lambda: output_of(out).read_text().count("restart 1 of 3") == 3, "it is started again")
+        assert process.wait(timeout=120) == 0
+    finally:
+        end(process, out)
+    said = output_of(out).read_text()
+    assert re.search(
+        r"no progress for 5 s at step \d+: rank 1 gives no sign of life: .*; rank 0 waits in \w+ \(hmoe", said
+    )
+    assert [int(code) for code in re.findall(r"ended with exit code (\d+)", said)] == [247, 1, exit_codes.HUNG]
+    assert not processes_of(out)
+    check_same(out, whole, tmp_path)
+
+
+def test_the_command_killed_then_stopped_then_run_to_its_end(whole, dataset, tmp_path):
+    out = tmp_path / "run"
+    process = pretrain(out, dataset, 2, 0, **LONG)
+    try:
+        wait_for_step(out, 15, process)
+        process.kill()
+        process.wait()
+        wait_until(lambda: not processes_of(out), "all ranks have noticed", 30)
+
+        process = pretrain(out, dataset, 2, 0, **LONG)
+        wait_for_step(out, 40, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == exit_codes.REQUEUE
+        stopped = re.search(r"stopped after step (\d+) of 150, as it was asked to", output_of(out).read_text())
+        assert (out / "checkpoints" / f"step{int(stopped[1]):08d}").is_dir()
+        assert not processes_of(out)
+
+        process = pretrain(out, dataset, 2, 0, **LONG)
+        assert process.wait(timeout=120) == 0
+    finally:
+        end(process, out)
+    check_same(out, whole, tmp_path)
+
+
+def test_the_same_error_twice_is_not_tried_again(dataset, tmp_path):
+    """A folder where a file of the run should be is such an error."""
+    out = tmp_path / "run"
+    (out / "metrics.jsonl").mkdir(parents=True)
+    started = time.monotonic()
+    process = pretrain(out, dataset, 1, 50, **LONG | {"parallel__ep_size": 1})
+    try:
+        assert process.wait(timeout=150) == exit_codes.FAILED
+    finally:
+        end(process, out)
+    said = output_of(out).read_text()
+    assert said.count("it is started again") == 1, f"{time.monotonic() - started} s: {said}"
+    assert re.search(r"failed twice at the same place with the same error, .*IsADirectoryError: .*metrics\.jsonl", said)
