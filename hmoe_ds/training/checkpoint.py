@@ -15,6 +15,7 @@ from hmoe_ds.model.checkpoint_record import read_record, write_record
 from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
 from hmoe_ds.training.engine import set_learning_rate
 from hmoe_ds.training.run_folder import checkpoint_dir, checkpoint_tag, latest_checkpoint, name_latest
+from hmoe_ds.training.topology import load_from_another, same_topology
 
 
 @dataclass
@@ -44,7 +45,8 @@ def save_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig, state:
     folder.mkdir(parents=True, exist_ok=True)
     _save_weights(engine, folder, config.parallel.ep_size)
     if torch.distributed.get_rank() == 0:
-        write_record(folder, {**asdict(state), "config": config.to_dict(), "dataset": dataset})
+        ranks = torch.distributed.get_world_size()
+        write_record(folder, {**asdict(state), "ranks": ranks, "config": config.to_dict(), "dataset": dataset})
     engine.save_checkpoint(str(checkpoint_dir(config)), tag=tag, save_latest=False)
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
@@ -53,8 +55,12 @@ def save_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig, state:
 
 def load_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig) -> TrainState:
     """Restore the latest checkpoint into `engine`; all ranks take part. `run_folder.check_resumable` comes first."""
-    engine.load_checkpoint(str(checkpoint_dir(config)))
-    saved = read_record(latest_checkpoint(config))
+    folder = latest_checkpoint(config)
+    saved = read_record(folder)
+    if same_topology(saved, config, torch.distributed.get_world_size()):
+        engine.load_checkpoint(str(checkpoint_dir(config)))
+    else:
+        load_from_another(engine, folder, config)
     # With another run.steps the schedule is another one from here on, not only from the step after the next.
     set_learning_rate(engine, config, saved["step"])
     return TrainState(step=saved["step"], plan=saved["plan"])
