@@ -4,12 +4,16 @@ DeepSpeed's files hold what each rank had: pieces of fp32 masters and of Adam's 
 each parameter together, as a universal checkpoint of DeepSpeed's format, and `load_universal` has DeepSpeed take from
 that what each rank needs now.
 
-DeepSpeed's own converter writes the same, bit for bit, where it works (a test compares them). But it copies all pieces
-to disk before it joins them, holds all experts of ZeRO 3 in memory at once, leaves out the step counts of ZeRO 3, and
-fails where a rank has nothing but padding, as happens to small groups of parameters on hundreds of ranks. Its loader
-would need repair afterwards: it gives all groups of ZeRO 3 the weight decay of the first group, and one step counter,
-which Adam then advances once for each group; it pairs the groups of ZeRO 1 and 2 by their number, which depends on
-`ep_size` in a large model; and it restores no buffers.
+DeepSpeed's own converter and loader are not used as they are:
+
+- The converter writes the same values (a test compares them), but copies all pieces to disk before it joins them, holds
+  all experts of ZeRO 3 in memory at once, and leaves out the step counts of ZeRO 3.
+- Both fail where a rank has nothing but padding of a group of parameters, as happens on hundreds of ranks: the
+  converter for ZeRO 1 in bf16, the loader for ZeRO 1 and 2.
+- The loader pairs the groups of ZeRO 1 and 2 by their number, which in a large model depends on `ep_size`.
+- It gives all groups of ZeRO 3 the weight decay of the first, and one step counter, which Adam advances once for each
+  group: the loss of the first step is right, the next ones drift.
+- It restores no buffers, such as the balance biases.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ from deepspeed.utils.tensor_fragment import fragment_address, map_to_flat_opt_st
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.serialization import safe_globals
+from torch.utils.serialization import config as serialization
 
 from hmoe_ds.config import RunConfig
 from hmoe_ds.model.checkpoint_record import CheckpointError, read_record
@@ -121,7 +126,7 @@ def convert(folder: Path, out: Path, part: int = 0, parts: int = 1) -> None:
     for name, shape in list(shapes.items())[part::parts]:
         _write_parameter(out / _PARAMETERS / name, name, shape, shards, parallel["ep_size"])
     if part == 0:
-        # Without entries in `param_groups`, the loader of ZeRO 3 leaves those of the engine as they are.
+        # For ZeRO 3, whose loader takes settings of Adam from here: it finds none, and leaves the engine's as they are.
         state = {"state": {0: {_STEP: shards[0].states[0][_STEP]}}, "param_groups": [{}]}
         torch.save({OPTIMIZER_STATE_DICT: state}, out / _PARAMETERS / _GLOBAL_STATE)
 
@@ -134,15 +139,25 @@ def load_universal(engine: deepspeed.DeepSpeedEngine, universal: Path, ep_size: 
         universal: what `convert` wrote.
         ep_size: of the engine.
     """
-    optimizer = engine.optimizer
-    if engine.zero_optimization_partition_weights():
-        optimizer.checkpoint_event_prologue()
-        optimizer.load_hp_checkpoint_state_from_checkpoint_dir_stage3(str(universal))
-        # It is one tensor for all groups, and each group would count a step.
-        for state in optimizer.state.values():
-            state[_STEP] = state[_STEP].clone()
-        optimizer.checkpoint_event_epilogue()
-        return
+    # A rank looks at its slices of the experts only.
+    with serialization.patch("load.mmap", True):  # type: ignore[attr-defined]
+        if engine.zero_optimization_partition_weights():
+            _load_partitioned(engine.optimizer, universal)
+        else:
+            _load_whole(engine.optimizer, universal, ep_size)
+
+
+def _load_partitioned(optimizer: Any, universal: Path) -> None:
+    """Into ZeRO 3."""
+    optimizer.checkpoint_event_prologue()
+    optimizer.load_hp_checkpoint_state_from_checkpoint_dir_stage3(str(universal))
+    for state in optimizer.state.values():
+        state[_STEP] = state[_STEP].clone()  # was one tensor for all groups
+    optimizer.checkpoint_event_epilogue()
+
+
+def _load_whole(optimizer: Any, universal: Path, ep_size: int) -> None:
+    """Into ZeRO 1 or 2."""
     ep_rank = torch.distributed.get_rank() % ep_size
     # ZeRO 1 in bf16 is another class of DeepSpeed's.
     weights_of = optimizer.bit16_groups if hasattr(optimizer, "bit16_groups") else optimizer.bf16_groups
@@ -153,8 +168,8 @@ def load_universal(engine: deepspeed.DeepSpeedEngine, universal: Path, ep_size: 
                 weight.load_hp_checkpoint_state(str(folder), 0, 1, ep_rank=ep_rank, ep_size=ep_size)
         (flat,) = group["params"]
         map_to_flat_opt_states(flat, weights, optimizer.state, _MOMENTS)
-        # Also on a rank whose part of the group is only padding.
-        optimizer.state[flat][_STEP] = torch.load(folders[0] / f"{_STEP}.pt")
+        # Also where the rank's part of the group is only padding.
+        optimizer.state[flat][_STEP] = torch.load(folders[0] / f"{_STEP}.pt", mmap=False)
     optimizer.update_lp_params()
 
 
@@ -198,24 +213,21 @@ class _Shard:
 
 
 def _write_parameter(target: Path, name: str, shape: Sequence[int], shards: Sequence[_Shard], ep_size: int) -> None:
-    """Write a parameter of `shape` on each rank, which is a slice of it if it is of experts."""
+    """Put one parameter together from the pieces of all ranks; `shape` is what each rank has of it."""
     target.mkdir(parents=True)
-    owners = [shard for shard in shards if name in shard.pieces]
-    first = owners[0]
+    first = next(shard for shard in shards if name in shard.pieces)
     group = first.pieces[name].group
     is_expert = group in first.experts
     slices = ep_size if is_expert else 1
+    content, whole_shape = {CAT_DIM: 0}, list(shape)
+    if is_expert:
+        whole_shape[0] *= ep_size
+        content |= {EP_IS_EXPERT_PARAM: True, EP_NUM_EXPERTS: whole_shape[0]}
+    # Ranks r, r + ep_size, ... have pieces of the same experts.
+    in_order = [shard for rank in range(slices) for shard in shards[rank::slices] if name in shard.pieces]
     for state in (_MASTER, *_MOMENTS):
-        # Ranks r, r + ep_size, ... have the same experts, each a piece of them.
-        joined = [
-            torch.cat([shard.read(name, state) for shard in shards[rank::slices] if name in shard.pieces])
-            for rank in range(slices)
-        ]
-        value = torch.cat([flat.view(shape) for flat in joined]) if is_expert else joined[0].view(shape)
-        content = {PARAM: value, CAT_DIM: 0}
-        if is_expert:
-            content |= {EP_IS_EXPERT_PARAM: True, EP_NUM_EXPERTS: value.shape[0]}
-        torch.save(content, target / f"{state}.pt")
+        whole = torch.cat([shard.read(name, state) for shard in in_order])
+        torch.save({**content, PARAM: whole.view(whole_shape)}, target / f"{state}.pt")
     torch.save(first.states[group][_STEP], target / f"{_STEP}.pt")
 
 
