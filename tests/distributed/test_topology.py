@@ -15,6 +15,7 @@ from hmoe_ds.downstream.export import CheckpointError, export_checkpoint
 from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.topology import convert
 from tests.distributed.harness import arguments, read_metrics, run_module, train_all
+from tests.distributed.layouts import ZERO3_SPREAD
 
 pytestmark = pytest.mark.timeout(1500)  # of the launches in the fixture together
 LAST, STOPPED = 4, 2
@@ -30,6 +31,9 @@ SPLITS = {"router__form": "flat", "router__groups": 2, "router__experts_at_start
 MIGRATION = {"parallel__migration": "true"}
 OFFLOAD = {"parallel__offload_optimizer": "true"}
 TARGETS = {"objective__fingerprint_weight": 0.3, "objective__descriptor_weight": 0.6}
+# Every parameter is spread, and a group of them is several of ZeRO 3's.
+SPREAD_FILE, SPREAD = "zero3_spread.json", {"parallel__deepspeed_config": "zero3_spread.json"}
+SPREAD_SETTINGS = ZERO3_SPREAD | {"zero_optimization": ZERO3_SPREAD["zero_optimization"] | {"sub_group_size": 3000}}
 LEARNED = {"objective__contrast_learned_temperature": "true"}
 
 
@@ -43,16 +47,16 @@ MOVES = {
     "zero 1 of 2 to 2 of 1": (spread(2, 2, 1), spread(1, 1, 2), {}),
     "1 rank to 2": (spread(1, 1, 1), spread(2, 2, 1), {}),
     "4 ranks to 2": (spread(4, 2, 2), spread(2, 1, 1), {}),
-    "zero 3 to 3": (spread(2, 2, 3), spread(1, 1, 3), {}),
+    "zero 3 to 3": (spread(2, 2, 3), spread(1, 1, 3, **SPREAD), {}),
     "splits": (spread(2, 2, 1), spread(1, 1, 2), SPLITS),
     "without migration": (spread(2, 2, 1, **MIGRATION), spread(2, 2, 1, router__max_received=16), {}),
 }
 MORE_MOVES = {
     "zero 3 to 1": (spread(2, 2, 3), spread(1, 1, 1), {}),
     "zero 1 to 3": (spread(2, 2, 1), spread(1, 1, 3), {}),
-    "zero 3 of 4 to 3 of 2": (spread(4, 2, 3), spread(2, 1, 3), {}),
+    "zero 3 of 4 to 3 of 2": (spread(4, 2, 3, **SPREAD), spread(2, 1, 3), {}),
     "1 rank to 4": (spread(1, 1, 2), spread(4, 4, 1), TARGETS),
-    "zero 3 of 1 to 3 of 4": (spread(1, 1, 3), spread(4, 2, 3), LEARNED),
+    "zero 3 of 1 to 3 of 4": (spread(1, 1, 3), spread(4, 2, 3, **SPREAD), LEARNED),
     "with offload": (spread(2, 2, 2), spread(4, 2, 2, **OFFLOAD), LEARNED),
     "without offload": (spread(2, 2, 2, **OFFLOAD), spread(2, 1, 1), {}),
     "with migration": (spread(2, 1, 1), spread(4, 4, 1, **MIGRATION), {}),
@@ -73,11 +77,15 @@ class Moved:
 
     def __init__(self, moves, dataset, folder):
         self._folders, begun, resumed = {}, {}, {}
+        (folder / SPREAD_FILE).write_text(json.dumps(SPREAD_SETTINGS))
         for number, (name, (before, after, common)) in enumerate(moves.items()):
-            start = before[0], COMMON | common | before[1]
+            start, end = (
+                (ranks, COMMON | common | {k: folder / v if v == SPREAD_FILE else v for k, v in changes.items()})
+                for ranks, changes in (before, after)
+            )
             whole = next((run for run, other in begun.items() if other == start), folder / f"whole {number}")
             moved = folder / f"moved {number}"
-            begun[whole], resumed[moved] = start, (after[0], COMMON | common | after[1])
+            begun[whole], resumed[moved] = start, end
             self._folders[name] = whole, moved
         self._lines = train_on(begun, dataset)
         for whole, moved in self._folders.values():
