@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
 from hmoe_ds.training.checkpoint_files import CheckpointFiles
 from hmoe_ds.training.retention import PARTIAL, remove, remove_later, remove_remains, remove_surplus
 from hmoe_ds.training.run_folder import candidates, checkpoint_dir, checkpoint_tag, name_latest, step_of
+from hmoe_ds.training.topology import load_from_another, same_topology
 
 DAMAGED = ".damaged"
 T = TypeVar("T")
@@ -47,12 +48,14 @@ class TrainState:
     Args:
         step: optimizer steps done.
         plan: state of the batch plan.
-        skipped: of them the last ones in a row that changed nothing, as their gradient was not finite.
+        skipped: of them those that changed nothing, as their gradient was not finite.
+        skipped_in_a_row: the last ones of these, without a step between them that changed something.
     """
 
     step: int
     plan: dict[str, Any]
     skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 class SaveError(OSError):
@@ -97,9 +100,12 @@ def load_checkpoint(engine: deepspeed.DeepSpeedEngine, config: RunConfig) -> Tra
     """
     folder = _newest_whole(config)
     _files_of(engine)
-    engine.load_checkpoint(str(folder.parent), tag=folder.name)
     saved = read_record(folder)
-    return TrainState(step=saved["step"], plan=saved["plan"], skipped=saved["skipped"])
+    if same_topology(saved, config, torch.distributed.get_world_size()):
+        engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    else:
+        load_from_another(engine, folder, config)
+    return TrainState(**{field.name: saved[field.name] for field in fields(TrainState)})
 
 
 def _files_of(engine: deepspeed.DeepSpeedEngine) -> CheckpointFiles:

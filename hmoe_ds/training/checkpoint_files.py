@@ -14,8 +14,8 @@ from deepspeed.utils.tensor_fragment import fragment_address
 
 from hmoe_ds.model.checkpoint_record import CheckpointFile
 
-# Plain values, all of them.
-_DEEPSPEED_TYPES = [LossScaler, ZeroStageEnum, fragment_address]
+# What its files hold beside tensors and plain values; plain values, too.
+DEEPSPEED_TYPES = [LossScaler, ZeroStageEnum, fragment_address]
 
 
 class CheckpointFiles(CheckpointEngine):
@@ -54,7 +54,7 @@ class CheckpointFiles(CheckpointEngine):
 
     def load(self, path: str, map_location: Any = None) -> dict[str, Any]:
         """Read one: tensors, plain values and what DeepSpeed writes, nothing that could run code."""
-        with torch.serialization.safe_globals(_DEEPSPEED_TYPES):
+        with torch.serialization.safe_globals(DEEPSPEED_TYPES):
             state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
         return state
 

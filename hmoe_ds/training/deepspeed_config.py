@@ -50,6 +50,8 @@ _FREE_KEYS = {
     "wandb",
 }
 _ACCUMULATION_DTYPES = ("fp32", "bf16", "fp16")
+# Not round_robin_gradients: with it, DeepSpeed 0.19.8 takes another parameter's master and moments for those of a
+# parameter, when an expert splits and when a checkpoint moves to another topology.
 _FREE_ZERO_KEYS = {
     "stage",
     "contiguous_gradients",
@@ -66,7 +68,6 @@ _FREE_ZERO_KEYS = {
     "stage3_model_persistence_threshold",
     "stage3_max_live_parameters",
     "stage3_max_reuse_distance",
-    "round_robin_gradients",
     "log_trace_cache_warnings",
 }
 

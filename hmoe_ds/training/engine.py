@@ -38,6 +38,8 @@ def init_distributed(hang_seconds: float = 1800.0) -> tuple[int, int]:
             "MASTER_PORT": "0",
         }
         os.environ.update(alone)
+    # Where DeepSpeed reads files itself, it would run code that a checkpoint of others holds.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # On CPU this op would be compiled at the first use, for minutes; gloo does its work.

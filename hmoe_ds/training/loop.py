@@ -81,12 +81,12 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
             live_L = engine.module.model.encoder.live_experts()
             state.step, state.plan, splits = state.step + 1, plan_state, {}
             if engine.was_step_applied():
-                state.skipped = 0
+                state.skipped_in_a_row = 0
                 balance_routers(engine.module, sums.load, config)
                 splits = split_experts(engine, sums.load, config, state.step)
             else:
-                state.skipped += 1
-                record_skipped(config, state.step, state.skipped, sums.losses.total, slices)
+                state.skipped, state.skipped_in_a_row = state.skipped + 1, state.skipped_in_a_row + 1
+                record_skipped(config, state.step, state.skipped_in_a_row, sums.losses.total, slices)
 
             due, stopping = due_after(state.step, config.run, probe.every), stop.agreed(sums.asked_to_stop)
             if any(due):
@@ -97,7 +97,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
                 validation |= probe.measure(engine)
             recorder.record(
                 state.step, sums, norm, validation, stage=stage, live_L=live_L, splits=splits, due=due.line,
-                learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), skipped=engine.skipped_steps,
+                learning_rate=learning_rate, grad_norm=engine.get_global_grad_norm(), skipped=state.skipped,
                 seconds=seconds, waited=waited,
             )  # fmt: skip
             if due.checkpoint or stopping:
@@ -171,8 +171,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _train(config: RunConfig) -> int:
     """Train as one of the ranks that the environment tells of; -> the exit code."""
-    # DeepSpeed would run code that a checkpoint of others holds.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
         torch.use_deterministic_algorithms(True)

@@ -28,7 +28,7 @@ def check_run(config: RunConfig, ranks: int) -> None:
     for table in config.probe.tables:
         read_labelled(table, config.probe.max_molecules, training.standardized)
     deepspeed_config(config)
-    check_resumable(config, ranks, training.fingerprint)
+    check_resumable(config, training.fingerprint)
     if config.run.mlflow:
         read_delivery(Path(config.run.out))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from hmoe_ds.model.checkpoint_record import CheckpointError, read_record
 from hmoe_ds.training.run_folder import step_of, tagged
 
-# End of the name of a folder that is no checkpoint yet, and of one that no longer is.
-PARTIAL, REMOVED = ".partial", ".removed"
+# End of the name of a folder that is no checkpoint yet, of one that no longer is, and of one in another form.
+PARTIAL, REMOVED, UNIVERSAL = ".partial", ".removed", ".universal"
 
 
 def remove_surplus(folder: Path, step: int, keep: int) -> None:
@@ -62,7 +62,7 @@ def remove(path: Path) -> None:
 
 
 def remove_remains(folder: Path) -> None:
-    """Remove what a run that was killed left of checkpoints that it wrote or removed."""
-    for suffix in (PARTIAL, REMOVED):
+    """Remove what a run that was killed left of checkpoints that it wrote, removed or loaded."""
+    for suffix in (PARTIAL, REMOVED, UNIVERSAL):
         for path in folder.glob(f"*{suffix}"):
             shutil.rmtree(path)

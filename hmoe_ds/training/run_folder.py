@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -133,23 +134,17 @@ def check_run_folder(config: RunConfig) -> None:
     read_run_record(out)
 
 
-def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
+def check_resumable(config: RunConfig, dataset: str) -> None:
     """Raise ConfigError when `run.out` holds a run that `config` cannot continue, CheckpointError when nobody can.
 
     Args:
         config: of this start; `check_run_folder` comes first.
-        ranks: of this start.
         dataset: fingerprint of the training data of this start.
     """
     if not has_checkpoint(config):
         return
     out = Path(config.run.out)
     saved = read_run_record(out)
-    if saved["ranks"] != ranks:
-        raise ConfigError(
-            f"run.out {out} was trained on {saved['ranks']} ranks, this start has {ranks}: "
-            f"start {saved['ranks']} ranks, or give another run.out"
-        )
     if saved["dataset"] != dataset:
         raise ConfigError(
             f"data.path {config.data.path} does not begin with the molecules that the run in {out} was trained on: "
@@ -163,12 +158,16 @@ def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
     _check_unchanged(saved["config"], config)
 
 
-# What may change between the parts of one run without making it another run.
+# What may change between the parts of one run without making it another run: neither how it is spread over ranks nor
+# how much of an expert's input is worked on at a time changes its result, but for rounding.
 _FREE_ON_RESUME = {
     *(("run", name) for name in ("out", "steps", "resume", "mlflow", "log_every", "validate_every")),
     *(("run", name) for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "hang_seconds")),
     *(("data", name) for name in ("path", "validation_molecules", "verify", "cache_dir", "cache_gb")),
     *(("probe", name) for name in ("tables", "every", "max_molecules")),
+    *(("parallel", name) for name in ("ep_size", "zero_stage", "offload_optimizer", "activation_checkpointing")),
+    *(("parallel", name) for name in ("migration", "migration_budget", "deepspeed_config")),
+    ("router", "max_received"),
 }
 
 
@@ -185,7 +184,11 @@ def _check_unchanged(saved: dict[str, Any], config: RunConfig) -> None:
 
 
 def read_run_record(folder: Path) -> dict[str, Any]:
-    """Content of `run.json`: `ranks`, `dataset`, `shards`, `config`. Raises ConfigError when it cannot be read."""
+    """Content of `run.json`: `ranks`, `dataset`, `shards`, `config`, and `starts` since there is that.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     path = folder / RECORD
     try:
         record = json.loads(path.read_text())
@@ -200,14 +203,24 @@ def read_run_record(folder: Path) -> dict[str, Any]:
 
 
 def begin_run(config: RunConfig, ranks: int, dataset: str, shards: list[dict[str, int]]) -> None:
-    """Make the run's folder and note in it what the run is: `config.yaml` to read, `run.json` for `check_resumable`."""
+    """Make the run's folder and note in it what the run is: `config.yaml` to read, `run.json` for `check_resumable`.
+
+    Args:
+        config: of this start.
+        ranks: of this start.
+        dataset: fingerprint of the training data.
+        shards: extent of each dataset.
+    """
     out = Path(config.run.out)
     make_folder(out)
     forget_outcome(out)
     save_config(config, out / "config.yaml")
+    before = read_run_record(out).get("starts", []) if has_checkpoint(config) else []
+    start = {"step": steps_done(config), "ranks": ranks, **asdict(config.parallel)}
     record = {
         "format_version": FORMAT_VERSION,
         "ranks": ranks,
+        "starts": [*before, start],
         "dataset": dataset,
         "shards": shards,
         "config": config.to_dict(),

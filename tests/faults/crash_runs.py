@@ -49,6 +49,8 @@ def contents(out: Path) -> dict:
         elif path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             found[name] = [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
+        elif path.name == "run.json":
+            found[name] = json.loads(path.read_text()) | {"starts": None}  # it tells of each
         elif path.name != "files.json":  # sizes and checksums of files whose bytes hold addresses
             found[name] = path.read_bytes()
     return found

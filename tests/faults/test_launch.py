@@ -1,4 +1,4 @@
-"""Processes of a run that are killed or stopped from outside: it is started again, and ends as if nothing had happened."""
+"""Processes of a run that are killed or stopped: it is started again, and ends as if nothing had happened."""
 
 import re
 import signal

@@ -229,6 +229,7 @@ def test_layouts_that_cannot_run_are_refused(overrides, ranks, message):
         ),
         ({"zero_optimisation": {"stage": 1}}, "did you mean 'zero_optimization'"),
         ({"zero_optimization": {"stage": 1, "zero_hpz_partition_size": 8}}, "zero_hpz_partition_size'.* not supported"),
+        ({"zero_optimization": {"stage": 1, "round_robin_gradients": True}}, "round_robin_gradients'.* not supported"),
         (
             {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "nvme"}}},
             "offload_optimizer.device 'nvme': expected 'cpu' or 'none'",
