@@ -7,13 +7,14 @@ STAMP := $(VENV)/.installed
 CONSTRAINTS ?= constraints.txt
 PIP_CONSTRAINTS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: help install demo test test-slow test-gpu lint format clean
+.PHONY: help install demo test test-slow test-gpu soak lint format clean
 
 help:
 	@echo "make demo      prepare 5,000 molecules, pretrain a tiny model on 2 ranks, export it, embed molecules"
 	@echo "make test      lint, types and the whole test suite"
 	@echo "make test-slow the heavier matrices (layouts, real molecules), up to an hour on two cores"
 	@echo "make test-gpu  the tests that need a CUDA device"
+	@echo "make soak      a run that is killed again and again, up to 20 minutes"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    ruff format"
 
@@ -45,6 +46,10 @@ test: lint
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# A tiny run, killed at random moments and at every operation on its files.
+soak: $(STAMP)
+	$(BIN)/python -m tests.faults.soak
 
 test-gpu: $(STAMP)
 	HMOE_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from hmoe_ds.config_parser import load_config
+from hmoe_ds.training.checkpoint_files import CheckpointFiles
 from hmoe_ds.training.engine import init_distributed
 from hmoe_ds.training.loop import train
 from hmoe_ds.training.preflight import check_run
@@ -45,7 +46,7 @@ def contents(out: Path) -> dict:
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         name = str(path.relative_to(out))
         if path.suffix == ".pt":
-            found[name] = _plain(torch.load(path, weights_only=False))  # our own file
+            found[name] = _plain(CheckpointFiles().load(str(path)))
         elif path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             found[name] = [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
