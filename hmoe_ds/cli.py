@@ -132,10 +132,11 @@ def _inspect(options: argparse.Namespace, rest: list[str]) -> Result:
 
 def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
     from hmoe_ds.config_parser import load_config
+
+    config = load_config(rest)  # before the imports that take longer
     from hmoe_ds.training.launch import default_ranks, launch
     from hmoe_ds.training.preflight import check_run
 
-    config = load_config(rest)
     if options.dry_run:
         from hmoe_ds.training.dry_run import describe_dry_run, dry_run
 
