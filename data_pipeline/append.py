@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import rdkit
 
 from data_pipeline.errors import PipelineError, UsageError
-from data_pipeline.manifest import Manifest, ShardRecord
+from data_pipeline.manifest import Manifest, ShardRecord, file_path
 from data_pipeline.output import REJECTS_FILE, SCAFFOLDS_FILE
 from data_pipeline.schema import REJECT_SCHEMA, SPLITS
 from data_pipeline.sources import Source
@@ -49,7 +49,7 @@ class Existing:
                 f"molecule differently; append with rdkit {version}, or prepare all sources again"
             )
         existing = cls(folder, manifest)
-        existing._check_shards()
+        existing._check_files()
         return existing
 
     @property
@@ -92,9 +92,11 @@ class Existing:
                 "or prepare all sources again"
             )
 
-    def _check_shards(self) -> None:
+    def _check_files(self) -> None:
+        for file in self.manifest.files:
+            file_path(self.folder, file)
         for _, shard in self.shards:
-            path = self.folder / shard.file
+            path = file_path(self.folder, shard)
             size = os.path.getsize(path) if path.is_file() else None
             if size != shard.bytes:
                 found = "is missing" if size is None else f"has {size} bytes, expected {shard.bytes}"

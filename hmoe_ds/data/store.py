@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_pipeline.errors import PipelineError
-from data_pipeline.manifest import Manifest, ShardRecord
+from data_pipeline.manifest import Manifest, ShardRecord, file_path
 from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES, DESCRIPTORS
 from hmoe_ds.data.cache import ShardCache
 
@@ -124,7 +124,7 @@ class ShardStore:
             self._cache.check(self._records)
             return
         for record in self._records:
-            file = Path(self.path) / record.file
+            file = file_path(self.path, record)
             size = file.stat().st_size if file.is_file() else None
             if size != record.bytes:
                 found = "is missing" if size is None else f"has {size} bytes, expected {record.bytes}"
@@ -162,7 +162,7 @@ class ShardStore:
     def _map(self, record: ShardRecord) -> pa.MemoryMappedFile:
         if self._cache is not None:
             return self._cache.open(record)
-        return pa.memory_map(str(Path(self.path) / record.file))
+        return pa.memory_map(str(file_path(self.path, record)))
 
     @property
     def extent(self) -> dict[str, int]:

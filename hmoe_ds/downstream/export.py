@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_pipeline.contained import contained_path
 from hmoe_ds.config import RunConfig, config_from_dict
 from hmoe_ds.model.checkpoint_record import RECORD_FILE, CheckpointError, read_record
 from hmoe_ds.model.hmoe import HMoEModel, write_pretrained
@@ -46,7 +47,7 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder that `path` means; see `export_checkpoint`."""
     for parent in (path / "checkpoints", path):
         if (parent / "latest").is_file():
-            return parent / (parent / "latest").read_text().strip()
+            return contained_path(parent, (parent / "latest").read_text().strip(), parent / "latest")
     if not (path / RECORD_FILE).is_file():
         raise CheckpointError(
             f"{path} holds no checkpoint: give a run's folder, its checkpoints folder or one checkpoint in it"
