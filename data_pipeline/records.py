@@ -23,9 +23,12 @@ def from_bytes(content: bytes) -> Any:
     """The inverse of `to_bytes`.
 
     Raises:
-        pickle.UnpicklingError, EOFError: it is no such content, as it is damaged or names something else to call.
+        pickle.UnpicklingError: it is no such content, as it is damaged or names something else to call.
     """
-    return _Unpickler(io.BytesIO(content)).load()
+    try:
+        return _Unpickler(io.BytesIO(content)).load()
+    except Exception as error:  # of damaged content pickle raises whatever it runs into
+        raise pickle.UnpicklingError(str(error)) from error
 
 
 class _Unpickler(pickle.Unpickler):

@@ -89,7 +89,7 @@ def read_record(path: str) -> Any:
     """What a file of ours holds (`records`); None when it is not there, or damaged by a crash of the machine."""
     try:
         return from_bytes(Path(path).read_bytes())
-    except (FileNotFoundError, EOFError, pickle.UnpicklingError):
+    except (FileNotFoundError, pickle.UnpicklingError):
         return None
 
 

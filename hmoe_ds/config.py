@@ -422,12 +422,34 @@ SECTIONS: dict[str, Any] = {
 
 
 def config_from_dict(tree: dict[str, Any]) -> RunConfig:
-    """Inverse of `RunConfig.to_dict`, for a tree that came from a checkpoint or an export."""
-    sections = {name: SECTIONS[name](**values) for name, values in tree.items()}
+    """Inverse of `RunConfig.to_dict`, for a tree that came from a checkpoint or an export.
+
+    Raises:
+        ConfigError: a section or a field that this version does not know. Values are left to `check_config`.
+    """
+    sections = {name: section_from_dict(name, values) for name, values in tree.items()}
     if "probe" in sections:
-        tables = [ProbeTable(**values) for values in tree["probe"]["tables"]]
+        tables = [_known_fields(ProbeTable, "probe.tables", values) for values in sections["probe"].tables]
         sections["probe"] = dataclasses.replace(sections["probe"], tables=tables)
     return RunConfig(**sections)
+
+
+def section_from_dict(name: str, values: Any) -> Any:
+    """One section of the tree. Raises as `config_from_dict`."""
+    if name not in SECTIONS:
+        raise ConfigError(f"the section {name!r} is not known: use the version of hmoe_ds that wrote it")
+    return _known_fields(SECTIONS[name], name, values)
+
+
+def _known_fields(kind: Any, name: str, values: Any) -> Any:
+    known = {known.name for known in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or not values.keys() <= known:
+        what = f"{name}.{min(values.keys() - known)}" if isinstance(values, dict) else f"{name} {values!r}"
+        raise ConfigError(f"{what} is not known: use the version of hmoe_ds that wrote it")
+    try:
+        return kind(**values)
+    except TypeError as error:  # a table without its path
+        raise ConfigError(f"{name} is {values}, which is not complete: use the version that wrote it") from error
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -9,15 +9,17 @@ import dataclasses
 import itertools
 import math
 import re
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hmoe_ds.config import (
+    SECTIONS,
     ConfigError,
     DataConfig,
     ObjectiveConfig,
     OptimConfig,
     ParallelConfig,
     ProbeConfig,
+    ProbeTable,
     RouterConfig,
     RunConfig,
 )
@@ -99,6 +101,8 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("probe", "max_molecules", 10, _COUNT),
 )
 
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
 # Types of DeepSpeed's schedules, and what their schedule_config holds.
 _DEEPSPEED_SCHEDULES = {
     "fixed_linear": {"total_curriculum_step", "difficulty_step"},
@@ -109,6 +113,7 @@ _DEEPSPEED_SCHEDULES = {
 
 def check_config(config: RunConfig) -> None:
     """Raise ConfigError for the first value that no run can have."""
+    _check_types(config)
     _check_ranges(config)
     _check_layers(config)
     _check_choices(config.router)
@@ -132,6 +137,26 @@ def check_topology(config: RunConfig, ranks: int) -> None:
             f"parallel.ep_size is {ep_size}, which does not divide the number of ranks {ranks}: "
             f"start a multiple of {ep_size} ranks or set parallel.ep_size to a divisor of {ranks}"
         )
+
+
+def _check_types(config: RunConfig) -> None:
+    """What a command line is asked for by its parser, for a tree that a file of others holds."""
+    for section, kind in SECTIONS.items():
+        _check_fields(getattr(config, section), kind, section)
+    for table in config.probe.tables:
+        _check_fields(table, ProbeTable, "probe.tables")
+
+
+def _check_fields(values: object, kind: type, section: str) -> None:
+    for name, hint in get_type_hints(kind).items():
+        value = getattr(values, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise ConfigError(f"{section}.{name} is {value!r}: set it to one of {', '.join(get_args(hint))}")
+        number = (int, float) if hint is float else hint
+        if hint in (int, float, bool, str) and (
+            not isinstance(value, number) or (isinstance(value, bool) and hint is not bool)
+        ):
+            raise ConfigError(f"{section}.{name} is {value!r}: expected {_TYPES[hint]}; set it to one")
 
 
 def _check_ranges(config: RunConfig) -> None:

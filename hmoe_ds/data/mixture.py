@@ -70,7 +70,7 @@ class Mixture:
         return bool(self.stores[0].manifest.options["standardize"])
 
     def check_files(self) -> None:
-        """Raise PipelineError when a shard is missing or has another size than it was written with."""
+        """Raise PipelineError or UsageError when a shard is not what the manifest says, as far as a glance tells."""
         for store in self.stores:
             store.check_files()
 

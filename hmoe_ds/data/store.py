@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import PipelineError
 from data_pipeline.manifest import Manifest, ShardRecord, file_path
+from data_pipeline.remote import join_url
 from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES, DESCRIPTORS
 from hmoe_ds.data.cache import ShardCache
+from hmoe_ds.data.shard_file import check_shard_schema, read_shard
 
 
 class ShardTargets(NamedTuple):
@@ -108,8 +110,10 @@ class ShardStore:
     def shard(self, index: int) -> Shard:
         """Views into shard `index`, mapped at the first use."""
         if index not in self._open:
-            with self._map(self._records[index]) as file:
-                self._open[index] = shard_from_batch(pa.ipc.open_stream(file).read_next_batch(), self.with_targets)
+            record = self._records[index]
+            with self._map(record) as file:
+                batch = read_shard(file, self._name(record), record, self.has_targets)
+                self._open[index] = shard_from_batch(batch, self.with_targets)
         return self._open[index]
 
     def window(self, current: Collection[int], upcoming: Collection[int] = ()) -> None:
@@ -119,7 +123,11 @@ class ShardStore:
             self._cache.window([self._records[i] for i in current], [self._records[i] for i in upcoming])
 
     def check_files(self) -> None:
-        """Raise PipelineError when a shard is missing or has another size than it was written with."""
+        """Raise PipelineError when a shard is missing or has another size than it was written with.
+
+        Of a dataset in a directory also UsageError when a shard has other columns than the manifest says; one behind a
+        URL shows that when it has been downloaded.
+        """
         if self._cache is not None:
             self._cache.check(self._records)
             return
@@ -129,6 +137,8 @@ class ShardStore:
             if size != record.bytes:
                 found = "is missing" if size is None else f"has {size} bytes, expected {record.bytes}"
                 raise PipelineError(f"{file} {found}: copy the dataset again, or run `hmoe prepare` again")
+            with self._map(record) as mapped:
+                check_shard_schema(mapped, str(file), self.has_targets)
 
     def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Shard index and row inside the shard of each global row."""
@@ -158,6 +168,9 @@ class ShardStore:
     def cached_bytes_of(self, shards: Collection[int]) -> int:
         """Bytes of these shards in the cache; none where there is no cache."""
         return sum(self._records[index].bytes for index in shards) if self._cache is not None else 0
+
+    def _name(self, record: ShardRecord) -> str:
+        return join_url(self.path, record.file) if self._cache is not None else str(Path(self.path) / record.file)
 
     def _map(self, record: ShardRecord) -> pa.MemoryMappedFile:
         if self._cache is not None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from data_pipeline.contained import contained_path
-from hmoe_ds.config import RunConfig, config_from_dict
-from hmoe_ds.model.checkpoint_record import RECORD_FILE, CheckpointError, read_record
+from hmoe_ds.config import RunConfig
+from hmoe_ds.model.checkpoint_record import RECORD_FILE, CheckpointError, read_record, recorded_config
 from hmoe_ds.model.hmoe import HMoEModel, write_pretrained
 from hmoe_ds.model.weight_files import read_weights
 
@@ -30,7 +30,7 @@ def export_checkpoint(path: str | Path, out: str | Path) -> dict[str, Any]:
     """
     folder = find_checkpoint(Path(path))
     record = read_record(folder)
-    config = config_from_dict(record["config"])
+    config = recorded_config(folder, record)
     weights = read_weights(folder, config.parallel.ep_size)
     _check_complete(folder, weights, config)
     metadata = {

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UsageError
+from hmoe_ds.config import ConfigError, RunConfig, config_from_dict
+from hmoe_ds.config_checks import check_config
 
 FORMAT_VERSION = 1
 RECORD_FILE = "checkpoint.json"
@@ -35,11 +37,30 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} lacks {RECORD_FILE}: it is no checkpoint of this version of hmoe_ds; use the one that wrote it"
         ) from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / RECORD_FILE} is damaged ({error}): use another checkpoint") from error
-    if record.get("format_version") != FORMAT_VERSION:
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder / RECORD_FILE} has format_version {record.get('format_version')!r}, expected {FORMAT_VERSION}: "
+            f"{folder / RECORD_FILE} has format_version {version!r}, expected {FORMAT_VERSION}: "
             "export it with the version of hmoe_ds that wrote it"
         )
+    missing = {"step", "config", "dataset"} - record.keys()
+    if missing or not isinstance(record["config"], dict):
+        lacks = f"lacks {', '.join(sorted(missing))}" if missing else "has no configuration"
+        raise CheckpointError(f"{folder / RECORD_FILE} is damaged (it {lacks}): use another checkpoint")
     return record
+
+
+def recorded_config(folder: Path, record: Mapping[str, Any]) -> RunConfig:
+    """The configuration in a record, as `read_record` gave it.
+
+    Raises:
+        CheckpointError: it is of another version, or one that no run can have.
+    """
+    try:
+        config = config_from_dict(record["config"])
+        check_config(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / RECORD_FILE}: {error}") from error
+    return config

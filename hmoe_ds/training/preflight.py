@@ -11,8 +11,15 @@ from hmoe_ds.config_checks import check_topology
 from hmoe_ds.data.labelled import read_labelled
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.plan import BatchPlan
+from hmoe_ds.training.checkpoint_model import check_checkpoint_model
 from hmoe_ds.training.deepspeed_config import deepspeed_config
-from hmoe_ds.training.run_folder import check_resumable, check_run_folder, open_datasets
+from hmoe_ds.training.run_folder import (
+    check_resumable,
+    check_run_folder,
+    has_checkpoint,
+    latest_checkpoint,
+    open_datasets,
+)
 from hmoe_ds.training.spool import read_delivery
 
 
@@ -29,6 +36,8 @@ def check_run(config: RunConfig, ranks: int) -> None:
         read_labelled(table, config.probe.max_molecules, training.standardized)
     deepspeed_config(config)
     check_resumable(config, ranks, training.fingerprint)
+    if has_checkpoint(config):
+        check_checkpoint_model(config, latest_checkpoint(config))
     if config.run.mlflow:
         read_delivery(Path(config.run.out))
 
@@ -42,6 +51,8 @@ def check_data(config: RunConfig) -> Mixture:
     """
     try:
         training, validation = open_datasets(config)
+        for mixture in (training, validation):
+            mixture.check_files()
     except ConfigError:
         raise
     except UsageError as error:
@@ -49,8 +60,6 @@ def check_data(config: RunConfig) -> Mixture:
     _check_targets(config, training)
     _check_mixable(config, training)
     _check_cache(config, training, validation)
-    training.check_files()
-    validation.check_files()
     BatchPlan(training, config.data, config.optim.accumulation, config.run.seed)
     return training
 
