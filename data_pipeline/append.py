@@ -13,7 +13,7 @@ import rdkit
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.manifest import Manifest, ShardRecord, file_path
 from data_pipeline.output import REJECTS_FILE, SCAFFOLDS_FILE
-from data_pipeline.schema import REJECT_SCHEMA, SPLITS
+from data_pipeline.schema import REJECT_SCHEMA, SCAFFOLD_SCHEMA, SPLITS
 from data_pipeline.sources import Source
 
 # They tell how to read a source, so each append has its own.
@@ -33,7 +33,7 @@ class Existing:
 
         Raises:
             UsageError: no dataset there, other options, or another RDKit.
-            PipelineError: a shard is missing or has another size than it was written with.
+            PipelineError: a shard is missing or has another size than it was written with; a table has other columns.
         """
         manifest = Manifest.load(folder)
         for name, value in options.items():
@@ -95,6 +95,9 @@ class Existing:
     def _check_files(self) -> None:
         for file in self.manifest.files:
             file_path(self.folder, file)
+        for name, schema in ((SCAFFOLDS_FILE, SCAFFOLD_SCHEMA), (REJECTS_FILE, REJECT_SCHEMA)):
+            if not pq.read_schema(self.folder / name).equals(schema):
+                raise PipelineError(f"{self.folder / name}: has other columns than a dataset's; copy it again")
         for _, shard in self.shards:
             path = file_path(self.folder, shard)
             size = os.path.getsize(path) if path.is_file() else None

@@ -27,8 +27,8 @@ def check_contained(name: object, record: str | Path) -> str:
         or any(part in ("", ".", "..") for part in name.split("/"))
     ):
         raise UsageError(
-            f"{record}: names the file {name!r}, which is not inside its folder; do not use this folder, and get it "
-            "again from where it was made"
+            f"{record}: names the file {repr(name)[:80]}, which is not inside its folder; do not use this "
+            "folder, and get it again from where it was made"
         )
     return name
 

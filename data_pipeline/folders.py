@@ -71,7 +71,7 @@ def _json(folder: str, filesystem: Any, path: str, key: str) -> list[Any]:
 
 
 def _damaged(folder: str, path: str, detail: object) -> PipelineError:
-    return PipelineError(f"{folder}: {posixpath.basename(path)} is damaged ({detail!r}); save the dataset again")
+    return PipelineError(f"{folder}: {posixpath.basename(path)} is damaged ({detail}); save the dataset again")
 
 
 def _is_data(file: str, form: str | None) -> bool:

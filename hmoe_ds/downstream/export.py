@@ -47,7 +47,7 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder that `path` means; see `export_checkpoint`."""
     for parent in (path / "checkpoints", path):
         if (parent / "latest").is_file():
-            return contained_path(parent, (parent / "latest").read_text().strip(), parent / "latest")
+            return contained_path(parent, (parent / "latest").read_text(errors="replace").strip(), parent / "latest")
     if not (path / RECORD_FILE).is_file():
         raise CheckpointError(
             f"{path} holds no checkpoint: give a run's folder, its checkpoints folder or one checkpoint in it"

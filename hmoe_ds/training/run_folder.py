@@ -37,11 +37,11 @@ def checkpoint_tag(step: int) -> str:
 def latest_checkpoint(config: RunConfig) -> Path:
     """Folder of the latest checkpoint; there must be one. Raises ConfigError when `latest` does not name it."""
     file = checkpoint_dir(config) / LATEST
-    name = file.read_text().strip()
+    name = file.read_text(errors="replace").strip()
     if not re.fullmatch(_TAG_PREFIX + r"\d{8,}", name):
         raise ConfigError(
-            f"{file} holds {name!r}, which is no checkpoint's name: write the name of the last one into it, such as "
-            f"{checkpoint_tag(1000)}"
+            f"{file} holds {name[:80]!r}, which is no checkpoint's name: write the name of the last one into it, "
+            f"such as {checkpoint_tag(1000)}"
         )
     return checkpoint_dir(config) / name
 
