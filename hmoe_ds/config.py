@@ -339,6 +339,7 @@ class LoopConfig:
         checkpoint_every: steps between checkpoints; 0 for one at the end only.
         deterministic: use deterministic kernels on CUDA (on CPU they always are).
         mlflow: log to MLflow (MLFLOW_TRACKING_URI, or a sqlite file in `out`).
+        check_memory: do not start where there is too little memory by the estimate of `--dry-run`.
     """
 
     out: str = ""
@@ -350,6 +351,7 @@ class LoopConfig:
     checkpoint_every: int = 0
     deterministic: bool = False
     mlflow: bool = True
+    check_memory: bool = True
 
 
 @dataclass(frozen=True)

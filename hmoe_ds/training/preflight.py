@@ -13,6 +13,9 @@ from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.training.checkpoint_model import check_checkpoint_model
 from hmoe_ds.training.deepspeed_config import deepspeed_config
+from hmoe_ds.training.disk_check import check_disk
+from hmoe_ds.training.machine import this_machine
+from hmoe_ds.training.memory_check import check_memory
 from hmoe_ds.training.run_folder import (
     check_resumable,
     check_run_folder,
@@ -40,6 +43,9 @@ def check_run(config: RunConfig, ranks: int) -> None:
         check_checkpoint_model(config, latest_checkpoint(config))
     if config.run.mlflow:
         read_delivery(Path(config.run.out))
+    check_disk(config)
+    if config.run.check_memory:
+        check_memory(config, ranks, *training.mean_size(), this_machine(ranks))
 
 
 def check_data(config: RunConfig) -> Mixture:

@@ -122,7 +122,9 @@ def check_resumable(config: RunConfig, ranks: int, dataset: str) -> None:
 _FREE_ON_RESUME = {
     *(
         ("run", name)
-        for name in ("out", "steps", "resume", "log_every", "validate_every", "checkpoint_every", "mlflow")
+        for name in (
+            *("out", "steps", "resume", "log_every", "validate_every", "checkpoint_every", "mlflow", "check_memory"),
+        )
     ),
     *(("data", name) for name in ("path", "validation_molecules", "cache_dir", "cache_gb")),
     *(("probe", name) for name in ("tables", "every", "max_molecules")),
