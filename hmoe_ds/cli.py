@@ -15,11 +15,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
 from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.redact import redacted
 
 if TYPE_CHECKING:
     from data_pipeline.options import PrepareOptions
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog} {options.command}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except (PipelineError, OSError) as error:
-        print(f"{parser.prog} {options.command}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog} {options.command}: error: {redacted(str(error))}", file=sys.stderr)
         return 1
     exit_code = result.pop("exit_code", 0)
     if options.json:
@@ -89,7 +90,7 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
     print(describe(result.manifest))
     description = dataclasses.asdict(result.manifest)
     if result.counts is None:
-        print(f"{options.out} was already prepared from these sources with these options; nothing was done")
+        print(f"{redacted(options.out)} was already prepared from these sources with these options; nothing was done")
         version = result.manifest.versions["rdkit"]
         if version != rdkit.__version__:
             print(f"it was made with rdkit {version}, this is {rdkit.__version__}; to prepare it anew: --overwrite")
@@ -183,6 +184,13 @@ def _embed(options: argparse.Namespace, rest: list[str]) -> Result:
     return result
 
 
+class _Parser(argparse.ArgumentParser):
+    """Usage errors quote what was typed, but for credentials."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
+
+
 class _Progress:
     """A bar per stage on a terminal; a plain line at the end of each stage when piped."""
 
@@ -215,7 +223,7 @@ class _Progress:
 
 
 def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog="hmoe", description="Pretrain mixture-of-experts models for molecules.")
+    parser = _Parser(prog="hmoe", description="Pretrain mixture-of-experts models for molecules.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace, list[str]], Result], help: str) -> Any:

@@ -11,6 +11,7 @@ import math
 import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from data_pipeline.redact import has_credentials, without_credentials
 from hmoe_ds.config import (
     SECTIONS,
     ConfigError,
@@ -119,6 +120,7 @@ def check_config(config: RunConfig) -> None:
     _check_choices(config.router)
     _check_blocks(config.router)
     _check_mixture(config.data)
+    _check_credentials(config)
     _check_curriculum(config)
     _check_probe(config.probe)
     _check_folders(config)
@@ -304,6 +306,17 @@ def _check_mixture(data: DataConfig) -> None:
         if not 0 < weight < float("inf"):
             raise ConfigError(
                 f"data.weights gives {path} the weight {weight}: set it to a positive number, or leave the dataset out"
+            )
+
+
+def _check_credentials(config: RunConfig) -> None:
+    """What a run is configured to is written into its folder and its checkpoints, and logged."""
+    paths = [("data.path", path) for path in config.data.paths]
+    for name, path in (*paths, *(("probe.tables", table.path) for table in config.probe.tables)):
+        if has_credentials(path):
+            raise ConfigError(
+                f"{name} {without_credentials(path)} is given with credentials, which would be stored with the run: "
+                "leave them out of the URL, and set them in the environment (docs/object_storage.md)"
             )
 
 
