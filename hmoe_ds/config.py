@@ -429,8 +429,10 @@ def config_from_dict(tree: dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: a section or a field that this version does not know. Values are left to `check_config`.
     """
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{tree!r} is no configuration: use the version of hmoe_ds that wrote it")
     sections = {name: section_from_dict(name, values) for name, values in tree.items()}
-    if "probe" in sections:
+    if isinstance(getattr(sections.get("probe"), "tables", None), list):
         tables = [_known_fields(ProbeTable, "probe.tables", values) for values in sections["probe"].tables]
         sections["probe"] = dataclasses.replace(sections["probe"], tables=tables)
     return RunConfig(**sections)

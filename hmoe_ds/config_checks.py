@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 import re
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from data_pipeline.redact import has_credentials, without_credentials
@@ -152,13 +153,26 @@ def _check_types(config: RunConfig) -> None:
 def _check_fields(values: object, kind: type, section: str) -> None:
     for name, hint in get_type_hints(kind).items():
         value = getattr(values, name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            raise ConfigError(f"{section}.{name} is {value!r}: set it to one of {', '.join(get_args(hint))}")
-        number = (int, float) if hint is float else hint
-        if hint in (int, float, bool, str) and (
-            not isinstance(value, number) or (isinstance(value, bool) and hint is not bool)
-        ):
-            raise ConfigError(f"{section}.{name} is {value!r}: expected {_TYPES[hint]}; set it to one")
+        if not _is_of(value, hint):
+            expected = (
+                f"one of {', '.join(get_args(hint))}" if get_origin(hint) is Literal else _TYPES.get(hint, str(hint))
+            )
+            raise ConfigError(f"{section}.{name} is {value!r}: set it to {expected}")
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    """Whether a value is of the type of a field; a switch is no number."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is UnionType:
+        return any(_is_of(value, argument) for argument in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_is_of(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    is_switch = isinstance(value, bool)
+    return is_switch if hint is bool else not is_switch and isinstance(value, (int, float) if hint is float else hint)
 
 
 def _check_ranges(config: RunConfig) -> None:

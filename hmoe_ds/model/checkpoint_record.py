@@ -46,9 +46,8 @@ def read_record(folder: Path) -> dict[str, Any]:
             "export it with the version of hmoe_ds that wrote it"
         )
     missing = {"step", "config", "dataset"} - record.keys()
-    if missing or not isinstance(record["config"], dict):
-        lacks = f"lacks {', '.join(sorted(missing))}" if missing else "has no configuration"
-        raise CheckpointError(f"{folder / RECORD_FILE} is damaged (it {lacks}): use another checkpoint")
+    if missing:
+        raise CheckpointError(f"{folder / RECORD_FILE} lacks {', '.join(sorted(missing))}: use another checkpoint")
     return record
 
 
