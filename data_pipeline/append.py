@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import rdkit
 
 from data_pipeline.errors import PipelineError, UsageError
-from data_pipeline.manifest import Manifest, ShardRecord
+from data_pipeline.manifest import Manifest, ShardRecord, file_path
 from data_pipeline.output import REJECTS_FILE, SCAFFOLDS_FILE
-from data_pipeline.schema import REJECT_SCHEMA, SPLITS
+from data_pipeline.schema import REJECT_SCHEMA, SCAFFOLD_SCHEMA, SPLITS
 from data_pipeline.sources import Source
 
 # They tell how to read a source, so each append has its own.
@@ -33,7 +33,7 @@ class Existing:
 
         Raises:
             UsageError: no dataset there, other options, or another RDKit.
-            PipelineError: a shard is missing or has another size than it was written with.
+            PipelineError: a shard is missing or has another size than it was written with; a table has other columns.
         """
         manifest = Manifest.load(folder)
         for name, value in options.items():
@@ -49,7 +49,7 @@ class Existing:
                 f"molecule differently; append with rdkit {version}, or prepare all sources again"
             )
         existing = cls(folder, manifest)
-        existing._check_shards()
+        existing._check_files()
         return existing
 
     @property
@@ -92,9 +92,14 @@ class Existing:
                 "or prepare all sources again"
             )
 
-    def _check_shards(self) -> None:
+    def _check_files(self) -> None:
+        for file in self.manifest.files:
+            file_path(self.folder, file)
+        for name, schema in ((SCAFFOLDS_FILE, SCAFFOLD_SCHEMA), (REJECTS_FILE, REJECT_SCHEMA)):
+            if not pq.read_schema(self.folder / name).equals(schema):
+                raise PipelineError(f"{self.folder / name}: has other columns than a dataset's; copy it again")
         for _, shard in self.shards:
-            path = self.folder / shard.file
+            path = file_path(self.folder, shard)
             size = os.path.getsize(path) if path.is_file() else None
             if size != shard.bytes:
                 found = "is missing" if size is None else f"has {size} bytes, expected {shard.bytes}"

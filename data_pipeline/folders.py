@@ -4,8 +4,10 @@ import json
 import posixpath
 from typing import Any
 
+from data_pipeline.contained import check_contained, contained_path
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.formats import format_of_name
+from data_pipeline.remote import is_url
 
 # In a repository, .txt is a licence or a list of requirements.
 _NO_DATA = ".txt"
@@ -19,14 +21,16 @@ def files_in(folder: str, filesystem: Any, path: str, form: str | None) -> list[
     alphabetical order.
 
     Raises:
-        UsageError: another folder, or one without data files.
+        UsageError: another folder, or one without data files, or one whose json files name files outside of it.
         PipelineError: its json files are damaged.
     """
     if filesystem.exists(posixpath.join(path, "dataset_dict.json")):
         splits = _json(folder, filesystem, posixpath.join(path, "dataset_dict.json"), "splits")
-        return [file for split in splits for file in _saved_files(folder, filesystem, posixpath.join(path, str(split)))]
+        record = posixpath.join(folder, "dataset_dict.json")
+        parts = [check_contained(split, record) for split in splits]
+        return [file for part in parts for file in _saved_files(folder, filesystem, path, part)]
     if filesystem.exists(posixpath.join(path, "state.json")):
-        return _saved_files(folder, filesystem, path)
+        return _saved_files(folder, filesystem, path, "")
     if not folder.startswith("hf://"):
         raise UsageError(
             f"{folder}: not a file but a folder; name the files in it, as in {posixpath.join(folder, '*.smi')}"
@@ -40,12 +44,19 @@ def files_in(folder: str, filesystem: Any, path: str, form: str | None) -> list[
     return files
 
 
-def _saved_files(folder: str, filesystem: Any, path: str) -> list[str]:
-    entries = _json(folder, filesystem, posixpath.join(path, "state.json"), "_data_files")
+def _saved_files(folder: str, filesystem: Any, path: str, part: str) -> list[str]:
+    """The files that the state.json in `part` of the folder at `path` names, `part` being '' for the folder itself."""
+    state = posixpath.join(path, part, "state.json")
+    entries = _json(folder, filesystem, state, "_data_files")
     try:
-        return [posixpath.join(path, entry["filename"]) for entry in entries]
+        names = [entry["filename"] for entry in entries]
     except (KeyError, TypeError) as error:
-        raise _damaged(folder, posixpath.join(path, "state.json"), error) from error
+        raise _damaged(folder, state, error) from error
+    record = posixpath.join(folder, part, "state.json")
+    names = [posixpath.join(part, check_contained(name, record)) for name in names]
+    if not is_url(folder):
+        return [str(contained_path(path, name, record)) for name in names]
+    return [posixpath.join(path, name) for name in names]
 
 
 def _json(folder: str, filesystem: Any, path: str, key: str) -> list[Any]:
@@ -60,7 +71,7 @@ def _json(folder: str, filesystem: Any, path: str, key: str) -> list[Any]:
 
 
 def _damaged(folder: str, path: str, detail: object) -> PipelineError:
-    return PipelineError(f"{folder}: {posixpath.basename(path)} is damaged ({detail!r}); save the dataset again")
+    return PipelineError(f"{folder}: {posixpath.basename(path)} is damaged ({detail}); save the dataset again")
 
 
 def _is_data(file: str, form: str | None) -> bool:

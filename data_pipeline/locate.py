@@ -10,6 +10,7 @@ import fsspec
 
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.folders import files_in
+from data_pipeline.redact import without_credentials
 from data_pipeline.remote import is_url, open_filesystem
 from data_pipeline.streams import file_name, has_wildcard, storage_error
 
@@ -80,5 +81,5 @@ def _in_folder(folder: str, filesystem: Any, path: str, form: str | None) -> lis
     """The files in a folder, named from the folder's own name on."""
     folder, path = folder.rstrip("/"), path.rstrip("/")
     files = [posixpath.relpath(file, path) for file in files_in(folder, filesystem, path, form)]
-    base = posixpath.basename(os.path.abspath(folder) if not is_url(folder) else folder)
+    base = posixpath.basename(os.path.abspath(folder) if not is_url(folder) else without_credentials(folder))
     return [Location(posixpath.join(base, file), posixpath.join(folder, file)) for file in files]

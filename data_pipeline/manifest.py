@@ -7,18 +7,22 @@ folder that has one is complete.
 import dataclasses
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from data_pipeline.contained import check_contained, contained_path
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.keys import file_checksum
 from data_pipeline.options import LATER_OPTIONS
 from data_pipeline.remote import is_url, join_url, read_bytes, read_checksum, read_size
-from data_pipeline.schema import FORMAT_NAME, FORMAT_VERSION
+from data_pipeline.schema import FORMAT_NAME, FORMAT_VERSION, SPLITS
 
 if TYPE_CHECKING:  # `sources` needs RDKit, which reading a dataset does not
     from data_pipeline.sources import Source
+
+Record = TypeVar("Record")
 
 MANIFEST_FILE = "manifest.json"
 
@@ -174,7 +178,8 @@ class Manifest:
         """Read the manifest of a dataset, in a folder or behind an fsspec URL such as `s3://bucket/zinc`.
 
         Raises:
-            UsageError: there is no dataset, or one of another format version; or a URL that fsspec cannot open.
+            UsageError: there is no dataset, or one of another format version, or one that names files outside of it;
+                or a URL that fsspec cannot open.
             PipelineError: the manifest is damaged; or the storage cannot be read.
         """
         path = join_url(directory, MANIFEST_FILE) if is_url(directory) else Path(directory) / MANIFEST_FILE
@@ -185,17 +190,23 @@ class Manifest:
         if version != FORMAT_VERSION:
             raise UsageError(f"{path}: format version {version!r}, expected {FORMAT_VERSION}; run `hmoe prepare` again")
         try:
-            return cls(
+            manifest = cls(
                 versions=content["versions"],
                 options={**LATER_OPTIONS, **content["options"]},
-                sources=[SourceRecord(**source) for source in content["sources"]],
-                exclusions=[ExclusionRecord(**exclusion) for exclusion in content["exclusions"]],
-                counts=Counts(**content["counts"]),
-                splits={name: _split(split) for name, split in content["splits"].items()},
-                files=[FileRecord(**record) for record in content["files"]],
+                sources=[_record(SourceRecord, source) for source in content["sources"]],
+                exclusions=[_record(ExclusionRecord, exclusion) for exclusion in content["exclusions"]],
+                counts=_record(Counts, content["counts"]),
+                splits={name: _split(content["splits"][name]) for name in SPLITS},
+                files=[_record(FileRecord, record) for record in content["files"]],
             )
+            manifest.versions["rdkit"]
         except (KeyError, TypeError, AttributeError) as error:
             raise _damaged(path, error) from error
+        for file in manifest.all_files:
+            check_contained(file.file, path)
+            if not re.fullmatch(r"[0-9a-f]{32}", file.blake2b):  # it names the file in caches
+                raise _damaged(path, f"{file.file} has the checksum {file.blake2b!r}")
+        return manifest
 
     @property
     def shards(self) -> list[ShardRecord]:
@@ -213,6 +224,11 @@ class Manifest:
         temporary = directory / (MANIFEST_FILE + ".tmp")
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, directory / MANIFEST_FILE)
+
+
+def file_path(directory: str | Path, record: FileRecord) -> Path:
+    """Where a file of the dataset in a folder of this machine is. Raises UsageError if a link leads out of it."""
+    return contained_path(directory, record.file, Path(directory) / MANIFEST_FILE)
 
 
 def is_dataset(directory: Path) -> bool:
@@ -236,7 +252,7 @@ def verify(directory: str | Path, read: bool = True) -> list[str]:
 def _problem(directory: str | Path, record: FileRecord, read: bool) -> str | None:
     if is_url(directory):
         return _remote_problem(join_url(directory, record.file), record, read)
-    path = Path(directory) / record.file
+    path = file_path(directory, record)
     if not path.is_file():
         return f"{record.file}: missing"
     if path.stat().st_size != record.bytes:
@@ -278,9 +294,20 @@ def _read_json(path: str | Path) -> dict[str, Any]:
 
 
 def _split(content: dict[str, Any]) -> SplitRecord:
-    shards = [ShardRecord(**shard) for shard in content["shards"]]
-    descriptors = [DescriptorRecord(**record) for record in content.get("descriptors", [])]
-    return SplitRecord(**{**content, "shards": shards, "descriptors": descriptors})
+    shards = [_record(ShardRecord, shard) for shard in content["shards"]]
+    descriptors = [_record(DescriptorRecord, record) for record in content.get("descriptors", [])]
+    return _record(SplitRecord, {**content, "shards": shards, "descriptors": descriptors})
+
+
+def _record(kind: type[Record], content: dict[str, Any]) -> Record:
+    """A record of a dataclass with these fields; raises TypeError for others, or for a number or text that is none."""
+    for about in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value = content.get(about.name)
+        if (about.type is int and (type(value) is not int or value < 0)) or (
+            about.type is str and not isinstance(value, str)
+        ):
+            raise TypeError(f"{about.name} is {value!r}")
+    return kind(**content)
 
 
 def _damaged(path: str | Path, detail: object) -> PipelineError:

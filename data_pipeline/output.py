@@ -10,8 +10,8 @@ killed while it moves is mended by the next one.
 """
 
 import fcntl
+import itertools
 import os
-import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from data_pipeline.contained import check_contained
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import MANIFEST_FILE, Manifest, is_dataset
+from data_pipeline.records import to_bytes
 from data_pipeline.schema import SPLITS
-from data_pipeline.task import atomically, read_pickle, work_file
+from data_pipeline.task import atomically, read_record, work_file
 
 Result = TypeVar("Result")
 
@@ -71,9 +73,11 @@ def work_folder(out: Path) -> Iterator[WorkFolder]:
     this made it and nothing is left in it.
 
     Raises:
-        UsageError: another process is at work in `out`.
+        UsageError: another process is at work in `out`; or the work folder is a link to another place.
     """
     path = out / WORK_FOLDER
+    if path.is_symlink():  # what is in it is removed
+        raise UsageError(f"{path}: a link to {os.readlink(path)}; expected a folder of its own; remove the link")
     interrupted = path.exists()
     is_new = not out.exists()
     path.mkdir(parents=True, exist_ok=True)
@@ -130,14 +134,20 @@ class Publication(Generic[Result]):
         """From now on, a run that is killed is mended by `publish` alone."""
         _removed_file(work, self.key).unlink(missing_ok=True)
         with atomically(_publication_file(work, self.key)) as temporary:
-            Path(temporary).write_bytes(pickle.dumps(self))
+            Path(temporary).write_bytes(to_bytes(self))
 
     @classmethod
     def load(cls, work: Path, key: str) -> "Publication[Any] | None":
-        """The publication of the dataset `key`; None if it is not built, or in place already."""
-        publication = read_pickle(_publication_file(work, key))
+        """The publication of the dataset `key`; None if it is not built, or in place already.
+
+        Raises:
+            UsageError: it names files outside of the folders.
+        """
+        publication = read_record(_publication_file(work, key))
         if publication is None:
             return None
+        for name in (*publication.remove, *itertools.chain(*publication.moves)):
+            check_contained(name, _publication_file(work, key))
         last, _ = publication.moves[-1]
         return publication if (work / last).exists() else None
 

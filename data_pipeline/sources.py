@@ -16,10 +16,11 @@ from data_pipeline.formats import HEAD_BYTES, SYNTH, check_format, check_no_arch
 from data_pipeline.keys import digest128
 from data_pipeline.locate import Location, locate
 from data_pipeline.provenance import licence_note
+from data_pipeline.redact import without_credentials
 from data_pipeline.remote import is_url, stamp
 from data_pipeline.schema import ID_LIMIT, storable
 from data_pipeline.sdf import open_sdf
-from data_pipeline.streams import file_name, read_head, size_and_checksum, size_of, without_secrets
+from data_pipeline.streams import file_name, read_head, size_and_checksum, size_of
 from data_pipeline.synth import is_synth, parse_synth, synthesize
 from data_pipeline.tables import open_delimited, open_smiles
 
@@ -179,7 +180,7 @@ def _resolve(name: str, form: str | None, checksums: bool) -> list[Source]:
 
 
 def _name_of_path(path: str) -> str:
-    return storable(without_secrets(path))
+    return storable(without_credentials(path))
 
 
 def _source(location: Location, form: str | None, checksums: bool) -> Source:
@@ -190,4 +191,4 @@ def _source(location: Location, form: str | None, checksums: bool) -> Source:
     form = form or detect_format(path, file_name(path), head)
     mark = stamp(path) if is_url(path) else ""
     size, checksum = size_and_checksum(path) if checksums else (size_of(path), "")
-    return Source(name, path, form, size, checksum, licence_note(name, without_secrets(path)), mark)
+    return Source(name, path, form, size, checksum, licence_note(name, without_credentials(path)), mark)

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.keys import file_checksum
+from data_pipeline.redact import without_credentials
 from data_pipeline.remote import (
     is_url,
     one_line,
@@ -30,16 +30,8 @@ REQUEST_BYTES = 8 << 20
 
 
 def file_name(path: str) -> str:
-    """The last part of a path or URL, without the query that an http URL may have."""
-    return os.path.basename(urlsplit(path).path if _is_http(path) else path)
-
-
-def without_secrets(path: str) -> str:
-    """A path or URL without what an http URL may be signed with: its query, a user and password."""
-    if not _is_http(path):
-        return path
-    parts = urlsplit(path)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """The last part of a path or URL, without the query that a URL may have."""
+    return os.path.basename(without_credentials(path))
 
 
 def has_wildcard(path: str) -> bool:

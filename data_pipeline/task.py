@@ -22,6 +22,7 @@ import pyarrow as pa
 import rdkit
 
 from data_pipeline.keys import digest128
+from data_pipeline.records import from_bytes, to_bytes
 from data_pipeline.watch import Watch
 
 Result = TypeVar("Result")
@@ -70,13 +71,13 @@ def perform(task: Task[Result], watch: Watch) -> Result:
     result = task.run(watch)
     sizes = [os.path.getsize(file) for file in task.outputs(result)]
     with atomically(_record_file(task)) as path:
-        Path(path).write_bytes(pickle.dumps((result, sizes)))
+        Path(path).write_bytes(to_bytes((result, sizes)))
     return result
 
 
 def recorded_result(task: Task[Result]) -> Result | None:
     """The result of a task that is done and whose files are there, whole; None when there is something to do."""
-    record = read_pickle(_record_file(task))
+    record = read_record(_record_file(task))
     if record is None:
         return None
     result, sizes = record
@@ -84,11 +85,11 @@ def recorded_result(task: Task[Result]) -> Result | None:
     return result if [os.path.getsize(file) if os.path.exists(file) else None for file in files] == sizes else None
 
 
-def read_pickle(path: str) -> Any:
-    """What was pickled into a file of ours; None when it is not there, or damaged by a crash of the machine."""
+def read_record(path: str) -> Any:
+    """What a file of ours holds (`records`); None when it is not there, or damaged by a crash of the machine."""
     try:
-        return pickle.loads(Path(path).read_bytes())
-    except (FileNotFoundError, EOFError, pickle.UnpicklingError):
+        return from_bytes(Path(path).read_bytes())
+    except (FileNotFoundError, pickle.UnpicklingError):
         return None
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import PipelineError, UsageError
-from data_pipeline.manifest import MANIFEST_FILE, FileRecord, Manifest
+from data_pipeline.manifest import MANIFEST_FILE, FileRecord, Manifest, file_path
 from data_pipeline.remote import join_url, one_line, open_filesystem, permanent_error
 from data_pipeline.task import atomically
 
@@ -51,7 +51,7 @@ def upload(folder: Path, url: str) -> None:
         for file in {record.file for record in old} - {record.file for record in new}:
             filesystem.rm_file(join_url(path, file))
         filesystem.rm_file(join_url(path, _MARKER))
-        _put(folder, MANIFEST_FILE, filesystem, path)
+        _put(folder / MANIFEST_FILE, MANIFEST_FILE, filesystem, path)
     except Exception as error:  # storage libraries share no base class
         raise _failed(url, error) from error
 
@@ -72,16 +72,16 @@ def _copy(folder: Path, records: list[FileRecord], filesystem: Any, path: str) -
         line = f"{record.blake2b} {record.file}"
         if line in uploaded:
             continue
-        _put(folder, record.file, filesystem, path)
+        _put(file_path(folder, record), record.file, filesystem, path)
         uploaded.append(line)
         with atomically(str(log)) as temporary:
             Path(temporary).write_text("\n".join(uploaded))
 
 
-def _put(folder: Path, file: str, filesystem: Any, path: str) -> None:
+def _put(source: Path, file: str, filesystem: Any, path: str) -> None:
     target = join_url(path, file)
     filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-    filesystem.put_file(str(folder / file), target)
+    filesystem.put_file(str(source), target)
 
 
 def _failed(url: str, error: Exception) -> PipelineError:

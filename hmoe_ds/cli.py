@@ -17,11 +17,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
 from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.redact import redacted
 
 if TYPE_CHECKING:
     from data_pipeline.options import PrepareOptions
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog} {options.command}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except (PipelineError, OSError) as error:
-        print(f"{parser.prog} {options.command}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog} {options.command}: error: {redacted(str(error))}", file=sys.stderr)
         return 1
     exit_code = result.pop("exit_code", 0)
     if options.json:
@@ -91,7 +92,7 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
     print(describe(result.manifest))
     description = dataclasses.asdict(result.manifest)
     if result.counts is None:
-        print(f"{options.out} was already prepared from these sources with these options; nothing was done")
+        print(f"{redacted(options.out)} was already prepared from these sources with these options; nothing was done")
         version = result.manifest.versions["rdkit"]
         if version != rdkit.__version__:
             print(f"it was made with rdkit {version}, this is {rdkit.__version__}; to prepare it anew: --overwrite")
@@ -134,11 +135,12 @@ def _inspect(options: argparse.Namespace, rest: list[str]) -> Result:
 
 def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
     from hmoe_ds.config_parser import load_config
+
+    config = load_config(rest)  # before the imports that take longer
     from hmoe_ds.training import exit_codes
     from hmoe_ds.training.launch import default_ranks, launch
     from hmoe_ds.training.preflight import check_run
 
-    config = load_config(rest)
     if options.dry_run:
         from hmoe_ds.training.dry_run import describe_dry_run, dry_run
 
@@ -187,6 +189,13 @@ def _embed(options: argparse.Namespace, rest: list[str]) -> Result:
     return result
 
 
+class _Parser(argparse.ArgumentParser):
+    """Usage errors quote what was typed, but for credentials."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
+
+
 class _Progress:
     """A bar per stage on a terminal; a plain line at the end of each stage when piped."""
 
@@ -219,7 +228,7 @@ class _Progress:
 
 
 def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog="hmoe", description="Pretrain mixture-of-experts models for molecules.")
+    parser = _Parser(prog="hmoe", description="Pretrain mixture-of-experts models for molecules.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace, list[str]], Result], help: str) -> Any:

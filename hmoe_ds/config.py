@@ -345,6 +345,7 @@ class LoopConfig:
         hang_seconds: time without progress after which a run ends, naming the rank that hangs.
         deterministic: use deterministic kernels on CUDA (on CPU they always are).
         mlflow: log to MLflow (MLFLOW_TRACKING_URI, or a sqlite file in `out`).
+        check_memory: do not start where there is too little memory by the estimate of `--dry-run`.
     """
 
     out: str = ""
@@ -359,6 +360,7 @@ class LoopConfig:
     hang_seconds: float = 1800.0
     deterministic: bool = False
     mlflow: bool = True
+    check_memory: bool = True
 
 
 @dataclass(frozen=True)
@@ -431,12 +433,36 @@ SECTIONS: dict[str, Any] = {
 
 
 def config_from_dict(tree: dict[str, Any]) -> RunConfig:
-    """Inverse of `RunConfig.to_dict`, for a tree that came from a checkpoint or an export."""
-    sections = {name: SECTIONS[name](**values) for name, values in tree.items()}
-    if "probe" in sections:
-        tables = [ProbeTable(**values) for values in tree["probe"]["tables"]]
+    """Inverse of `RunConfig.to_dict`, for a tree that came from a checkpoint or an export.
+
+    Raises:
+        ConfigError: a section or a field that this version does not know. Values are left to `check_config`.
+    """
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{tree!r} is no configuration: use the version of hmoe_ds that wrote it")
+    sections = {name: section_from_dict(name, values) for name, values in tree.items()}
+    if isinstance(getattr(sections.get("probe"), "tables", None), list):
+        tables = [_known_fields(ProbeTable, "probe.tables", values) for values in sections["probe"].tables]
         sections["probe"] = dataclasses.replace(sections["probe"], tables=tables)
     return RunConfig(**sections)
+
+
+def section_from_dict(name: str, values: Any) -> Any:
+    """One section of the tree. Raises as `config_from_dict`."""
+    if name not in SECTIONS:
+        raise ConfigError(f"the section {name!r} is not known: use the version of hmoe_ds that wrote it")
+    return _known_fields(SECTIONS[name], name, values)
+
+
+def _known_fields(kind: Any, name: str, values: Any) -> Any:
+    known = {known.name for known in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or not values.keys() <= known:
+        what = f"{name}.{min(values.keys() - known)}" if isinstance(values, dict) else f"{name} {values!r}"
+        raise ConfigError(f"{what} is not known: use the version of hmoe_ds that wrote it")
+    try:
+        return kind(**values)
+    except TypeError as error:  # a table without its path
+        raise ConfigError(f"{name} is {values}, which is not complete: use the version that wrote it") from error
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -9,56 +9,61 @@ import dataclasses
 import itertools
 import math
 import re
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from data_pipeline.redact import has_credentials, without_credentials
 from hmoe_ds.config import (
+    SECTIONS,
     ConfigError,
     DataConfig,
     ObjectiveConfig,
     OptimConfig,
     ParallelConfig,
     ProbeConfig,
+    ProbeTable,
     RouterConfig,
     RunConfig,
 )
 
 # Bound on t of the contrastive loss when it is learnt.
 LEAST_LEARNED_TEMPERATURE = 0.01
-_LARGE = 1 << 40
-# Section, field, least and greatest value.
+# Above these no value makes sense on any machine: a width, a number of layers, experts, any other count.
+_WIDTH, _DEPTH, _EXPERTS, _COUNT = 1 << 17, 1 << 10, 1 << 16, 2**31 - 1
+# Section, field, least and greatest value. Every number of the tree is here, or has a check of its own below.
 _RANGES: tuple[tuple[str, str, float, float], ...] = (
-    ("model", "hidden_size", 1, _LARGE),
-    ("model", "lower_blocks", 1, _LARGE),
-    ("model", "upper_blocks", 1, _LARGE),
-    ("model", "moe_every", 1, _LARGE),
-    ("model", "dense_size", 1, _LARGE),
-    ("router", "groups", 1, _LARGE),
-    ("router", "experts", 1, _LARGE),
-    ("router", "groups_per_molecule", 1, _LARGE),
-    ("router", "group_blocks", 1, _LARGE),
+    ("model", "hidden_size", 1, _WIDTH),
+    ("model", "lower_blocks", 1, _DEPTH),
+    ("model", "upper_blocks", 1, _DEPTH),
+    ("model", "moe_every", 1, _DEPTH),
+    ("model", "dense_size", 1, _WIDTH),
+    ("router", "groups", 1, _EXPERTS),
+    ("router", "experts", 1, _EXPERTS),
+    ("router", "groups_per_molecule", 1, _EXPERTS),
+    ("router", "group_blocks", 1, _EXPERTS),
     ("router", "block_bonus", 0, 1e3),
-    ("router", "experts_per_atom", 1, _LARGE),
+    ("router", "experts_per_atom", 1, _EXPERTS),
     ("router", "guidance", 1e-6, 1e3),
     ("router", "top_p", 1e-6, 1),
-    ("router", "expert_size", 1, _LARGE),
-    ("router", "shared_size", 0, _LARGE),
-    ("router", "gate_size", 1, _LARGE),
+    ("router", "expert_size", 1, _WIDTH),
+    ("router", "shared_size", 0, _WIDTH),
+    ("router", "gate_size", 1, _WIDTH),
     ("router", "temperature", 1e-3, 1e3),
     ("router", "group_balance_rate", 0, 1),
     ("router", "expert_balance_rate", 0, 1),
-    ("router", "max_received", 1, _LARGE),
-    ("router", "experts_at_start", 0, _LARGE),
-    ("router", "split_every", 1, _LARGE),
+    ("router", "max_received", 1, _COUNT),
+    ("router", "experts_at_start", 0, _EXPERTS),
+    ("router", "split_every", 1, _COUNT),
     ("router", "split_load", 1, 1e6),
     ("router", "reclaim_load", 0, 1),
     ("router", "split_generations", 1, 16),
-    ("data", "molecules_per_step", 1, _LARGE),
-    ("data", "atoms_per_step", 1, _LARGE),
-    ("data", "bonds_per_step", 1, _LARGE),
-    ("data", "scaffold_run", 1, _LARGE),
-    ("data", "window_shards", 1, _LARGE),
-    ("data", "validation_molecules", 1, _LARGE),
-    ("data", "cache_gb", 1e-6, _LARGE),
+    ("data", "molecules_per_step", 1, _COUNT),
+    ("data", "atoms_per_step", 1, _COUNT),
+    ("data", "bonds_per_step", 1, _COUNT),
+    ("data", "scaffold_run", 1, _COUNT),
+    ("data", "window_shards", 1, _COUNT),
+    ("data", "validation_molecules", 1, _COUNT),
+    ("data", "cache_gb", 1e-6, 1e9),
     ("objective", "mask_ratio", 1e-3, 0.999),
     ("objective", "bond_weight", 0, 1e6),
     ("objective", "contrast_weight", 0, 1e6),
@@ -69,37 +74,39 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("objective", "fingerprint_weight", 0, 1e6),
     ("objective", "descriptor_weight", 0, 1e6),
     ("curriculum", "competence_start", 0.01, 1),
-    ("curriculum", "competence_steps", 0, _LARGE),
-    ("curriculum", "atom_fade_steps", 0, _LARGE),
+    ("curriculum", "competence_steps", 0, _COUNT),
+    ("curriculum", "atom_fade_steps", 0, _COUNT),
     ("curriculum", "temperature_start", 1e-3, 1e3),
-    ("curriculum", "temperature_steps", 0, _LARGE),
+    ("curriculum", "temperature_steps", 0, _COUNT),
     ("curriculum", "guidance_start", 0, 1e3),
-    ("curriculum", "guidance_steps", 0, _LARGE),
+    ("curriculum", "guidance_steps", 0, _COUNT),
     ("curriculum", "mask_start", 1e-3, 0.999),
-    ("curriculum", "mask_steps", 0, _LARGE),
+    ("curriculum", "mask_steps", 0, _COUNT),
     ("optim", "learning_rate", 0, 1e3),
     ("optim", "min_ratio", 0, 1),
-    ("optim", "warmup_steps", 0, _LARGE),
-    ("optim", "decay_steps", 0, _LARGE),
+    ("optim", "warmup_steps", 0, _COUNT),
+    ("optim", "decay_steps", 0, _COUNT),
     ("optim", "weight_decay", 0, 1e3),
     ("optim", "beta1", 0, 0.999999),
     ("optim", "beta2", 0, 0.999999),
-    ("optim", "epsilon", 0, 1),
+    ("optim", "epsilon", 1e-30, 1),  # with 0 a parameter without a gradient becomes 0 / 0
     ("optim", "clip_norm", 0, 1e6),
-    ("optim", "accumulation", 1, _LARGE),
-    ("parallel", "ep_size", 1, _LARGE),
+    ("optim", "accumulation", 1, _COUNT),
+    ("parallel", "ep_size", 1, _EXPERTS),
     ("parallel", "migration_budget", 1, 1e3),
-    ("run", "steps", 1, _LARGE),
+    ("run", "steps", 1, _COUNT),
     ("run", "seed", 0, 2**31 - 1),
-    ("run", "log_every", 1, _LARGE),
-    ("run", "validate_every", 0, _LARGE),
-    ("run", "checkpoint_every", 0, _LARGE),
-    ("run", "keep_checkpoints", 0, _LARGE),
-    ("run", "max_skipped", 1, _LARGE),
+    ("run", "log_every", 1, _COUNT),
+    ("run", "validate_every", 0, _COUNT),
+    ("run", "checkpoint_every", 0, _COUNT),
+    ("run", "keep_checkpoints", 0, _COUNT),
+    ("run", "max_skipped", 1, _COUNT),
     ("run", "hang_seconds", 1, 1e6),
-    ("probe", "every", 0, _LARGE),
-    ("probe", "max_molecules", 10, _LARGE),
+    ("probe", "every", 0, _COUNT),
+    ("probe", "max_molecules", 10, _COUNT),
 )
+
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 # Types of DeepSpeed's schedules, and what their schedule_config holds.
 _DEEPSPEED_SCHEDULES = {
@@ -111,11 +118,13 @@ _DEEPSPEED_SCHEDULES = {
 
 def check_config(config: RunConfig) -> None:
     """Raise ConfigError for the first value that no run can have."""
+    _check_types(config)
     _check_ranges(config)
     _check_layers(config)
     _check_choices(config.router)
     _check_blocks(config.router)
     _check_mixture(config.data)
+    _check_credentials(config)
     _check_curriculum(config)
     _check_probe(config.probe)
     _check_folders(config)
@@ -136,13 +145,46 @@ def check_topology(config: RunConfig, ranks: int) -> None:
         )
 
 
+def _check_types(config: RunConfig) -> None:
+    """What a command line is asked for by its parser, for a tree that a file of others holds."""
+    for section, kind in SECTIONS.items():
+        _check_fields(getattr(config, section), kind, section)
+    for table in config.probe.tables:
+        _check_fields(table, ProbeTable, "probe.tables")
+
+
+def _check_fields(values: object, kind: type, section: str) -> None:
+    for name, hint in get_type_hints(kind).items():
+        value = getattr(values, name)
+        if not _is_of(value, hint):
+            expected = (
+                f"one of {', '.join(get_args(hint))}" if get_origin(hint) is Literal else _TYPES.get(hint, str(hint))
+            )
+            raise ConfigError(f"{section}.{name} is {value!r}: set it to {expected}")
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    """Whether a value is of the type of a field; a switch is no number."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is UnionType:
+        return any(_is_of(value, argument) for argument in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_is_of(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    is_switch = isinstance(value, bool)
+    return is_switch if hint is bool else not is_switch and isinstance(value, (int, float) if hint is float else hint)
+
+
 def _check_ranges(config: RunConfig) -> None:
     for section, name, low, high in _RANGES:
         value = getattr(getattr(config, section), name)
         if not math.isfinite(value):
             raise ConfigError(f"{section}.{name} is {value}: set it to a finite number")
         if not low <= value <= high:
-            allowed = f"at least {low}" if high == _LARGE else f"a value from {low} to {high}"
+            allowed = f"at least {low}" if value < low and high == _COUNT else f"a value from {low} to {high}"
             raise ConfigError(f"{section}.{name} is {value}: set it to {allowed}")
 
 
@@ -281,6 +323,17 @@ def _check_mixture(data: DataConfig) -> None:
         if not 0 < weight < float("inf"):
             raise ConfigError(
                 f"data.weights gives {path} the weight {weight}: set it to a positive number, or leave the dataset out"
+            )
+
+
+def _check_credentials(config: RunConfig) -> None:
+    """What a run is configured to is written into its folder and its checkpoints, and logged."""
+    paths = [("data.path", path) for path in config.data.paths]
+    for name, path in (*paths, *(("probe.tables", table.path) for table in config.probe.tables)):
+        if has_credentials(path):
+            raise ConfigError(
+                f"{name} {without_credentials(path)} is given with credentials, which would be stored with the run: "
+                "leave them out of the URL, and set them in the environment (docs/object_storage.md)"
             )
 
 

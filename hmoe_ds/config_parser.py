@@ -13,7 +13,9 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from hmoe_ds.config import SECTIONS, ConfigError, RunConfig
@@ -80,7 +82,34 @@ def _config_file(name: str) -> str:
         raise ConfigError(
             f"--config {name!r} is neither a file nor a preset: give a YAML file or one of {', '.join(preset_names())}"
         )
+    _check_plain(name)
     return name
+
+
+def _check_plain(name: str) -> None:
+    """Raise ConfigError unless the file, which may come from others, holds sections of plain values.
+
+    jsonargparse would import what `class_path` names before it finds that no field takes it.
+    """
+    try:
+        tree = yaml.safe_load(Path(name).read_bytes())
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--config {name} is no YAML of plain values ({' '.join(str(error).split())}): mend it"
+        ) from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"--config {name} holds no sections: give them as in `hmoe pretrain --help`, such as 'run:'")
+    for section, values in tree.items():
+        if section in SECTIONS and not isinstance(values, dict):
+            raise ConfigError(f"--config {name} has {section}: {values!r}: give its fields, such as those in a preset")
+    if _has_key(tree, "class_path"):
+        raise ConfigError(f"--config {name} has a class_path, and no field takes a class: remove it")
+
+
+def _has_key(tree: Any, key: str) -> bool:
+    if isinstance(tree, dict):
+        return key in tree or any(_has_key(value, key) for value in tree.values())
+    return isinstance(tree, list) and any(_has_key(value, key) for value in tree)
 
 
 def _explain(message: str) -> str:

@@ -64,13 +64,20 @@ class Mixture:
         shares = zip(self.stores, self.weight_S.tolist(), strict=True)
         return [min(len(store), round(weight * molecules)) for store, weight in shares]
 
+    def mean_size(self) -> tuple[float, float]:
+        """Mean atoms and bonds of a molecule of the training split, datasets by their shares."""
+        splits = [store.manifest.splits["train"] for store in self.stores]
+        shares = list(zip(self.weight_S.tolist(), splits, strict=True))
+        atoms = sum(share * split.atoms / max(split.rows, 1) for share, split in shares)
+        return atoms, sum(share * split.bonds / max(split.rows, 1) for share, split in shares)
+
     @property
     def standardized(self) -> bool:
         """Whether the molecules are in their standard form; all datasets of a run are alike in that."""
         return bool(self.stores[0].manifest.options["standardize"])
 
     def check_files(self) -> None:
-        """Raise PipelineError when a shard is missing or has another size than it was written with."""
+        """Raise PipelineError or UsageError when a shard is not what the manifest says, as far as a glance tells."""
         for store in self.stores:
             store.check_files()
 

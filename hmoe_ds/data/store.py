@@ -13,9 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_pipeline.errors import PipelineError
-from data_pipeline.manifest import Manifest, ShardRecord
+from data_pipeline.manifest import Manifest, ShardRecord, file_path
+from data_pipeline.remote import join_url
 from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES, DESCRIPTORS
 from hmoe_ds.data.cache import ShardCache
+from hmoe_ds.data.shard_file import check_shard_schema, read_shard
 
 
 class ShardTargets(NamedTuple):
@@ -115,8 +117,10 @@ class ShardStore:
             PipelineError: the file is gone, or is not what was written.
         """
         if index not in self._open:
-            with self._map(self._records[index]) as file:
-                self._open[index] = shard_from_batch(pa.ipc.open_stream(file).read_next_batch(), self.with_targets)
+            record = self._records[index]
+            with self._map(record) as file:
+                batch = read_shard(file, self._name(record), record, self.has_targets)
+                self._open[index] = shard_from_batch(batch, self.with_targets)
         return self._open[index]
 
     def window(self, current: Collection[int], upcoming: Collection[int] = ()) -> None:
@@ -126,16 +130,22 @@ class ShardStore:
             self._cache.window([self._records[i] for i in current], [self._records[i] for i in upcoming])
 
     def check_files(self) -> None:
-        """Raise PipelineError when a shard is missing or has another size than it was written with."""
+        """Raise PipelineError when a shard is missing or has another size than it was written with.
+
+        Of a dataset in a directory also UsageError when a shard has other columns than the manifest says; one behind a
+        URL shows that when it has been downloaded.
+        """
         if self._cache is not None:
             self._cache.check(self._records)
             return
         for record in self._records:
-            file = Path(self.path) / record.file
+            file = file_path(self.path, record)
             size = file.stat().st_size if file.is_file() else None
             if size != record.bytes:
                 found = "is missing" if size is None else f"has {size} bytes, expected {record.bytes}"
                 raise PipelineError(f"{file} {found}: copy the dataset again, or run `hmoe prepare` again")
+            with self._map(record) as mapped:
+                check_shard_schema(mapped, str(file), self.has_targets)
 
     def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Shard index and row inside the shard of each global row."""
@@ -166,10 +176,13 @@ class ShardStore:
         """Bytes of these shards in the cache; none where there is no cache."""
         return sum(self._records[index].bytes for index in shards) if self._cache is not None else 0
 
+    def _name(self, record: ShardRecord) -> str:
+        return join_url(self.path, record.file) if self._cache is not None else str(Path(self.path) / record.file)
+
     def _map(self, record: ShardRecord) -> pa.MemoryMappedFile:
         if self._cache is not None:
             return self._cache.open(record)
-        file = Path(self.path) / record.file
+        file = file_path(self.path, record)
         try:
             mapped = pa.memory_map(str(file))
             if record.file in self._unverified:
@@ -184,7 +197,7 @@ class ShardStore:
         mapped.seek(0)
         if checksum != record.blake2b:
             raise PipelineError(
-                f"{Path(self.path) / record.file} is not what was written (checksum differs): copy the dataset again; "
+                f"{file_path(self.path, record)} is not what was written (checksum differs): copy the dataset again; "
                 "`hmoe inspect --verify` tells which files are damaged"
             )
         self._unverified.remove(record.file)

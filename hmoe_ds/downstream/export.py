@@ -8,8 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmoe_ds.config import RunConfig, config_from_dict
-from hmoe_ds.model.checkpoint_record import RECORD_FILE, CheckpointError, check_files, read_list, read_record
+from data_pipeline.contained import contained_path
+from hmoe_ds.config import RunConfig
+from hmoe_ds.model.checkpoint_record import (
+    RECORD_FILE,
+    CheckpointError,
+    check_files,
+    read_list,
+    read_record,
+    recorded_config,
+)
 from hmoe_ds.model.hmoe import HMoEModel, write_pretrained
 from hmoe_ds.model.weight_files import read_weights, weight_files
 
@@ -29,7 +37,7 @@ def export_checkpoint(path: str | Path, out: str | Path) -> dict[str, Any]:
     """
     folder = find_checkpoint(Path(path))
     record = read_record(folder)
-    config = config_from_dict(record["config"])
+    config = recorded_config(folder, record)
     files = weight_files(config.parallel.ep_size)
     check_files(folder, [file for file in read_list(folder) if file.name in files])
     weights = read_weights(folder, config.parallel.ep_size)
@@ -48,7 +56,7 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder that `path` means; see `export_checkpoint`."""
     for parent in (path / "checkpoints", path):
         if (parent / "latest").is_file():
-            return parent / (parent / "latest").read_text().strip()
+            return contained_path(parent, (parent / "latest").read_text(errors="replace").strip(), parent / "latest")
     if not (path / RECORD_FILE).is_file():
         raise CheckpointError(
             f"{path} holds no checkpoint: give a run's folder, its checkpoints folder or one checkpoint in it"

@@ -14,6 +14,8 @@ from typing import Any
 
 from data_pipeline.errors import UsageError
 from data_pipeline.keys import file_checksum
+from hmoe_ds.config import ConfigError, RunConfig, config_from_dict
+from hmoe_ds.config_checks import check_config
 from hmoe_ds.durable import flush, write_text
 
 FORMAT_VERSION = 2
@@ -68,6 +70,9 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{folder / RECORD_FILE} has format_version {record.get('format_version')!r}, expected {FORMAT_VERSION}: "
             "use it with the version of hmoe_ds that wrote it"
         )
+    missing = {"step", "config", "dataset"} - record.keys()
+    if missing:
+        raise CheckpointError(f"{folder / RECORD_FILE} lacks {', '.join(sorted(missing))}: use another checkpoint")
     return record
 
 
@@ -127,3 +132,17 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DamagedCheckpointError(f"{path} is damaged (no JSON object): use another checkpoint")
     return content
+
+
+def recorded_config(folder: Path, record: Mapping[str, Any]) -> RunConfig:
+    """The configuration in a record, as `read_record` gave it.
+
+    Raises:
+        CheckpointError: it is of another version, or one that no run can have.
+    """
+    try:
+        config = config_from_dict(record["config"])
+        check_config(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / RECORD_FILE}: {error}") from error
+    return config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data_pipeline.errors import UsageError
-from hmoe_ds.config import ModelConfig, MoleculeHeads, RouterConfig
+from hmoe_ds.config import ConfigError, ModelConfig, MoleculeHeads, RouterConfig, RunConfig, section_from_dict
+from hmoe_ds.config_checks import check_config
 from hmoe_ds.data.batch import Masks, MolBatch, sum_by_molecule
 from hmoe_ds.model.encoder import Encoder, Encoding
 from hmoe_ds.model.heads import DescriptorHead, FingerprintHead, MaskedAtomHead, MaskedBondHead
@@ -104,26 +105,62 @@ class HMoEModel(nn.Module):
             weights = load_file(path / WEIGHTS)
         except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
             raise ModelFormatError(f"{path} holds a damaged model ({error}): export the checkpoint again") from error
-        if description.get("format_version") != FORMAT_VERSION:
-            raise ModelFormatError(
-                f"{path / CONFIG} has format_version {description.get('format_version')!r}: this version of "
-                f"hmoe_ds reads {FORMAT_VERSION}; export the checkpoint again"
-            )
-        # Models exported before there were heads of molecules have none.
-        heads = MoleculeHeads(**description.get("molecule_heads", {}))
-        model = cls(ModelConfig(**description["model"]), RouterConfig(**description["router"]), heads=heads)
+        described = _described(path / CONFIG, description)
+        _check_weights(path, weights, described)
+        model = cls(described.model, described.router, heads=described.heads)
         state = model.state_dict(keep_vars=True)
-        if state.keys() != weights.keys():
-            different = sorted(state.keys() ^ weights.keys())
-            raise ModelFormatError(
-                f"{path / WEIGHTS} and {path / CONFIG} are of different models: {different[0]} is in one of them only; "
-                "export the checkpoint again"
-            )
         for name, tensor in state.items():
             # Parameters and buffers keep the dtypes they were trained in: routing buffers are fp32 in a bf16 model.
             tensor.data = tensor.data.to(weights[name].dtype)
         model.load_state_dict(weights)
         return model.eval()
+
+
+class _Described(NamedTuple):
+    """What `config.json` says of a model."""
+
+    model: ModelConfig
+    router: RouterConfig
+    heads: MoleculeHeads
+
+
+def _described(path: Path, description: Any) -> _Described:
+    """Raises ModelFormatError for another format version, and for a model that cannot be."""
+    version = description.get("format_version") if isinstance(description, dict) else None
+    if version != FORMAT_VERSION:
+        raise ModelFormatError(
+            f"{path} has format_version {version!r}: this version of hmoe_ds reads {FORMAT_VERSION}; export the "
+            "checkpoint again"
+        )
+    try:
+        model, router = (section_from_dict(name, description.get(name)) for name in ("model", "router"))
+        check_config(RunConfig(model=model, router=router))
+    except ConfigError as error:
+        raise ModelFormatError(f"{path}: {error}") from error
+    # Models exported before there were heads of molecules have none.
+    heads = description.get("molecule_heads", {})
+    if not isinstance(heads, dict) or not heads.keys() <= set(MoleculeHeads._fields):
+        raise ModelFormatError(f"{path} has molecule_heads {heads!r}: use the version of hmoe_ds that wrote it")
+    return _Described(model, router, MoleculeHeads(**heads))
+
+
+def _check_weights(path: Path, weights: dict[str, Tensor], described: _Described) -> None:
+    """Raise ModelFormatError unless they are those of the model; before it is built, which may take much memory."""
+    with torch.device("meta"):  # shapes without values
+        expected = HMoEModel(described.model, described.router, heads=described.heads).state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        found, wanted = (_kind(state.get(name)) for state in (weights, expected))
+        if found != wanted:
+            raise ModelFormatError(
+                f"{path / WEIGHTS} and {path / CONFIG} are of different models: {name} is {found} in one, {wanted} in "
+                "the other; export the checkpoint again"
+            )
+
+
+def _kind(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "missing"
+    return f"{'floating' if tensor.is_floating_point() else str(tensor.dtype)} {list(tensor.shape)}"
 
 
 def write_pretrained(

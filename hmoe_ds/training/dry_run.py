@@ -76,11 +76,7 @@ def dry_run(config: RunConfig, ranks: int) -> dict[str, Any]:
 def _mean_molecule(config: RunConfig) -> MeanMolecule:
     if not config.data.paths:
         return DRUG_LIKE
-    mixture = check_data(config)
-    splits = [store.manifest.splits["train"] for store in mixture.stores]
-    shares = mixture.weight_S.tolist()
-    atoms = sum(share * split.atoms / split.rows for share, split in zip(shares, splits, strict=True))
-    bonds = sum(share * split.bonds / split.rows for share, split in zip(shares, splits, strict=True))
+    atoms, bonds = check_data(config).mean_size()
     return MeanMolecule(atoms, bonds, f"mean of {', '.join(config.data.paths)}")
 
 

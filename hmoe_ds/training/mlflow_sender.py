@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import time
 from collections.abc import Callable
 from typing import Any
 
+from data_pipeline.redact import redacted, without_credentials
 from hmoe_ds.training.run_folder import read_run_record
 from hmoe_ds.training.spool import RUNNING, Spool
 
@@ -50,13 +50,13 @@ class Sender:
         self._refused: set[str] = set()
         uri, experiment = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_EXPERIMENT_NAME")
         spool.update(
-            tracking_uri=_without_password(uri) if uri else spool.delivery.tracking_uri,
+            tracking_uri=without_credentials(uri) if uri else spool.delivery.tracking_uri,
             experiment=experiment or spool.delivery.experiment,
         )
         self.uri = uri or spool.delivery.tracking_uri or f"sqlite:///{self._folder / 'mlflow.db'}"
 
     def __str__(self) -> str:
-        return f"MLflow at {_without_password(self.uri)}"
+        return f"MLflow at {without_credentials(self.uri)}"
 
     def is_done(self) -> bool:
         """Whether MLflow has everything."""
@@ -283,15 +283,11 @@ class SystemMetrics:
         return sample
 
 
-def _without_password(text: str) -> str:
-    return re.sub(r"(?<=\w://)[^/\s]*@", "", text)
-
-
 def reason(error: BaseException) -> str:
     """What went wrong in the first place, in one short line: MLflow wraps what requests wraps what the system says."""
     while error.__context__ is not None:
         error = error.__context__
-    return _without_password(" ".join(str(error).split()) or type(error).__name__)[:200]
+    return redacted(" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

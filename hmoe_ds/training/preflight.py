@@ -11,8 +11,12 @@ from hmoe_ds.config_checks import check_topology
 from hmoe_ds.data.labelled import read_labelled
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.plan import BatchPlan
+from hmoe_ds.training.checkpoint_model import check_checkpoint_model
 from hmoe_ds.training.deepspeed_config import deepspeed_config
-from hmoe_ds.training.run_folder import check_resumable, check_run_folder, open_datasets
+from hmoe_ds.training.disk_check import check_disk
+from hmoe_ds.training.machine import this_machine
+from hmoe_ds.training.memory_check import check_memory
+from hmoe_ds.training.run_folder import check_resumable, check_run_folder, find_checkpoint, open_datasets
 from hmoe_ds.training.spool import read_delivery
 
 
@@ -29,8 +33,14 @@ def check_run(config: RunConfig, ranks: int) -> None:
         read_labelled(table, config.probe.max_molecules, training.standardized)
     deepspeed_config(config)
     check_resumable(config, training.fingerprint)
+    checkpoint = find_checkpoint(config)
+    if checkpoint is not None:
+        check_checkpoint_model(config, checkpoint)
     if config.run.mlflow:
         read_delivery(Path(config.run.out))
+    check_disk(config)
+    if config.run.check_memory:
+        check_memory(config, ranks, *training.mean_size(), this_machine(ranks))
 
 
 def check_data(config: RunConfig) -> Mixture:
@@ -42,6 +52,8 @@ def check_data(config: RunConfig) -> Mixture:
     """
     try:
         training, validation = open_datasets(config)
+        for mixture in (training, validation):
+            mixture.check_files()
     except ConfigError:
         raise
     except UsageError as error:
@@ -49,8 +61,6 @@ def check_data(config: RunConfig) -> Mixture:
     _check_targets(config, training)
     _check_mixable(config, training)
     _check_cache(config, training, validation)
-    training.check_files()
-    validation.check_files()
     BatchPlan(training, config.data, config.optim.accumulation, config.run.seed)
     return training
 

@@ -14,7 +14,14 @@ from hmoe_ds.config import ConfigError, RunConfig, config_from_dict, save_config
 from hmoe_ds.data.cache import ShardCache
 from hmoe_ds.data.mixture import Mixture, open_mixture
 from hmoe_ds.durable import make_folder, replace_text
-from hmoe_ds.model.checkpoint_record import CheckpointError, DamagedCheckpointError, read_list, read_record
+from hmoe_ds.model.checkpoint_record import (
+    RECORD_FILE,
+    CheckpointError,
+    DamagedCheckpointError,
+    check_files,
+    read_list,
+    read_record,
+)
 from hmoe_ds.training.outcome import forget_outcome
 
 RECORD, CHECKPOINTS, LATEST = "run.json", "checkpoints", "latest"
@@ -68,13 +75,19 @@ def find_checkpoint(config: RunConfig) -> Path | None:
     """The checkpoint from which a run goes on, as far as its records tell; None for a run without any.
 
     Raises:
-        CheckpointError: it is of another version, or all are damaged.
+        CheckpointError: it is of another version, or all are damaged or gone.
     """
     first_damage: DamagedCheckpointError | None = None
-    for folder in candidates(config):
+    found = candidates(config)
+    if not found and (checkpoint_dir(config) / LATEST).exists():
+        raise CheckpointError(
+            f"{checkpoint_dir(config) / LATEST} tells of a checkpoint, but there is none up to it: copy it back, or "
+            "give another run.out"
+        )
+    for folder in found:
         try:
             read_record(folder)
-            read_list(folder)
+            check_files(folder, [file for file in read_list(folder) if file.name == RECORD_FILE])
         except DamagedCheckpointError as error:
             first_damage = first_damage or error
         else:
@@ -162,7 +175,10 @@ def check_resumable(config: RunConfig, dataset: str) -> None:
 # how much of an expert's input is worked on at a time changes its result, but for rounding.
 _FREE_ON_RESUME = {
     *(("run", name) for name in ("out", "steps", "resume", "mlflow", "log_every", "validate_every")),
-    *(("run", name) for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "hang_seconds")),
+    *(
+        ("run", name)
+        for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "hang_seconds", "check_memory")
+    ),
     *(("data", name) for name in ("path", "validation_molecules", "verify", "cache_dir", "cache_gb")),
     *(("probe", name) for name in ("tables", "every", "max_molecules")),
     *(("parallel", name) for name in ("ep_size", "zero_stage", "offload_optimizer", "activation_checkpointing")),

@@ -12,10 +12,13 @@ from data_pipeline.build import PrepareOptions, prepare
 from data_pipeline.manifest import Manifest
 from hmoe_ds.config import ConfigError
 from hmoe_ds.config_parser import load_config
+from hmoe_ds.model.checkpoint_record import CheckpointError
 from hmoe_ds.training import launch as launch_module
 from hmoe_ds.training.loop import check_agreement
 from hmoe_ds.training.preflight import check_run
+from hmoe_ds.training.run_folder import find_checkpoint
 from tests.distributed.harness import arguments
+from tests.made_up import make_up_checkpoint
 
 MOLECULES = ["CCO", "c1ccccc1", "CC(=O)Oc1ccccc1C(=O)O", "C1CCCCC1N", "CN1C=NC2=C1C(=O)N(C(=O)N2C)C"]
 
@@ -89,15 +92,37 @@ def test_a_cache_that_is_too_small_for_a_step(dataset, tmp_path):
     ],
 )
 def test_a_run_with_a_record_that_says_too_little(content, message, dataset, tmp_path):
-    checkpoints = tmp_path / "run" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    (checkpoints / "latest").write_text("step00000002")
+    make_up_checkpoint(tmp_path / "run", 2, {})
     (tmp_path / "run" / "run.json").write_text(content)
     refuse(message, dataset, tmp_path)
-    (checkpoints / "latest").write_text("")
-    complete = {"format_version": 2, "ranks": 1, "config": {}, "dataset": "", "shards": []}
-    (tmp_path / "run" / "run.json").write_text(json.dumps(complete))
-    refuse(r"latest holds '', which is no checkpoint's name: write the name of the last one", dataset, tmp_path)
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(dataset, tmp_path):
+    folder = make_up_checkpoint(tmp_path / "run", 2, {})
+    folder.rename(tmp_path / "elsewhere")
+    config = load_config(arguments(tmp_path / "run", dataset))
+    with pytest.raises(CheckpointError, match="latest tells of a checkpoint, but there is none up to it: copy it back"):
+        check_run(config, ranks=1)
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_whose_records_are_whole(tmp_path):
+    """`latest` may name an earlier one; what it holds otherwise is of no help."""
+    config = load_config(["--run.out", str(tmp_path)])
+    assert find_checkpoint(config) is None
+    folders = [make_up_checkpoint(tmp_path, step, config.to_dict()) for step in (2, 4, 6)]
+    for name, expected in [("step00000006", 2), ("step00000004\n", 1), ("step00000005", 1), ("nonsense", 2), ("", 2)]:
+        (tmp_path / "checkpoints" / "latest").write_text(name)
+        assert find_checkpoint(config) == folders[expected]
+    (tmp_path / "checkpoints" / "latest").unlink()
+    (folders[2] / "files.json").write_text("{")
+    assert find_checkpoint(config) == folders[1]
+    record = folders[1] / "checkpoint.json"
+    record.write_text(record.read_text().replace('"step": 4', '"step": 5'))
+    assert find_checkpoint(config) == folders[0]
+    record = folders[0] / "checkpoint.json"
+    record.write_text(record.read_text()[:-5])
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole \(.*step00000006.*copy one back, or give"):
+        find_checkpoint(config)
 
 
 def test_ranks_that_see_different_data(monkeypatch):

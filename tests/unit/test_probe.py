@@ -19,6 +19,7 @@ from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.run_folder import check_resumable
 from tests.distributed.harness import arguments
 from tests.labelled_tables import molecules_of, ring_count, write_table
+from tests.made_up import make_up_checkpoint
 
 
 @pytest.mark.parametrize(("rows", "width", "noise"), [(60, 8, 0.1), (40, 8, 30.0), (30, 50, 1.0)])
@@ -166,6 +167,5 @@ def test_a_probe_may_come_and_go_between_the_parts_of_a_run(dataset, tmp_path):
     probed = load_config(arguments(tmp_path, dataset, probe__tables='[{"path": "a.csv", "label": "y"}]'))
     record = {"format_version": 2, "ranks": 1, "dataset": "x", "shards": [], "config": plain.to_dict()}
     (tmp_path / "run.json").write_text(json.dumps(record))
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "latest").write_text("step00000002")
-    check_resumable(probed, 1, "x")
+    make_up_checkpoint(tmp_path, 2, plain.to_dict())
+    check_resumable(probed, "x")
