@@ -341,6 +341,7 @@ class LoopConfig:
         validate_every: steps between validations; 0 for one at the end only.
         checkpoint_every: steps between checkpoints; 0 for one at the end only.
         keep_checkpoints: checkpoints that are kept, beside the one with the lowest validation loss; 0 for all.
+        mirror: folder or fsspec URL that gets a copy of the last checkpoint (`training/mirror.py`).
         max_skipped: steps in a row whose gradient is not finite, which are skipped, until the run stops.
         hang_seconds: time without progress after which a run ends, naming the rank that hangs.
         deterministic: use deterministic kernels on CUDA (on CPU they always are).
@@ -356,6 +357,7 @@ class LoopConfig:
     validate_every: int = 0
     checkpoint_every: int = 0
     keep_checkpoints: int = 3
+    mirror: str = ""
     max_skipped: int = 10
     hang_seconds: float = 1800.0
     deterministic: bool = False

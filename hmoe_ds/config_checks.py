@@ -329,6 +329,7 @@ def _check_mixture(data: DataConfig) -> None:
 def _check_credentials(config: RunConfig) -> None:
     """What a run is configured to is written into its folder and its checkpoints, and logged."""
     paths = [("data.path", path) for path in config.data.paths]
+    paths.append(("run.mirror", config.run.mirror))
     for name, path in (*paths, *(("probe.tables", table.path) for table in config.probe.tables)):
         if has_credentials(path):
             raise ConfigError(

@@ -27,6 +27,7 @@ from hmoe_ds.training.due import due_after
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale, set_learning_rate, wait_for_device
 from hmoe_ds.training.expert_clones import split_experts
 from hmoe_ds.training.metrics import StepTotals
+from hmoe_ds.training.mirror import Mirror
 from hmoe_ds.training.outcome import note_done, note_failure
 from hmoe_ds.training.prefetch import Prefetcher
 from hmoe_ds.training.preflight import check_run
@@ -61,7 +62,8 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
         plan.load_state_dict(state.plan)
     ahead = Prefetcher(molecules, plan, config, state.step, rank, ranks)
     watchdog = Watchdog(config.run.hang_seconds, rank, ranks)
-    with Recorder(config, state, rank) as recorder, ahead, watchdog, StopRequest() as stop:
+    mirror = Mirror(config, state.step, rank)
+    with Recorder(config, state, rank) as recorder, mirror, ahead, watchdog, StopRequest() as stop:
         while state.step < config.run.steps:
             watchdog.progress(state.step + 1)
             started = time.perf_counter()
@@ -103,7 +105,8 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
             if due.checkpoint or stopping:
                 recorder.flush()
                 notes = {"dataset": molecules.fingerprint, "mlflow_run": recorder.mlflow_run}
-                keep_checkpoint(engine, config, state, notes, validation, must=stopping)
+                if keep_checkpoint(engine, config, state, notes, validation, must=stopping):
+                    mirror.push(state.step)
             if stopping:
                 raise StoppedError(f"stopped after step {state.step} of {config.run.steps}, as it was asked to")
 
@@ -115,8 +118,8 @@ def keep_checkpoint(
     notes: dict[str, Any],
     validation: dict[str, float],
     must: bool,
-) -> None:
-    """Save a checkpoint. Unless it `must` be, or is the last one, a full disk is no reason to end the run."""
+) -> bool:
+    """Save a checkpoint; -> whether it could be. Unless it `must` be, or is the last one, the run may go on without."""
     loss = validation.get("validation_loss", math.nan)
     try:
         save_checkpoint(engine, config, state, notes | {"validation_loss": loss if math.isfinite(loss) else None})
@@ -125,6 +128,8 @@ def keep_checkpoint(
             raise
         if torch.distributed.get_rank() == 0:
             print(f"{error}; the training goes on, and saves again when the next checkpoint is due", file=sys.stderr)
+        return False
+    return True
 
 
 def check_agreement(config: RunConfig, molecules: str) -> None:

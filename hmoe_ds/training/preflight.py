@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from data_pipeline.errors import UsageError
+from data_pipeline.remote import open_filesystem
 from hmoe_ds.config import ConfigError, RunConfig
 from hmoe_ds.config_checks import check_topology
 from hmoe_ds.data.labelled import read_labelled
@@ -27,6 +28,8 @@ def check_run(config: RunConfig, ranks: int) -> None:
     if not config.data.paths:
         raise ConfigError("data.path is not set: give a dataset made by `hmoe prepare`, such as --data.path data/zinc")
     check_topology(config, ranks)
+    if config.run.mirror:
+        open_filesystem(config.run.mirror)
     check_run_folder(config)
     training = check_data(config)
     for table in config.probe.tables:

@@ -45,6 +45,11 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_TAG_PREFIX))
 
 
+def is_tag(name: str) -> bool:
+    """Whether it is the name of a checkpoint."""
+    return _TAG.fullmatch(name) is not None
+
+
 def newest_step(out: Path) -> int:
     """Steps of the newest checkpoint in the run's folder `out`, whole or not; 0 without one."""
     found = tagged(out / CHECKPOINTS)
@@ -177,7 +182,7 @@ _FREE_ON_RESUME = {
     *(("run", name) for name in ("out", "steps", "resume", "mlflow", "log_every", "validate_every")),
     *(
         ("run", name)
-        for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "hang_seconds", "check_memory")
+        for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "hang_seconds", "check_memory", "mirror")
     ),
     *(("data", name) for name in ("path", "validation_molecules", "verify", "cache_dir", "cache_gb")),
     *(("probe", name) for name in ("tables", "every", "max_molecules")),

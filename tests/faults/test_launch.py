@@ -2,7 +2,6 @@
 
 import re
 import signal
-import time
 
 import pytest
 
@@ -10,7 +9,6 @@ from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.training import exit_codes
 from tests.distributed.harness import read_metrics, train
 from tests.faults.processes import (
-    LAUNCHER,
     LOOP,
     end,
     output_of,
@@ -44,7 +42,7 @@ def check_same(out, whole, folder):
     assert exported[0] == exported[1]
 
 
-def test_a_rank_killed_a_launcher_killed_a_rank_stopped(whole, dataset, tmp_path):
+def test_a_rank_killed_then_a_rank_stopped(whole, dataset, tmp_path):
     """One command survives it all."""
     out = tmp_path / "run"
     process = pretrain(out, dataset, 2, 3, **LONG)
@@ -53,11 +51,8 @@ def test_a_rank_killed_a_launcher_killed_a_rank_stopped(whole, dataset, tmp_path
         running(out, LOOP)[0].kill()
         wait_until(lambda: "restart 1 of 3" in output_of(out).read_text(), "it is started again")
         wait_for_step(out, 55, process)
-        running(out, LAUNCHER)[0].kill()
-        wait_until(lambda: output_of(out).read_text().count("restart 1 of 3") == 2, "it is started again")
-        wait_for_step(out, 95, process)
         running(out, LOOP)[1].suspend()
-        wait_until(lambda: output_of(out).read_text().count("restart 1 of 3") == 3, "it is started again")
+        wait_until(lambda: output_of(out).read_text().count("restart 1 of 3") == 2, "it is started again")
         assert process.wait(timeout=120) == 0
     finally:
         end(process, out)
@@ -65,7 +60,7 @@ def test_a_rank_killed_a_launcher_killed_a_rank_stopped(whole, dataset, tmp_path
     assert re.search(
         r"no progress for 5 s at step \d+: rank 1 gives no sign of life: .*; rank 0 waits in \w+ \(hmoe", said
     )
-    assert [int(code) for code in re.findall(r"ended with exit code (\d+)", said)] == [247, 1, exit_codes.HUNG]
+    assert [int(code) for code in re.findall(r"ended with exit code (\d+)", said)] == [247, exit_codes.HUNG]
     assert not processes_of(out)
     check_same(out, whole, tmp_path)
 
@@ -92,18 +87,3 @@ def test_the_command_killed_then_stopped_then_run_to_its_end(whole, dataset, tmp
     finally:
         end(process, out)
     check_same(out, whole, tmp_path)
-
-
-def test_the_same_error_twice_is_not_tried_again(dataset, tmp_path):
-    """A folder where a file of the run should be is such an error."""
-    out = tmp_path / "run"
-    (out / "metrics.jsonl").mkdir(parents=True)
-    started = time.monotonic()
-    process = pretrain(out, dataset, 1, 50, **LONG | {"parallel__ep_size": 1})
-    try:
-        assert process.wait(timeout=150) == exit_codes.FAILED
-    finally:
-        end(process, out)
-    said = output_of(out).read_text()
-    assert said.count("it is started again") == 1, f"{time.monotonic() - started} s: {said}"
-    assert re.search(r"failed twice at the same place with the same error, .*IsADirectoryError: .*metrics\.jsonl", said)
