@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -12,7 +13,7 @@ from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
-from hmoe_ds.model.checkpoint_record import CheckpointFile
+from hmoe_ds.model.checkpoint_record import CheckpointError, CheckpointFile
 
 # What its files hold beside tensors and plain values; plain values, too.
 DEEPSPEED_TYPES = [LossScaler, ZeroStageEnum, fragment_address]
@@ -53,9 +54,18 @@ class CheckpointFiles(CheckpointEngine):
         self.write(Path(path), lambda file: _write_state(state_dict, file))
 
     def load(self, path: str, map_location: Any = None) -> dict[str, Any]:
-        """Read one: tensors, plain values and what DeepSpeed writes, nothing that could run code."""
-        with torch.serialization.safe_globals(DEEPSPEED_TYPES):
-            state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        """Read one: tensors, plain values and what DeepSpeed writes, nothing that could run code.
+
+        Raises:
+            CheckpointError: it holds something else.
+        """
+        try:
+            with torch.serialization.safe_globals(DEEPSPEED_TYPES):
+                state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"{path} is no file that a run writes ({type(error).__name__}): use a checkpoint that you trust"
+            ) from error
         return state
 
     def create(self, info: CheckpointCommitInfo) -> None:

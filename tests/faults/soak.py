@@ -43,13 +43,14 @@ def main() -> None:
         run_killed = folder / "killed"
         forked = kill_forked_ranks(run_killed, dataset, folder / "logs", options.kills, chosen)
         check_same(run_killed, whole)
-        commanded = kill_commands(folder / "commanded", dataset, options.command_kills, chosen)
+        commanded, seconds = kill_commands(folder / "commanded", dataset, options.command_kills, chosen)
         check_same(folder / "commanded", whole)
         (folder / "crash").mkdir()
         points = [str(dataset), str(folder / "crash"), str(options.every_write), "1"]
         run_module("tests.faults.crash_runs", 1, points, timeout=1200)
         crash_points = json.loads((folder / "crash" / "summary.json").read_text())
     figures = {"kills": len(forked) + len(commanded), "lost_steps": forked + commanded, "crash_points": crash_points}
+    figures["seconds_to_the_next_step"] = seconds
     print(json.dumps(figures | {"seconds": round(time.monotonic() - started)}))
 
 
@@ -97,16 +98,20 @@ def newest(out: Path) -> int:
     return max((int(name.removeprefix("step")) for name in names), default=0)
 
 
-def kill_commands(out: Path, dataset: Path, kills: int, chosen: random.Random) -> list[int]:
-    """The same with `hmoe pretrain`: of ranks and launchers it recovers by itself; killed, it is started again."""
+def kill_commands(out: Path, dataset: Path, kills: int, chosen: random.Random) -> tuple[list[int], list[float]]:
+    """The same with `hmoe pretrain`: of ranks and launchers it recovers by itself; killed, it is started again.
+
+    -> steps lost by each kill, and the seconds from each to the next step.
+    """
     lost: list[int] = []
+    seconds: list[float] = []
     process = processes.pretrain(out, dataset, 2, 5, **LONG)
     try:
         while len(lost) < kills:
             processes.wait_for_step(out, newest(out) + chosen.randrange(2, 25), process)
             module = chosen.choice([processes.LOOP, processes.LAUNCHER, processes.RUNNER, "hmoe_ds.cli"])
             victim, before = chosen.choice(processes.running(out, module)), processes.steps_logged(out)
-            ranks = processes.running(out, processes.LOOP)
+            ranks, killed = processes.running(out, processes.LOOP), time.time()
             victim.kill()
             if module == "hmoe_ds.cli":
                 process.wait()
@@ -115,10 +120,24 @@ def kill_commands(out: Path, dataset: Path, kills: int, chosen: random.Random) -
             if module == "hmoe_ds.cli":
                 processes.wait_until(lambda: not processes.processes_of(out), "nothing is left of it", 60)
                 process = processes.pretrain(out, dataset, 2, 5, **LONG)
+            seconds.append(seconds_to_next_step(out, killed))
         assert process.wait(timeout=300) == 0
     finally:
         processes.end(process, out)
-    return lost
+    return lost, seconds
+
+
+def seconds_to_next_step(out: Path, killed: float) -> float:
+    """How long it takes from a kill to the next step that is done."""
+
+    def times() -> list[float]:
+        try:
+            return [line["time"] for line in read_metrics(out) if line["time"] > killed + 1]
+        except (OSError, ValueError):
+            return []
+
+    processes.wait_until(lambda: bool(times()), "the next step is done", 180)
+    return round(times()[0] - killed, 1)
 
 
 def wait_until_gone(ranks: list[psutil.Process]) -> None:

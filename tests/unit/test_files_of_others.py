@@ -5,6 +5,8 @@ import io
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +26,8 @@ from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.model.checkpoint_record import LIST_FILE, CheckpointError
 from hmoe_ds.model.hmoe import HMoEModel, ModelFormatError
 from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
+from hmoe_ds.training import topology
+from hmoe_ds.training.checkpoint_files import CheckpointFiles
 from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.run_folder import begin_run
 from tests.distributed.harness import arguments
@@ -340,3 +344,27 @@ def test_no_source_is_executed(name, tmp_path, capsys):
         (tmp_path / name).write_bytes(content)
         assert main(["prepare", str(tmp_path / name), "--out", str(tmp_path / f"{number}"), "--workers=1"]) in (1, 2)
         assert not mark.exists()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch"])
+def test_a_file_of_the_training_engine_is_not_executed(kind, tmp_path, monkeypatch):
+    """In a checkpoint whose list fits it, as who makes one up can see to. Also where DeepSpeed itself reads it."""
+    mark, file = tmp_path / "executed", tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    file.write_bytes(contents(mark)[kind])
+    with pytest.raises(CheckpointError, match="is no file that a run writes .*: use a checkpoint that you trust"):
+        CheckpointFiles().load(str(file))
+    with pytest.raises(CheckpointError, match="optim_states.* is damaged"):
+        topology._map(file)
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # as `init_distributed` does
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(file, weights_only=False)
+    assert not mark.exists()
+
+
+def test_ranks_force_safe_loading():
+    code = (
+        "import os; from hmoe_ds.training.engine import init_distributed; init_distributed(); "
+        "print(os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip().endswith("1"), done.stderr
