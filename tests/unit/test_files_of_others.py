@@ -351,9 +351,9 @@ def test_a_file_of_the_training_engine_is_not_executed(kind, tmp_path, monkeypat
     """In a checkpoint whose list fits it, as who makes one up can see to. Also where DeepSpeed itself reads it."""
     mark, file = tmp_path / "executed", tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
     file.write_bytes(contents(mark)[kind])
-    with pytest.raises(CheckpointError, match="is no file that a run writes .*: use a checkpoint that you trust"):
+    with pytest.raises(CheckpointError, match=r"is no file that a run writes .*: use a checkpoint that you trust"):
         CheckpointFiles().load(str(file))
-    with pytest.raises(CheckpointError, match="optim_states.* is damaged"):
+    with pytest.raises(CheckpointError, match=r"optim_states.* is damaged"):
         topology._map(file)
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # as `init_distributed` does
     with pytest.raises(pickle.UnpicklingError):
