@@ -50,12 +50,14 @@ class TrainState:
         plan: state of the batch plan.
         skipped: of them those that changed nothing, as their gradient was not finite.
         skipped_in_a_row: the last ones of these, without a step between them that changed something.
+        mlflow_run: id of the MLflow run, if there is one.
     """
 
     step: int
     plan: dict[str, Any]
     skipped: int = 0
     skipped_in_a_row: int = 0
+    mlflow_run: str | None = None
 
 
 class SaveError(OSError):
@@ -71,7 +73,7 @@ def save_checkpoint(
         engine: model and optimizer.
         config: kept inside, so that a checkpoint can be exported on its own.
         state: kept inside.
-        notes: kept inside: `dataset`, the fingerprint of the training data, `validation_loss`, `mlflow_run`.
+        notes: kept inside: `dataset`, the fingerprint of the training data, and `validation_loss`.
 
     Raises:
         SaveError: on all ranks, when one of them could not write a file, such as on a full disk. The run may go on.

@@ -26,6 +26,7 @@ from hmoe_ds.training.checkpoint import SaveError, TrainState, load_checkpoint, 
 from hmoe_ds.training.due import due_after
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale, set_learning_rate, wait_for_device
 from hmoe_ds.training.expert_clones import split_experts
+from hmoe_ds.training.lock import locked_run
 from hmoe_ds.training.metrics import StepTotals
 from hmoe_ds.training.mirror import Mirror
 from hmoe_ds.training.outcome import note_done, note_failure
@@ -47,6 +48,12 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
         StoppedError: on all ranks, when one was asked to stop; where the run is was saved.
         DivergedError: the gradient was not finite in too many steps in a row.
     """
+    out = Path(config.run.out)
+    with Watchdog(config.run.hang_seconds, rank, ranks) as watchdog, StopRequest() as stop, locked_run(out, rank):
+        _train(config, rank, ranks, watchdog, stop)
+
+
+def _train(config: RunConfig, rank: int, ranks: int, watchdog: Watchdog, stop: StopRequest) -> None:
     molecules, held_out = open_datasets(config)
     if rank == 0:
         begin_run(config, ranks, molecules.fingerprint, [store.extent for store in molecules.stores])
@@ -61,9 +68,8 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
         state = load_checkpoint(engine, config)
         plan.load_state_dict(state.plan)
     ahead = Prefetcher(molecules, plan, config, state.step, rank, ranks)
-    watchdog = Watchdog(config.run.hang_seconds, rank, ranks)
     mirror = Mirror(config, state.step, rank)
-    with Recorder(config, state, rank) as recorder, mirror, ahead, watchdog, StopRequest() as stop:
+    with Recorder(config, state, rank) as recorder, mirror, ahead:
         while state.step < config.run.steps:
             watchdog.progress(state.step + 1)
             started = time.perf_counter()
@@ -95,6 +101,7 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
                 wait_for_device()
             seconds = time.perf_counter() - started
             validation = validate(engine.module, held_out, config, rank, ranks) if due.validation else {}
+            watchdog.progress(state.step)
             if due.probe:
                 validation |= probe.measure(engine)
             recorder.record(
@@ -103,9 +110,10 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
                 seconds=seconds, waited=waited,
             )  # fmt: skip
             if due.checkpoint or stopping:
+                watchdog.progress(state.step)
                 recorder.flush()
-                notes = {"dataset": molecules.fingerprint, "mlflow_run": recorder.mlflow_run}
-                if keep_checkpoint(engine, config, state, notes, validation, must=stopping):
+                state.mlflow_run = recorder.mlflow_run
+                if keep_checkpoint(engine, config, state, molecules.fingerprint, validation, must=stopping):
                     mirror.push(state.step)
             if stopping:
                 raise StoppedError(f"stopped after step {state.step} of {config.run.steps}, as it was asked to")
@@ -115,14 +123,15 @@ def keep_checkpoint(
     engine: deepspeed.DeepSpeedEngine,
     config: RunConfig,
     state: TrainState,
-    notes: dict[str, Any],
+    dataset: str,
     validation: dict[str, float],
     must: bool,
 ) -> bool:
     """Save a checkpoint; -> whether it could be. Unless it `must` be, or is the last one, the run may go on without."""
     loss = validation.get("validation_loss", math.nan)
+    notes = {"dataset": dataset, "validation_loss": loss if math.isfinite(loss) else None}
     try:
-        save_checkpoint(engine, config, state, notes | {"validation_loss": loss if math.isfinite(loss) else None})
+        save_checkpoint(engine, config, state, notes)
     except SaveError as error:
         if must or state.step == config.run.steps:
             raise
@@ -165,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (PipelineError, OSError) as error:
         sys.exit(_explain(error))
     try:
-        code = _train(config)
+        code = _be_rank(config)
     except Exception as error:
         note_failure(Path(config.run.out), error)
         if isinstance(error, (PipelineError, OSError)):
@@ -174,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _train(config: RunConfig) -> int:
+def _be_rank(config: RunConfig) -> int:
     """Train as one of the ranks that the environment tells of; -> the exit code."""
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic

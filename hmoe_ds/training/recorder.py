@@ -53,7 +53,7 @@ class Recorder:
             if (folder / SKIPPED).exists():
                 StepFile(folder / SKIPPED, after_step=state.step)
             if config.run.mlflow:
-                self._tracker = Tracker(folder, state.step)
+                self._tracker = Tracker(folder, state.step, state.mlflow_run)
 
     def __enter__(self) -> Recorder:
         return self

@@ -34,10 +34,11 @@ class Tracker:
     Args:
         folder: of the run.
         step: steps done at this start. From 0 on a new MLflow run begins; else that of the folder is continued.
+        run_id: of the MLflow run that a checkpoint tells of, for a folder that does not.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
-        delivery = read_delivery(folder) or Delivery()
+    def __init__(self, folder: Path, step: int, run_id: str | None = None) -> None:
+        delivery = read_delivery(folder) or _delivery_of(run_id, step)
         if step == 0:  # whatever the folder holds, its steps are done again
             delivery = Delivery(continues=delivery.run_id)
         self._spool = Spool(folder, delivery)
@@ -115,6 +116,12 @@ class Tracker:
             else:
                 self._news.wait(self._system.interval)
                 self._news.clear()
+
+
+def _delivery_of(run_id: str | None, step: int) -> Delivery:
+    """What is known of an MLflow run that was described, and has got the first `step` steps."""
+    known = run_id is not None
+    return Delivery(run_id=run_id, described=known, config_sent=known, last_step=step if known else 0)
 
 
 def send_rest(folder: Path) -> tuple[str, int]:

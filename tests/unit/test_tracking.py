@@ -25,6 +25,7 @@ from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.recorder import Recorder
 from hmoe_ds.training.run_folder import begin_run
 from hmoe_ds.training.spool import read_delivery
+from hmoe_ds.training.stop import StoppedError
 from tests.distributed.harness import arguments, free_port
 from tests.unit.mlflow_server import Gate, MlflowServer
 
@@ -64,11 +65,11 @@ def impatient(monkeypatch):
 class Run:
     """A run whose training is only claimed: `record` is what the training loop calls after a step."""
 
-    def __init__(self, folder: Path, step: int = 0, steps: int = 1000) -> None:
+    def __init__(self, folder: Path, step: int = 0, steps: int = 1000, mlflow_run: str | None = None) -> None:
         self.folder = folder
         config = load_config(["--run.out", str(folder), f"--run.steps={steps}", "--run.log_every=1"])
         begin_run(config, ranks=1, dataset="fingerprint of molecules", shards=[])
-        self.recorder = Recorder(config, TrainState(step=step, plan={}), rank=0)
+        self.recorder = Recorder(config, TrainState(step=step, plan={}, mlflow_run=mlflow_run), rank=0)
 
     def record(self, steps) -> None:
         ones = torch.ones(4, dtype=torch.float64)
@@ -245,6 +246,24 @@ def test_a_resumed_run_continues_its_mlflow_run_and_sends_no_step_twice(gate, se
     logged = mlflow_run(server, first.folder)
     assert (logged.info.run_id, logged.info.status) == (run_id, "FINISHED")
     assert history(server, run_id) == expected(range(1, 11))
+
+
+def test_a_run_that_was_asked_to_stop_goes_on_with_the_id_in_its_checkpoint(gate, server, tmp_path):
+    """Its folder may be another one, on another machine."""
+    first = Run(tmp_path / "stopped")
+    first.record(range(1, 6))
+    wait_for(lambda: read_delivery(first.folder).last_step == 5)
+    first.close(StoppedError)
+    run_id = first.recorder.mlflow_run
+    assert mlflow_run(server, first.folder).info.status == "KILLED"
+    (first.folder / "mlflow.json").unlink()
+    second = Run(first.folder, step=5, mlflow_run=run_id)
+    second.record(range(6, 8))
+    wait_for(lambda: read_delivery(first.folder).last_step == 7)
+    second.close()
+    logged = mlflow_run(server, first.folder)
+    assert (logged.info.run_id, logged.info.status) == (run_id, "FINISHED")
+    assert history(server, run_id) == expected(range(1, 8))
 
 
 def test_a_finished_run_that_is_started_again_asks_the_server_nothing(gate, server, tmp_path):
