@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from hmoe_ds.training import loop
+from hmoe_ds.training import loop, watchdog
 from tests.distributed.ranks import become_rank
 
 
@@ -38,7 +38,11 @@ def signalled(settings: dict, rank: int) -> None:
 
 
 def hanging(settings: dict, rank: int) -> None:
-    at_step(settings, rank, lambda: time.sleep(1000))
+    at_step(settings, rank, lambda: time.sleep(settings["seconds"]))
+
+
+def blind_watchdog(settings: dict, rank: int) -> None:
+    watchdog.Watchdog._report = lambda *arguments: time.sleep(1000)
 
 
 def damaged_shard(settings: dict, rank: int) -> None:
@@ -91,7 +95,8 @@ def limited_files(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-FAULTS = {function.__name__: function for function in (signalled, hanging, damaged_shard, not_finite, full_disk)}
+FUNCTIONS = (signalled, hanging, blind_watchdog, damaged_shard, not_finite, full_disk)
+FAULTS = {function.__name__: function for function in FUNCTIONS}
 
 
 def end_with(words: list[str]) -> NoReturn:

@@ -90,6 +90,7 @@ def full_disk(rank: int, *saves: int) -> dict:
     return {"full_disk": {"rank": rank, "saves": saves, "bytes": 3000}}
 
 
+IMPATIENT = {"run__hang_seconds": 4, "run__checkpoint_every": 0}
 LONG = {"run__steps": 60, "run__checkpoint_every": 30, "data__window_shards": 1}
 VALIDATED = {"run__checkpoint_every": 1, "run__validate_every": 1, "run__keep_checkpoints": 2}
 DAMAGES = ("torn", "changed", "lost")
@@ -111,7 +112,8 @@ def first(runs, dataset, tmp_path_factory) -> dict[str, Ending]:
         "whole": ({}, {}),
         "SIGTERM": ({"signalled": {"rank": 0, "step": 3, "signal": "SIGTERM"}}, {}),
         "SIGUSR1": ({"signalled": {"rank": 1, "step": 3, "signal": "SIGUSR1"}}, {}),
-        "hangs": ({"hanging": {"rank": 1, "step": 3}}, {"run__hang_seconds": 4, "run__checkpoint_every": 0}),
+        "hangs": ({"hanging": {"rank": 1, "step": 3, "seconds": 100}}, IMPATIENT),
+        "hangs unseen": ({"hanging": {"rank": 1, "step": 3, "seconds": 15}, "blind_watchdog": {}}, IMPATIENT),
         "skips": (not_finite(1, 3, 4), {"run__max_skipped": 3}),
         "diverges": (not_finite(0, 3, 4, 5, 6), {"run__max_skipped": 3}),
         "disk full on 0": (full_disk(0, 2), {}),
@@ -188,6 +190,12 @@ def test_a_rank_that_hangs_is_named_and_the_run_ends(first):
         r"rank 0 waits in all_reduce \(hmoe_ds/objectives/total\.py:\d+\)",
         said,
     ), said
+
+
+def test_the_process_group_ends_a_collective_that_a_rank_does_not_join(first):
+    """After twice the time, should the watchdog fail."""
+    assert first["hangs unseen"].codes[0] == exit_codes.FAILED
+    assert re.search(r"objectives/total\.py.*Timed out waiting 8000ms", first["hangs unseen"].logs[0], re.DOTALL)
 
 
 def test_steps_whose_gradient_is_not_finite_are_skipped(first, runs, tmp_path):
