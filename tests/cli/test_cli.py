@@ -290,8 +290,7 @@ def test_exported_experts_are_those_of_all_ranks(run):
     assert torch.isfinite(model.encoder.scaffold_gate.route_bias).all()
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
-def test_a_signal_ends_the_launcher_and_all_ranks(number, dataset, tmp_path):
+def test_an_interrupt_ends_the_launcher_and_all_ranks(dataset, tmp_path):
     marker = tmp_path / "run"  # in the command line of every process of this run
     words = [f"--{name}={value}" for name, value in (SMALL | {"data.path": dataset, "run.out": marker}).items()]
     command = [sys.executable, "-m", "hmoe_ds.cli", "pretrain", "--num_ranks", "2", *words, "--run.steps=100000"]
@@ -299,8 +298,8 @@ def test_a_signal_ends_the_launcher_and_all_ranks(number, dataset, tmp_path):
     try:
         wait_until(lambda: (marker / "metrics.jsonl").is_file() and (marker / "metrics.jsonl").stat().st_size > 0)
         assert len(processes_with(str(marker))) >= 4  # the command, two launchers' processes, two ranks
-        process.send_signal(number)
-        assert process.wait(timeout=60) == 128 + number
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 128 + signal.SIGINT
     finally:
         process.kill()
         process.wait()
