@@ -79,7 +79,7 @@ def kill_forked_ranks(out: Path, dataset: Path, logs: Path, kills: int, chosen: 
         if codes == [0, 0]:
             assert len(lost) >= kills, f"done after {len(lost)} kills: give the run more steps"
             return lost
-        lost.append(before - newest(out))
+        lost.append(max(0, before - newest(out)))  # it may have gone on between the two looks
 
 
 def wait_for_ranks(process: subprocess.Popen) -> list[psutil.Process]:
@@ -116,7 +116,7 @@ def kill_commands(out: Path, dataset: Path, kills: int, chosen: random.Random) -
             if module == "hmoe_ds.cli":
                 process.wait()
             wait_until_gone(ranks)
-            lost.append(before - newest(out))
+            lost.append(max(0, before - newest(out)))  # it may have gone on between the two looks
             if module == "hmoe_ds.cli":
                 processes.wait_until(lambda: not processes.processes_of(out), "nothing is left of it", 60)
                 process = processes.pretrain(out, dataset, 2, 5, **LONG)
