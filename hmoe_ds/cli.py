@@ -139,7 +139,6 @@ def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
     config = load_config(rest)  # before the imports that take longer
     from hmoe_ds.training import exit_codes
     from hmoe_ds.training.launch import default_ranks, launch
-    from hmoe_ds.training.mirror import fetch
     from hmoe_ds.training.preflight import check_run
 
     if options.dry_run:
@@ -150,6 +149,8 @@ def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
         return figures
     ranks = options.num_ranks or default_ranks(config.parallel.ep_size)
     if config.run.mirror and config.run.resume == "auto":
+        from hmoe_ds.training.mirror import fetch
+
         fetched = fetch(Path(config.run.out), config.run.mirror)
         if fetched is not None:
             print(f"run {config.run.out}: {fetched} was brought back from {config.run.mirror}")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.contained import check_contained
 from data_pipeline.errors import UsageError
 from data_pipeline.keys import file_checksum
 from hmoe_ds.config import ConfigError, RunConfig, config_from_dict
@@ -84,20 +85,25 @@ def write_list(folder: Path, files: Collection[CheckpointFile]) -> None:
 
 def read_list(folder: Path) -> list[CheckpointFile]:
     """What `write_list` noted. Raises DamagedCheckpointError when it is missing or damaged."""
+    listed, content = folder / LIST_FILE, _read(folder, LIST_FILE)
     try:
-        files = [CheckpointFile(**entry) for entry in _read(folder, LIST_FILE)["files"]]
-    except (KeyError, TypeError) as error:
-        raise DamagedCheckpointError(f"{folder / LIST_FILE} is damaged ({error}): use another checkpoint") from error
-    for file in files:
-        if Path(file.name).name != file.name:
-            raise DamagedCheckpointError(
-                f"{folder / LIST_FILE} lists {file.name!r}, which is outside: use another checkpoint"
-            )
+        files = [CheckpointFile(**entry) for entry in content["files"]]
+        for file in files:
+            check_contained(file.name, listed)
+            if not isinstance(file.bytes, int) or not isinstance(file.blake2b, str):
+                raise TypeError(f"{file.name} has no size and checksum")
+    except (KeyError, TypeError, UsageError) as error:
+        raise DamagedCheckpointError(f"{listed} is damaged ({error}): use another checkpoint") from error
     return files
 
 
 def check_files(folder: Path, files: Collection[CheckpointFile]) -> None:
-    """Read files of a checkpoint. Raises DamagedCheckpointError for the first one that is not what was written."""
+    """Read files of a checkpoint.
+
+    Raises:
+        DamagedCheckpointError: for the first one that is not what was written.
+        OSError: one cannot be read now, whatever is in it.
+    """
     for file in files:
         path = folder / file.name
         try:
@@ -114,8 +120,6 @@ def check_files(folder: Path, files: Collection[CheckpointFile]) -> None:
                 )
         except FileNotFoundError as error:
             raise DamagedCheckpointError(f"{folder} lacks {file.name}: copy the whole checkpoint") from error
-        except OSError as error:
-            raise DamagedCheckpointError(f"{path} cannot be read ({error.strerror}): use another checkpoint") from error
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -127,7 +131,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
             f"{folder} lacks {name}: it is no whole checkpoint of this version of hmoe_ds; copy the whole checkpoint, "
             "or use another one"
         ) from error
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DamagedCheckpointError(f"{path} is damaged ({error}): use another checkpoint") from error
     if not isinstance(content, dict):
         raise DamagedCheckpointError(f"{path} is damaged (no JSON object): use another checkpoint")

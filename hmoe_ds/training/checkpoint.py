@@ -33,8 +33,9 @@ from hmoe_ds.model.checkpoint_record import (
 )
 from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
 from hmoe_ds.training.checkpoint_files import CheckpointFiles
+from hmoe_ds.training.deepspeed_config import deepspeed_config
 from hmoe_ds.training.retention import PARTIAL, remove, remove_later, remove_remains, remove_surplus
-from hmoe_ds.training.run_folder import candidates, checkpoint_dir, checkpoint_tag, name_latest, step_of
+from hmoe_ds.training.run_folder import candidates, checkpoint_dir, checkpoint_tag, name_latest, named_latest, step_of
 from hmoe_ds.training.topology import load_from_another, same_topology
 
 DAMAGED = ".damaged"
@@ -85,7 +86,8 @@ def save_checkpoint(
     _on_first_rank(lambda: _begin(unfinished))
     _save_weights(engine, files, unfinished, config.parallel.ep_size)
     if torch.distributed.get_rank() == 0:
-        record = {**asdict(state), **notes, "ranks": torch.distributed.get_world_size(), "config": config.to_dict()}
+        layout = {"ranks": torch.distributed.get_world_size(), "deepspeed": deepspeed_config(config)}
+        record = {**asdict(state), **notes, **layout, "config": config.to_dict()}
         files.write(unfinished / RECORD_FILE, lambda path: write_record(path.parent, record))
     engine.save_checkpoint(str(unfinished.parent), tag=unfinished.name, save_latest=False)
     written = _all_written(files, unfinished)
@@ -131,8 +133,7 @@ def _complete(unfinished: Path, folder: Path, files: list[CheckpointFile], confi
     remove(folder)  # of a run that was set back to a step before it
     rename(unfinished, folder)
     name_latest(config, step)
-    remove_later(folder.parent, step)
-    remove_surplus(folder.parent, step, config.run.keep_checkpoints)
+    _tidy(folder, config.run.keep_checkpoints, remove_later)
 
 
 def _all_written(files: CheckpointFiles, unfinished: Path) -> list[CheckpointFile]:
@@ -153,7 +154,7 @@ def _newest_whole(config: RunConfig) -> Path:
     for folder in candidates(config):
         damage = _damage(folder)
         if damage is None:
-            _on_first_rank(partial(_set_aside, damages, folder))
+            _on_first_rank(partial(_set_aside, damages, folder, named_latest(config)))
             _on_first_rank(partial(_tidy, folder, config.run.keep_checkpoints))
             return folder
         damages[folder] = damage
@@ -164,17 +165,31 @@ def _newest_whole(config: RunConfig) -> Path:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, the same on all ranks, which share the reading of it; None when nothing is."""
-    mine = None
+    """What is wrong with a checkpoint, the same on all ranks, which share the reading of it; None when nothing is.
+
+    Raises:
+        SaveError: on all ranks, when one of them cannot read, which tells nothing of the checkpoint.
+    """
+    damage = unreadable = None
     try:
         read_record(folder)
         check_files(folder, read_list(folder)[torch.distributed.get_rank() :: torch.distributed.get_world_size()])
     except DamagedCheckpointError as error:
-        mine = str(error)
-    return next((error for error in _of_all_ranks(mine) if error), None)
+        damage = str(error)
+    except OSError as error:
+        unreadable = f"checkpoint {folder} cannot be read on rank {torch.distributed.get_rank()} ({error})"
+    everyone = _of_all_ranks((damage, unreadable))
+    for _, reason in everyone:
+        if reason:
+            raise SaveError(f"{reason}: mend what is wrong with the disk or the network, and start again")
+    return next((damage for damage, _ in everyone if damage), None)
 
 
-def _set_aside(damages: Mapping[Path, str], used: Path) -> None:
+def _set_aside(damages: Mapping[Path, str], used: Path, latest: str | None) -> None:
+    if latest not in (None, used.name, *(folder.name for folder in damages)):
+        print(
+            f"checkpoint {latest}, the latest, is gone; the run goes on from {used.name}", file=sys.stderr, flush=True
+        )
     for folder, damage in damages.items():
         aside = folder.with_name(folder.name + DAMAGED)
         remove(aside)
@@ -187,10 +202,14 @@ def _set_aside(damages: Mapping[Path, str], used: Path) -> None:
         )
 
 
-def _tidy(folder: Path, keep: int) -> None:
-    """Do what the run was about to do when it was killed."""
-    remove_remains(folder.parent)
-    remove_surplus(folder.parent, step_of(folder), keep)
+def _tidy(folder: Path, keep: int, first: Callable[[Path, int], None] = lambda parent, step: None) -> None:
+    """Remove what is no longer needed beside a checkpoint, as far as that is possible."""
+    try:
+        first(folder.parent, step_of(folder))
+        remove_remains(folder.parent)
+        remove_surplus(folder.parent, step_of(folder), keep)
+    except OSError as error:  # such as a file that is open elsewhere: the next one tries again
+        print(f"{folder.parent} cannot be tidied ({error})", file=sys.stderr, flush=True)
 
 
 def _on_first_rank(action: Callable[[], None]) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from hmoe_ds.config import ConfigError, RunConfig
 from hmoe_ds.model.size import BYTES, count_parameters
+from hmoe_ds.training.retention import remains
+from hmoe_ds.training.run_folder import checkpoint_dir, tagged
 
 _GIB = 2**30
 
@@ -18,7 +20,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
 
 
 def check_disk(config: RunConfig, free: int | None = None) -> None:
-    """Raise ConfigError unless two checkpoints fit, or one in a run that writes one only.
+    """Raise ConfigError unless two checkpoints fit, or one in a run that writes one only, or that has some already.
 
     Args:
         config: of the run.
@@ -27,11 +29,14 @@ def check_disk(config: RunConfig, free: int | None = None) -> None:
     out = Path(config.run.out).absolute()
     if free is None:
         free = shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free
-    number = 2 if 0 < config.run.checkpoint_every < config.run.steps else 1
+    checkpoints = checkpoint_dir(config)
+    free += sum(file.stat().st_size for folder in remains(checkpoints) for file in folder.rglob("*") if file.is_file())
+    several = 0 < config.run.checkpoint_every < config.run.steps
+    number = 2 if several and not tagged(checkpoints) else 1
     size = checkpoint_bytes(config)
     if free < number * size:
         raise ConfigError(
             f"run.out {config.run.out} has {free / _GIB:.3g} GiB free, but a checkpoint of this run takes at least "
-            f"{size / _GIB:.3g} GiB and it writes {'several' if number > 1 else 'one'}: make room, or give a "
+            f"{size / _GIB:.3g} GiB and it writes {'several' if several else 'one'}: make room, or give a "
             "run.out on another disk"
         )

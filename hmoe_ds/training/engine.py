@@ -10,6 +10,7 @@ import deepspeed
 import torch
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from torch import nn
+from torch.distributed import distributed_c10d
 
 from hmoe_ds.config import OptimConfig, RunConfig
 from hmoe_ds.model.hmoe import HMoEModel
@@ -66,10 +67,24 @@ def build_engine(config: RunConfig, traffic: Traffic) -> deepspeed.DeepSpeedEngi
         config=deepspeed_config(config),
         dist_init_required=False,
     )
+    _bound_collectives(config.run.hang_seconds)
     if parallel.migration:
         group = expert_group(parallel.ep_size)
         model.encoder.migration = Migration(group, router.groups, parallel.migration_budget, traffic)
     return engine
+
+
+def _bound_collectives(hang_seconds: float) -> None:
+    """Give all process groups the time of the first one: DeepSpeed makes its own with torch's default, half an hour."""
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=2 * hang_seconds), group)
+
+
+def forget_gradients(engine: deepspeed.DeepSpeedEngine) -> None:
+    """After a step that was not applied. DeepSpeed 0.19.8 would add the next gradients to offloaded ones."""
+    if engine.zero_cpu_offload():
+        for buffers in (engine.optimizer.averaged_gradients, engine.optimizer.all_grad_tensors):
+            buffers.update(dict.fromkeys(buffers))
 
 
 def wait_for_device() -> None:

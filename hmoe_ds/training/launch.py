@@ -7,7 +7,6 @@ such as `deepspeed --hostfile H --module hmoe_ds.training.loop ...`.
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import signal
 import socket
@@ -18,16 +17,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
-import psutil
-
 from hmoe_ds.config import ConfigError
 from hmoe_ds.training import exit_codes
+from hmoe_ds.training.outcome import read_outcome
+from hmoe_ds.training.run_folder import newest_step
+from hmoe_ds.training.stop_file import STOP_FILE
 from hmoe_ds.training.supervise import supervise
+from hmoe_ds.training.supervisor import supervisor_environment
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS, STOP_SECONDS = 10.0, 900.0
 LOOP = "hmoe_ds.training.loop"
-# The process that starts the launcher: ranks on its machine end when it is gone.
-SUPERVISOR = "HMOE_SUPERVISOR_PID"
 
 
 def default_ranks(ep_size: int) -> int:
@@ -50,19 +49,24 @@ def launch(argv: Sequence[str], ranks: int, out: Path, restarts: int) -> int:
     gpus = _gpu_count()
     if 0 < gpus < ranks:
         raise ConfigError(f"--num_ranks is {ranks}, but this machine has {gpus} GPUs: start at most {gpus} ranks here")
-    with Launcher() as launcher:
+    with Launcher(out) as launcher:
         # Another port for each attempt, as that of the one before may still be in use.
-        return launcher.run(lambda: (_command(argv, ranks), _environment(ranks, gpus)), out, restarts)
+        return launcher.run(lambda: (_command(argv, ranks), _environment(ranks, gpus)), restarts)
 
 
 class Launcher:
     """Runs commands that start ranks, and passes on what it is asked by signals, in the context of this object.
 
-    SIGTERM and SIGUSR1 go to the ranks, which save where they are and end; there is no other attempt. SIGINT, or a
-    second signal, ends the command and all ranks: with SIGTERM, and with SIGKILL what is left after `GRACE_SECONDS`.
+    After SIGTERM or SIGUSR1 the ranks, wherever they are, are asked to save where they are and end (by a file in the
+    run's folder); there is no other attempt. SIGINT, a second signal, or `STOP_SECONDS` without an end, end the command
+    and all of its processes here: with SIGTERM, and with SIGKILL what is left after `GRACE_SECONDS`.
+
+    Args:
+        out: the run's folder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, out: Path) -> None:
+        self._out = out
         self._received: list[int] = []
 
     def __enter__(self) -> Launcher:
@@ -74,50 +78,59 @@ class Launcher:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def run(self, command: Callable[[], tuple[list[str], dict[str, str] | None]], out: Path, restarts: int) -> int:
+    def run(self, command: Callable[[], tuple[list[str], dict[str, str] | None]], restarts: int) -> int:
         """Attempts until the run is done, or it makes no sense to go on (`supervise`); -> the exit code.
 
         Args:
             command: of the next attempt, and its environment (None: that of this process).
-            out: the run's folder.
             restarts: failures in a row without a new checkpoint after which it is not started again.
         """
-        code = supervise(lambda: self._attempt(*command()), self._pause, out, restarts)
+        code = supervise(lambda: self._attempt(*command()), self._pause, self._out, restarts)
         if signal.SIGINT in self._received:
             return 128 + signal.SIGINT
-        # Asked to stop before its ranks could say so: the last checkpoint is where it is.
-        return exit_codes.REQUEUE if self._received and code != exit_codes.DONE else code
+        if self._received and code not in (exit_codes.DONE, exit_codes.REQUEUE):
+            step = newest_step(self._out)
+            print(f"hmoe pretrain: it ended before it had saved; it goes on from step {step}", file=sys.stderr)
+            return exit_codes.REQUEUE
+        return code
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
 
     def _attempt(self, command: list[str], environment: dict[str, str] | None) -> int:
-        if self._received:
-            return exit_codes.REQUEUE
-        environment = (os.environ if environment is None else environment) | {SUPERVISOR: str(os.getpid())}
-        # A session of its own, because the launcher does not pass signals on to the ranks.
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        (self._out / STOP_FILE).unlink(missing_ok=True)
+        environment = (os.environ if environment is None else environment) | supervisor_environment()
+        # A session of its own, because the launcher does not pass signals on to the ranks. It would die of SIGUSR1,
+        # which some schedulers send to all processes.
+        process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_ignore_usr1)
         try:
             code = self._wait(process)
         finally:
             _end_group(process)
-        if self._received and code != exit_codes.DONE:
-            return exit_codes.REQUEUE
+        if self._received and read_outcome(self._out).stopped:
+            return exit_codes.REQUEUE  # whatever became of its launcher
         return code if code >= 0 else 128 - code
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
         """Wait until the command ends, or is to be ended; -> its exit code."""
-        passed_on = 0
-        while signal.SIGINT not in self._received and len(self._received) < 2:
-            if self._received and not passed_on:
-                passed_on = _pass_on(process, self._received[0])
-                if not passed_on:  # no rank is there yet
-                    break
+        while not self._received:
             try:
                 return process.wait(timeout=0.2)
             except subprocess.TimeoutExpired:
                 continue
-        return exit_codes.FAILED
+        if signal.SIGINT not in self._received and self._out.is_dir():
+            (self._out / STOP_FILE).touch()
+            self._wait_for_end(process)
+        return exit_codes.FAILED if process.poll() is None else process.returncode
+
+    def _wait_for_end(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for the command, and for ranks that may go on without it, as they save."""
+        deadline = time.monotonic() + STOP_SECONDS
+        while len(self._received) < 2 and time.monotonic() < deadline:
+            process.poll()
+            if not _signal_group(process, 0):
+                return
+            time.sleep(0.1)
 
     def _pause(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
@@ -126,25 +139,8 @@ class Launcher:
         return not self._received
 
 
-def _pass_on(process: subprocess.Popen[bytes], number: int) -> int:
-    """Send a signal to the ranks that a command started on this machine; -> how many there are."""
-    ranks = 0
-    for child in _descendants(process):
-        try:
-            words = child.cmdline()
-            if ("-m", LOOP) in itertools.pairwise(words):
-                child.send_signal(number)
-                ranks += 1
-        except psutil.NoSuchProcess:
-            continue
-    return ranks
-
-
-def _descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+def _ignore_usr1() -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _command(argv: Sequence[str], ranks: int) -> list[str]:
@@ -213,8 +209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--restarts", type=int, default=3, help="failures in a row without a checkpoint (default: 3)")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
     options = parser.parse_args(argv)
-    with Launcher() as launcher:
-        return launcher.run(lambda: (options.command, None), options.out, options.restarts)
+    with Launcher(options.out) as launcher:
+        return launcher.run(lambda: (options.command, None), options.restarts)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from hmoe_ds.config import ConfigError
+from data_pipeline.errors import PipelineError
 from hmoe_ds.durable import make_folder
 
 LOCK = "lock"
-# Ranks of a start that was killed may be there a little longer.
-WAIT_SECONDS = 20.0
+# Ranks of a start that was killed may be there a little longer, and locks of a dead machine on a network's file system.
+WAIT_SECONDS = 150.0
 
 
 @contextlib.contextmanager
@@ -25,27 +28,33 @@ def locked_run(out: Path, rank: int) -> Iterator[None]:
     On a file system without locks nothing is locked.
 
     Raises:
-        ConfigError: another start holds the lock, and goes on holding it.
+        PipelineError: another start holds the lock, and goes on holding it.
     """
     if rank != 0:
         yield
         return
     make_folder(out)
-    with (out / LOCK).open("a") as file:
+    with (out / LOCK).open("a+", encoding="utf-8") as file:
         _lock(file, out)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}\n")
+        file.flush()
         yield
 
 
 def _lock(file: TextIO, out: Path) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline, said = time.monotonic() + WAIT_SECONDS, False
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            file.seek(0)
+            held = f"run.out {out} is being trained by another start ({file.read().strip()})"
             if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"run.out {out} is being trained by another start: end that one, or give another run.out"
-                ) from None
+                raise PipelineError(f"{held}: end that one, or give another run.out") from None
+            if not said:
+                print(f"{held}: waiting for its end, for {WAIT_SECONDS:g} s", file=sys.stderr, flush=True)
+            said = True
             time.sleep(0.2)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import deepspeed
 import torch
 
 from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.redact import redacted
 from hmoe_ds.config import ConfigError, RunConfig
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.data.plan import BatchPlan
@@ -24,12 +26,19 @@ from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training import exit_codes
 from hmoe_ds.training.checkpoint import SaveError, TrainState, load_checkpoint, save_checkpoint
 from hmoe_ds.training.due import due_after
-from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale, set_learning_rate, wait_for_device
+from hmoe_ds.training.engine import (
+    build_engine,
+    forget_gradients,
+    init_distributed,
+    loss_scale,
+    set_learning_rate,
+    wait_for_device,
+)
 from hmoe_ds.training.expert_clones import split_experts
 from hmoe_ds.training.lock import locked_run
 from hmoe_ds.training.metrics import StepTotals
 from hmoe_ds.training.mirror import Mirror
-from hmoe_ds.training.outcome import note_done, note_failure
+from hmoe_ds.training.outcome import note_done, note_failure, note_stopped
 from hmoe_ds.training.prefetch import Prefetcher
 from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.probe import Probe
@@ -37,6 +46,7 @@ from hmoe_ds.training.recorder import Recorder
 from hmoe_ds.training.run_folder import begin_run, has_checkpoint, open_datasets, steps_done
 from hmoe_ds.training.skipped import DivergedError, record_skipped
 from hmoe_ds.training.stop import StoppedError, StopRequest
+from hmoe_ds.training.stop_file import STOP_FILE
 from hmoe_ds.training.validation import validate
 from hmoe_ds.training.watchdog import Watchdog
 
@@ -49,7 +59,9 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
         DivergedError: the gradient was not finite in too many steps in a row.
     """
     out = Path(config.run.out)
-    with Watchdog(config.run.hang_seconds, rank, ranks) as watchdog, StopRequest() as stop, locked_run(out, rank):
+    stopping = StopRequest(out / STOP_FILE if rank == 0 else None)
+    watching = Watchdog(config.run.hang_seconds, rank, ranks, stopping)
+    with stopping as stop, watching as watchdog, locked_run(out, rank):
         _train(config, rank, ranks, watchdog, stop)
 
 
@@ -61,14 +73,16 @@ def _train(config: RunConfig, rank: int, ranks: int, watchdog: Watchdog, stop: S
     probe = Probe(config, molecules.standardized, rank, ranks)
     check_agreement(config, molecules.fingerprint + probe.fingerprint)
     traffic = Traffic()
+    watchdog.progress(0)
     engine = build_engine(config, traffic)
     set_descriptor_scale(engine.module.model, molecules)
     state = TrainState(step=0, plan=plan.state_dict())
+    watchdog.progress(0)
     if has_checkpoint(config):
         state = load_checkpoint(engine, config)
         plan.load_state_dict(state.plan)
     ahead = Prefetcher(molecules, plan, config, state.step, rank, ranks)
-    mirror = Mirror(config, state.step, rank)
+    mirror = Mirror(config, state.step, rank, lambda: watchdog.progress(config.run.steps))
     with Recorder(config, state, rank) as recorder, mirror, ahead:
         while state.step < config.run.steps:
             watchdog.progress(state.step + 1)
@@ -93,6 +107,7 @@ def _train(config: RunConfig, rank: int, ranks: int, watchdog: Watchdog, stop: S
                 balance_routers(engine.module, sums.load, config)
                 splits = split_experts(engine, sums.load, config, state.step)
             else:
+                forget_gradients(engine)
                 state.skipped, state.skipped_in_a_row = state.skipped + 1, state.skipped_in_a_row + 1
                 record_skipped(config, state.step, state.skipped_in_a_row, sums.losses.total, slices)
 
@@ -177,9 +192,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = _be_rank(config)
     except Exception as error:
         note_failure(Path(config.run.out), error)
-        if isinstance(error, (PipelineError, OSError)):
-            sys.exit(_explain(error))
-        raise
+        if not isinstance(error, (PipelineError, OSError)):
+            print(redacted(traceback.format_exc()), file=sys.stderr)
+            sys.exit(exit_codes.FAILED)
+        sys.exit(_explain(error))
     sys.exit(code)
 
 
@@ -197,8 +213,8 @@ def _be_rank(config: RunConfig) -> int:
         if rank == 0:
             print(f"hmoe pretrain: {stopped}", file=sys.stderr)
     torch.distributed.barrier()
-    if rank == 0 and code == exit_codes.DONE:
-        note_done(Path(config.run.out))
+    if rank == 0:
+        (note_done if code == exit_codes.DONE else note_stopped)(Path(config.run.out))
     torch.distributed.destroy_process_group()
     return code
 
@@ -208,7 +224,7 @@ def _explain(error: Exception) -> int:
     usage = isinstance(error, UsageError)
     # One rank of each machine speaks: what is wrong with a request may be the machine's, such as its cache folder.
     if os.environ.get("LOCAL_RANK", "0") == "0" or not usage:
-        print(f"hmoe pretrain: error: {error}", file=sys.stderr)
+        print(redacted(f"hmoe pretrain: error: {error}"), file=sys.stderr)
     if isinstance(error, DivergedError):
         return exit_codes.DIVERGED
     return exit_codes.USAGE if usage else exit_codes.FAILED

@@ -11,8 +11,9 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,12 +24,14 @@ from data_pipeline.remote import join_url, one_line, open_filesystem
 from hmoe_ds.config import RunConfig
 from hmoe_ds.durable import flush, make_folder, rename, replace_text
 from hmoe_ds.model.checkpoint_record import LIST_FILE, check_files, read_list
+from hmoe_ds.training.recorder import ALLOCATION
 from hmoe_ds.training.retention import PARTIAL, remove_remains
 from hmoe_ds.training.run_folder import CHECKPOINTS, LATEST, RECORD, checkpoint_tag, is_tag, tagged
+from hmoe_ds.training.skipped import SKIPPED
 from hmoe_ds.training.spool import DELIVERY, METRICS
 
 # Small files of the run's folder: what it is, what it logged, what MLflow has of that.
-_BESIDE = (RECORD, METRICS, DELIVERY)
+_BESIDE = (RECORD, METRICS, ALLOCATION, SKIPPED, DELIVERY)
 MIRRORING = "mirroring"
 
 
@@ -39,9 +42,11 @@ class Mirror:
         config: of the run; without `run.mirror` nothing is done.
         step: of the checkpoint from which this start goes on. It is copied if it is not there, as that may have failed.
         rank: this rank.
+        waiting: is called every second while the end of a run waits for its copy.
     """
 
-    def __init__(self, config: RunConfig, step: int, rank: int) -> None:
+    def __init__(self, config: RunConfig, step: int, rank: int, waiting: Callable[[], None] = lambda: None) -> None:
+        self._waiting, self._limit = waiting, config.run.hang_seconds
         self._url, self._out = config.run.mirror, Path(config.run.out)
         self._step = step
         self._thread = ThreadPoolExecutor(1, "mirror") if self._url and rank == 0 else None
@@ -56,11 +61,22 @@ class Mirror:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        """Raises PipelineError, if nothing else went wrong, when the last checkpoint could not be copied."""
+        """Raises PipelineError, if nothing else went wrong, when the last checkpoint could not be copied.
+
+        That may take `run.hang_seconds`; the other ranks wait.
+        """
         if self._thread is None or self._copying is None:
             return
-        failure = self._copying.exception()
-        self._thread.shutdown()
+        deadline = time.monotonic() + self._limit
+        while not self._copying.done() and time.monotonic() < deadline:
+            self._waiting()
+            wait([self._copying], timeout=1.0)
+        failure: BaseException | None = PipelineError(
+            f"the last checkpoint was not copied to run.mirror {self._url} in {self._limit:g} s: start the run again"
+        )
+        if self._copying.done():
+            failure = self._copying.exception()
+        self._thread.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(self._out / MIRRORING, ignore_errors=True)
         if failure is not None and kind is None:
             raise failure
@@ -73,11 +89,15 @@ class Mirror:
         if self._thread is None:
             return
         if self._copying is not None and self._copying.cancel():
-            shutil.rmtree(self._pinned)
+            shutil.rmtree(self._pinned, ignore_errors=True)
         name = checkpoint_tag(step)
         # Its files under other names, so that it may be removed while they are copied.
         self._pinned = self._out / MIRRORING / name
-        shutil.copytree(self._out / CHECKPOINTS / name, self._pinned, copy_function=os.link)
+        try:
+            shutil.copytree(self._out / CHECKPOINTS / name, self._pinned, copy_function=_link_or_copy)
+        except OSError as error:  # as on a full disk; the training is more important
+            print(f"checkpoint {name} is not copied to run.mirror {self._url}: {error}", file=sys.stderr, flush=True)
+            return
         self._copying = self._thread.submit(self._copy, self._pinned)
 
     def _copy(self, pinned: Path) -> None:
@@ -91,7 +111,14 @@ class Mirror:
             print(failure, file=sys.stderr, flush=True)
             raise failure from error
         finally:
-            shutil.rmtree(pinned)
+            shutil.rmtree(pinned, ignore_errors=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def _upload(out: Path, checkpoint: Path, url: str) -> None:

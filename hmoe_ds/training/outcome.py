@@ -10,6 +10,8 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+from data_pipeline.redact import redacted
+
 OUTCOME = "outcome.json"
 # Where a rank learns that another one is gone.
 _COMMUNICATION = ("/torch/distributed/", "/deepspeed/comm/")
@@ -20,23 +22,34 @@ class Outcome(NamedTuple):
 
     Attributes:
         done: all steps of the run are done.
-        error: of the first rank that failed, if one could still say why.
+        stopped: it was asked to stop, and has saved.
+        error: of the first rank that failed, if one could still say why, and if it would fail likewise again.
     """
 
-    done: bool
-    error: str | None
+    done: bool = False
+    stopped: bool = False
+    error: str | None = None
 
 
 def note_done(out: Path) -> None:
     """The run in the folder `out` has done all its steps."""
-    _note(out, Outcome(True, None))
+    _note(out, Outcome(done=True))
+
+
+def note_stopped(out: Path) -> None:
+    """The run was asked to stop, and has saved."""
+    _note(out, Outcome(stopped=True))
 
 
 def note_failure(out: Path, error: Exception) -> None:
-    """A rank fails, with `error`. The first one counts, and not those that fail because another one is gone."""
+    """A rank fails, with `error`. The first one counts, and not those that fail because another one is gone.
+
+    What the file system or the network refuse may pass, so such an error is not kept.
+    """
     place = traceback.extract_tb(error.__traceback__)[-1].filename.replace("\\", "/")
     if out.is_dir() and not any(part in place for part in _COMMUNICATION):
-        _note(out, Outcome(False, f"{type(error).__name__}: {error}"))
+        passing = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
+        _note(out, Outcome(error=None if passing else redacted(f"{type(error).__name__}: {error}")))
 
 
 def read_outcome(out: Path) -> Outcome:
@@ -44,7 +57,7 @@ def read_outcome(out: Path) -> Outcome:
     try:
         return Outcome(**json.loads((out / OUTCOME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return Outcome(False, None)
+        return Outcome()
 
 
 def forget_outcome(out: Path) -> None:

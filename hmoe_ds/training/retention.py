@@ -61,8 +61,12 @@ def remove(path: Path) -> None:
         shutil.rmtree(removed)
 
 
+def remains(folder: Path) -> list[Path]:
+    """What a run that was killed left of checkpoints that it wrote, removed or loaded."""
+    return [path for suffix in (PARTIAL, REMOVED, UNIVERSAL) for path in folder.glob(f"*{suffix}")]
+
+
 def remove_remains(folder: Path) -> None:
-    """Remove what a run that was killed left of checkpoints that it wrote, removed or loaded."""
-    for suffix in (PARTIAL, REMOVED, UNIVERSAL):
-        for path in folder.glob(f"*{suffix}"):
-            shutil.rmtree(path)
+    """Remove them, as far as that is possible: a file may still be open elsewhere."""
+    for path in remains(folder):
+        shutil.rmtree(path, ignore_errors=True)

@@ -68,12 +68,15 @@ def candidates(config: RunConfig) -> list[Path]:
     That is the one that `latest` names, then those before it. Later ones are of a run that was set back by hand, or
     were finished just when it was killed: they are made again. A `latest` that names none is of no help.
     """
-    found = tagged(checkpoint_dir(config))
+    found, latest = tagged(checkpoint_dir(config)), named_latest(config)
+    return found if latest is None else [path for path in found if step_of(path) <= step_of(Path(latest))]
+
+
+def named_latest(config: RunConfig) -> str | None:
+    """The checkpoint that `latest` names; None when there is no such file, or it names none."""
     file = checkpoint_dir(config) / LATEST
-    named = file.read_text(errors="replace").strip() if file.is_file() else ""
-    if _TAG.fullmatch(named):
-        return [path for path in found if step_of(path) <= step_of(Path(named))]
-    return found
+    name = file.read_text(errors="replace").strip() if file.is_file() else ""
+    return name if is_tag(name) else None
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_pipeline.errors import PipelineError
 from hmoe_ds.config import RunConfig
+from hmoe_ds.durable import flush
 from hmoe_ds.objectives.total import RankSlice
 
 SKIPPED = "skipped.jsonl"
@@ -47,6 +48,7 @@ def record_skipped(config: RunConfig, step: int, in_a_row: int, loss: Tensor, sl
         line = {"step": step, "loss": repr(loss.item()), "mol_keys": [key for keys in everyone for key in keys]}
         with file.open("a") as lines:
             lines.write(json.dumps(line) + "\n")
+        flush(file)
         print(f"step {step}: the gradient is not finite, the step is skipped ({in_a_row} in a row)", flush=True)
     if in_a_row >= config.run.max_skipped:
         raise DivergedError(

@@ -9,12 +9,15 @@ import os
 import signal
 import socket
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 
 import psutil
+import torch
 from torch import Tensor
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_LOOK_SECONDS = 1.0
 
 
 class StoppedError(Exception):
@@ -25,12 +28,18 @@ class StopRequest:
     """Whether this run was asked to stop: one rank that was is enough, all end after the same step.
 
     It works in the context of this object, in the main thread.
+
+    Args:
+        file: whoever cannot signal a rank may make this file; it is removed when it was seen. None: nobody looks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path | None) -> None:
         self.asked = False
+        self._file = file
         self._seen: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
         self._signals, self._wakeup = socket.socketpair()
+        self._signals.settimeout(_LOOK_SECONDS)
         self._wakeup.setblocking(False)
 
     def __enter__(self) -> StopRequest:
@@ -52,20 +61,40 @@ class StopRequest:
         """Whether all ranks stop after this step.
 
         Args:
-            asked: how many ranks were asked up to this step, the same on all of them. The host looks at what the last
-                call was given, which the device has computed by now, so it waits for nothing.
+            asked: how many ranks were asked up to this step, the same on all of them. On a GPU the host looks at what
+                the last call was given, which it need not wait for.
         """
-        before, self._seen = self._seen, asked.to("cpu", non_blocking=True)
-        return before is not None and before.item() > 0
+        if asked.is_cuda:
+            before, copied = self._seen, self._copied
+            self._seen, self._copied = asked.to("cpu", non_blocking=True), torch.cuda.Event()
+            self._copied.record()
+            if before is None or copied is None:
+                return False
+            copied.synchronize()
+            asked = before
+        self.asked = self.asked or asked.item() > 0
+        return asked.item() > 0
 
     def _listen(self) -> None:
         # Not in the signal's handler: that waits until the main thread comes back from what it calls, such as a
         # collective that a dead rank will never join.
-        while received := self._signals.recv(64):
+        while True:
+            try:
+                received = self._signals.recv(64)
+            except TimeoutError:
+                self._look_for_file()
+                continue
+            if not received:
+                return
             if set(received) & set(SIGNALS):
                 if signal.SIGTERM in received and _neighbour_is_gone():
                     os._exit(128 + signal.SIGTERM)
                 self.asked = True
+
+    def _look_for_file(self) -> None:
+        if self._file is not None and self._file.exists():
+            self._file.unlink(missing_ok=True)
+            self.asked = True
 
 
 def _leave_to_thread(number: int, frame: FrameType | None) -> None:

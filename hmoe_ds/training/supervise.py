@@ -12,13 +12,14 @@ from hmoe_ds.training.run_folder import newest_step
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 300.0
 # After these a new start would end the same way, or is not ours to make.
-FINAL = {exit_codes.DONE, exit_codes.USAGE, exit_codes.DIVERGED, exit_codes.REQUEUE}
+FINAL = {exit_codes.DONE, exit_codes.DIVERGED, exit_codes.REQUEUE}
 
 
 def supervise(attempt: Callable[[], int], pause: Callable[[float], bool], out: Path, restarts: int) -> int:
     """Make attempts until the run is done, or it makes no sense to go on.
 
-    It ends after `restarts` failures in a row between which no checkpoint was saved, or after two with the same error.
+    It ends after `restarts` failures in a row between which no checkpoint was saved, or after two of these with the
+    same error, unless it is one that may pass.
 
     Args:
         attempt: starts the run and waits for its end; -> its exit code.
@@ -29,15 +30,16 @@ def supervise(attempt: Callable[[], int], pause: Callable[[float], bool], out: P
     Returns:
         The exit code of the last attempt.
     """
-    failures, step, error = 0, newest_step(out), None
+    failures, step, error, first = 0, newest_step(out), None, True
     while True:
         forget_outcome(out)
         code = attempt()
         outcome = read_outcome(out)
         if code == exit_codes.DONE and not outcome.done:
             code = exit_codes.FAILED  # the launcher does not know better
-        if code in FINAL:
+        if code in FINAL or (code == exit_codes.USAGE and first):
             return code
+        first = False  # what was refused now was not before: a disk that filled, a machine with less memory
         step_before, error_before = step, error
         step, error = newest_step(out), outcome.error
         if step > step_before:
@@ -48,6 +50,8 @@ def supervise(attempt: Callable[[], int], pause: Callable[[float], bool], out: P
         failures += 1
         if failures > restarts:
             _say(f"the run failed {failures} times in a row without a new checkpoint, so it is not started again")
+            return code
+        if not pause(0):
             return code
         seconds = min(FIRST_PAUSE_SECONDS * 2.0 ** (failures - 1), LONGEST_PAUSE_SECONDS)
         _say(

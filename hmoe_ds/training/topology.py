@@ -51,10 +51,11 @@ from hmoe_ds.config import RunConfig
 from hmoe_ds.model.checkpoint_record import CheckpointError, read_record
 from hmoe_ds.model.weight_files import SHARED_FILE
 from hmoe_ds.training.checkpoint_files import DEEPSPEED_TYPES
+from hmoe_ds.training.deepspeed_config import deepspeed_config
 from hmoe_ds.training.retention import UNIVERSAL
 
 # Fields of `parallel` that decide which rank has which piece of what.
-_LAYOUT = ("ep_size", "zero_stage", "offload_optimizer", "deepspeed_config")
+_LAYOUT = ("ep_size", "zero_stage", "offload_optimizer")
 _MASTER, _MOMENTS, _STEP = "fp32", ("exp_avg", "exp_avg_sq"), "step"
 _PARAMETERS, _GLOBAL_STATE = "zero", "optimizer_state.pt"  # where DeepSpeed looks in a universal checkpoint
 
@@ -70,7 +71,8 @@ def same_topology(record: Mapping[str, Any], config: RunConfig, ranks: int) -> b
     saved = record["config"]["parallel"]
     # A checkpoint that does not tell is of a version that resumed on the same number of ranks only.
     same_ranks = record.get("ranks", ranks) == ranks
-    return same_ranks and all(saved[name] == getattr(config.parallel, name) for name in _LAYOUT)
+    same_settings = record.get("deepspeed", deepspeed_config(config)) == deepspeed_config(config)
+    return same_ranks and same_settings and all(saved[name] == getattr(config.parallel, name) for name in _LAYOUT)
 
 
 def load_from_another(engine: deepspeed.DeepSpeedEngine, folder: Path, config: RunConfig) -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import NamedTuple, NoReturn
@@ -22,7 +22,8 @@ from typing import NamedTuple, NoReturn
 import torch
 
 from hmoe_ds.training.exit_codes import FAILED, HUNG
-from hmoe_ds.training.launch import SUPERVISOR
+from hmoe_ds.training.stop import StopRequest
+from hmoe_ds.training.supervisor import is_alive, supervisor_here
 
 _LOOK_SECONDS = 1.0
 _STORE_SECONDS = 10.0
@@ -51,14 +52,16 @@ class Watchdog:
         hang_seconds: time without progress after which the run has hung.
         rank: this rank.
         ranks: of the run.
+        stop: of this rank. One that was asked to stop saves also when its launcher is gone.
     """
 
-    def __init__(self, hang_seconds: float, rank: int, ranks: int) -> None:
+    def __init__(self, hang_seconds: float, rank: int, ranks: int, stop: StopRequest) -> None:
+        self._stop = stop
         self._hang_seconds, self._rank, self._ranks = hang_seconds, rank, ranks
         self._number, self._step, self._last = 0, 0, time.monotonic()
         self._watched = threading.get_ident()
         self._parent = os.getppid()
-        self._supervisor = int(os.environ.get(SUPERVISOR, "0"))
+        self._supervisor = supervisor_here()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -74,7 +77,7 @@ class Watchdog:
         self._step, self._last = step, time.monotonic()
 
     def _watch(self) -> None:
-        board = _Board(self._rank, self._ranks)
+        board = _Board(self._rank, self._ranks, min(_STORE_SECONDS, self._hang_seconds / 2))
         beat_seconds = min(_STORE_SECONDS, self._hang_seconds / 10)
         next_beat = 0.0
         while not self._ended.wait(min(_LOOK_SECONDS, beat_seconds)):
@@ -87,7 +90,9 @@ class Watchdog:
                 self._report(board, beat_seconds)
 
     def _is_orphan(self) -> bool:
-        return os.getppid() != self._parent or (self._supervisor > 0 and not _is_alive(self._supervisor))
+        if self._stop.asked:
+            return False
+        return os.getppid() != self._parent or (self._supervisor is not None and not is_alive(self._supervisor))
 
     def _beat(self) -> Beat:
         self._number += 1
@@ -95,63 +100,86 @@ class Watchdog:
         return Beat(self._number, self._step, *_doing(frames.get(self._watched)))
 
     def _report(self, board: _Board, beat_seconds: float) -> NoReturn:
+        head = f"no progress for {self._hang_seconds:g} s at step {self._step}"
         before = board.read()
         time.sleep(2.5 * beat_seconds)
         mine = self._beat()
         board.publish(mine)
         time.sleep(0.5 * beat_seconds)
-        beats = board.read() | {self._rank: mine}
+        beats = board.read()
+        if before is None or beats is None:
+            place = describe_hang({self._rank: mine}, [self._rank], [self._rank])
+            _end(f"{head}: rank 0, through which ranks hear of each other, does not answer; {place}", HUNG)
+        beats[self._rank] = mine
         alive = [rank for rank, beat in sorted(beats.items()) if beat != before.get(rank)]
         if self._rank != alive[0]:
             time.sleep(beat_seconds)  # let that one speak
             _end("", HUNG)
-        hang = describe_hang(beats, alive, self._ranks)
-        _end(f"no progress for {self._hang_seconds:g} s at step {self._step}: {hang}", HUNG)
+        _end(f"{head}: {describe_hang(beats, alive, range(self._ranks))}", HUNG)
 
 
 class _Board:
-    """Where ranks read each other's signs of life: the store through which they found each other.
+    """Where ranks read each other's signs of life: the store through which they found each other, hosted by rank 0.
 
-    A connection of our own, as that of torch may be in use. Rank 0 hosts the store: when it does not answer, nobody's
-    signs of life can be read.
+    A connection of our own, as that of torch may be in use. A call to a host that was stopped may never return, so each
+    is made in a thread, which is given up after a while.
     """
 
-    def __init__(self, rank: int, ranks: int) -> None:
-        self._rank, self._ranks = rank, ranks
-        if ranks > 1:
-            address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            timeout = timedelta(seconds=_STORE_SECONDS)
-            self._store = torch.distributed.TCPStore(address, port, is_master=False, timeout=timeout)
+    def __init__(self, rank: int, ranks: int, seconds: float) -> None:
+        self._rank, self._ranks, self._seconds = rank, ranks, seconds
+        self._store: torch.distributed.Store | None = None
+        self._calling: threading.Thread | None = None
 
     def publish(self, beat: Beat) -> None:
-        if self._ranks > 1:
-            with contextlib.suppress(RuntimeError):
-                self._store.set(f"beat{self._rank}", json.dumps(beat))
+        """Give a sign of life, if that is possible."""
+        self._call(lambda store: store.set(f"beat{self._rank}", json.dumps(beat)))
 
-    def read(self) -> dict[int, Beat]:
+    def read(self) -> dict[int, Beat] | None:
+        """The last sign of life of each rank; None when the store does not answer."""
         found: dict[int, Beat] = {}
-        with contextlib.suppress(RuntimeError):
-            for rank in range(self._ranks if self._ranks > 1 else 0):
-                if self._store.check([f"beat{rank}"]):
-                    found[rank] = Beat(*json.loads(self._store.get(f"beat{rank}")))
-        return found
+
+        def read_all(store: torch.distributed.Store) -> None:
+            for rank in range(self._ranks):
+                if store.check([f"beat{rank}"]):
+                    found[rank] = Beat(*json.loads(store.get(f"beat{rank}")))
+
+        return found if self._call(read_all) else None
+
+    def _call(self, action: Callable[[torch.distributed.Store], None]) -> bool:
+        """-> whether it could be done in time."""
+        if self._ranks == 1:
+            return True
+        done = threading.Event()
+
+        def work() -> None:
+            with contextlib.suppress(RuntimeError):
+                if self._store is None:
+                    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+                    timeout = timedelta(seconds=_STORE_SECONDS)
+                    self._store = torch.distributed.TCPStore(address, port, is_master=False, timeout=timeout)
+                action(self._store)
+                done.set()
+
+        if self._calling is not None and self._calling.is_alive():
+            return False
+        self._calling = threading.Thread(target=work, name="board", daemon=True)
+        self._calling.start()
+        self._calling.join(self._seconds)
+        return done.is_set()
 
 
-def describe_hang(beats: Mapping[int, Beat], alive: list[int], ranks: int) -> str:
+def describe_hang(beats: Mapping[int, Beat], alive: list[int], ranks: Sequence[int]) -> str:
     """Who hangs, in words.
 
     Args:
         beats: last sign of life of each rank that gave one.
         alive: ranks that gave a new one just now.
-        ranks: of the run.
+        ranks: of which this is asked.
     """
     parts = []
-    silent = [rank for rank in range(ranks) if rank not in alive]
+    silent = [rank for rank in ranks if rank not in alive]
     if silent:
-        parts.append(
-            f"{_name(silent)} gives no sign of life: it is stopped, or its machine or network is gone"
-            + (" (through rank 0 the ranks hear of each other)" if 0 in silent else "")
-        )
+        parts.append(f"{_name(silent)} gives no sign of life: it is stopped, or its machine or network is gone")
     busy = [rank for rank in alive if not beats[rank].collective]
     parts += [f"rank {rank} is busy or stuck in {beats[rank].place}" for rank in busy]
     waiting = Counter((beats[rank].collective, beats[rank].place) for rank in alive if rank not in busy)
@@ -176,14 +204,6 @@ def _doing(frame: FrameType | None) -> tuple[str, str]:
         elif "/hmoe_ds/" in file and not place:
             place = f"{file[file.rindex('/hmoe_ds/') + 1 :]}:{line}"
     return collective, place
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _end(message: str, code: int) -> NoReturn:

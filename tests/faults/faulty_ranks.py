@@ -41,6 +41,10 @@ def hanging(settings: dict, rank: int) -> None:
     at_step(settings, rank, lambda: time.sleep(settings["seconds"]))
 
 
+def stopped(settings: dict, rank: int) -> None:
+    at_step(settings, rank, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
 def blind_watchdog(settings: dict, rank: int) -> None:
     watchdog.Watchdog._report = lambda *arguments: time.sleep(1000)
 
@@ -95,7 +99,7 @@ def limited_files(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-FUNCTIONS = (signalled, hanging, blind_watchdog, damaged_shard, not_finite, full_disk)
+FUNCTIONS = (signalled, hanging, stopped, blind_watchdog, damaged_shard, not_finite, full_disk)
 FAULTS = {function.__name__: function for function in FUNCTIONS}
 
 
@@ -126,11 +130,18 @@ def run(scenario: dict) -> list[int]:
                 FAULTS[name](settings, rank)
             end_with(scenario["words"])
         rank_of[pid] = rank
-    codes = {}
-    for _ in rank_of:
+    codes: dict[int, int] = {}
+    while len(codes) < len(rank_of):
         pid, status = os.wait()
         codes[rank_of[pid]] = os.waitstatus_to_exitcode(status)
+        for other, rank in rank_of.items():  # a launcher would end them, in the end by force
+            if rank not in codes and is_stopped(other):
+                os.kill(other, signal.SIGKILL)
     return [codes[rank] for rank in range(scenario["ranks"])]
+
+
+def is_stopped(process: int) -> bool:
+    return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
 
 
 if __name__ == "__main__":

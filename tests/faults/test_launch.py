@@ -76,11 +76,18 @@ def test_the_command_killed_then_stopped_then_run_to_its_end(whole, dataset, tmp
 
         process = pretrain(out, dataset, 2, 0, **LONG)
         wait_for_step(out, 40, process)
-        process.send_signal(signal.SIGTERM)
+        for one in processes_of(out):  # as schedulers do: launchers and ranks get it, too
+            one.send_signal(signal.SIGUSR1)
         assert process.wait(timeout=60) == exit_codes.REQUEUE
         stopped = re.search(r"stopped after step (\d+) of 150, as it was asked to", output_of(out).read_text())
         assert (out / "checkpoints" / f"step{int(stopped[1]):08d}").is_dir()
         assert not processes_of(out)
+
+        process = pretrain(out, dataset, 2, 0, **LONG)
+        wait_for_step(out, 80, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == exit_codes.REQUEUE
+        assert len(re.findall(r"stopped after step \d+ of 150, as it was asked to", output_of(out).read_text())) == 2
 
         process = pretrain(out, dataset, 2, 0, **LONG)
         assert process.wait(timeout=120) == 0

@@ -90,6 +90,7 @@ def full_disk(rank: int, *saves: int) -> dict:
     return {"full_disk": {"rank": rank, "saves": saves, "bytes": 3000}}
 
 
+OFFLOADED = {"parallel__zero_stage": 2, "parallel__offload_optimizer": "true", "parallel__precision": "bf16"}
 IMPATIENT = {"run__hang_seconds": 4, "run__checkpoint_every": 0}
 LONG = {"run__steps": 60, "run__checkpoint_every": 30, "data__window_shards": 1}
 VALIDATED = {"run__checkpoint_every": 1, "run__validate_every": 1, "run__keep_checkpoints": 2}
@@ -113,8 +114,11 @@ def first(runs, dataset, tmp_path_factory) -> dict[str, Ending]:
         "SIGTERM": ({"signalled": {"rank": 0, "step": 3, "signal": "SIGTERM"}}, {}),
         "SIGUSR1": ({"signalled": {"rank": 1, "step": 3, "signal": "SIGUSR1"}}, {}),
         "hangs": ({"hanging": {"rank": 1, "step": 3, "seconds": 100}}, IMPATIENT),
+        "rank 0 stopped": ({"stopped": {"rank": 0, "step": 3}}, IMPATIENT),
         "hangs unseen": ({"hanging": {"rank": 1, "step": 3, "seconds": 15}, "blind_watchdog": {}}, IMPATIENT),
         "skips": (not_finite(1, 3, 4), {"run__max_skipped": 3}),
+        "skips, offloaded": (not_finite(1, 3), OFFLOADED),
+        "skips, zero 3": (not_finite(1, 3), {"parallel__zero_stage": 3, "parallel__precision": "bf16"}),
         "diverges": (not_finite(0, 3, 4, 5, 6), {"run__max_skipped": 3}),
         "disk full on 0": (full_disk(0, 2), {}),
         "disk full on 1": (full_disk(1, 2), {}),
@@ -174,7 +178,7 @@ def damage_checkpoint(damage: str, out: Path) -> None:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_rank_that_is_asked_to_stop_has_all_save_and_end(name, first, runs, tmp_path, request):
     assert first[name].codes == [exit_codes.REQUEUE] * 2
-    stopped = re.search(r"stopped after step ([345]) of 6, as it was asked to", first[name].logs[0])
+    stopped = re.search(r"stopped after step ([34]) of 6, as it was asked to", first[name].logs[0])
     assert stopped
     second = request.getfixturevalue("second")
     assert second[name].codes == [0, 0]
@@ -190,6 +194,15 @@ def test_a_rank_that_hangs_is_named_and_the_run_ends(first):
         r"rank 0 waits in all_reduce \(hmoe_ds/objectives/total\.py:\d+\)",
         said,
     ), said
+
+
+def test_a_stopped_rank_0_through_which_ranks_hear_of_each_other(first):
+    assert first["rank 0 stopped"].codes == [-signal.SIGKILL, exit_codes.HUNG]
+    assert re.search(
+        r"no progress for 4 s at step 3: rank 0, through which ranks hear of each other, does not answer; rank 1 waits "
+        r"in all_reduce \(hmoe_ds/objectives/total\.py:\d+\)",
+        first["rank 0 stopped"].logs[1],
+    )
 
 
 def test_the_process_group_ends_a_collective_that_a_rank_does_not_join(first):
@@ -213,6 +226,13 @@ def test_steps_whose_gradient_is_not_finite_are_skipped(first, runs, tmp_path):
     assert [record["step"] for record in records] == [3, 4]
     assert [len(set(record["mol_keys"])) for record in records] == [line["molecules"] for line in lines[2:4]]
     assert all(re.fullmatch("[0-9a-f]{32}", key) for record in records for key in record["mol_keys"])
+
+
+@pytest.mark.parametrize("name", ["skips, offloaded", "skips, zero 3"])
+def test_one_step_that_is_skipped_does_not_spoil_the_next(name, first, runs):
+    assert first[name].codes == [0, 0]
+    assert [line["skipped_steps"] for line in read_metrics(runs / name)] == [0, 0, 1, 1, 1, 1]
+    assert losses(runs / name)[-1] < losses(runs / name)[0]
 
 
 def exported_weights(out: Path, step: int, tmp_path: Path) -> bytes:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hmoe_ds.config import ConfigError
+from data_pipeline.errors import PipelineError
 from hmoe_ds.training import lock
 from hmoe_ds.training.lock import locked_run
 
@@ -25,7 +25,12 @@ def test_a_second_start_waits_for_the_end_of_the_first_and_gives_up(tmp_path, mo
     try:
         assert first.stdout.readline() == "locked\n"
         monkeypatch.setattr(lock, "WAIT_SECONDS", 0.3)
-        with pytest.raises(ConfigError, match=r"run\.out .* is being trained by another start"), locked_run(out, 0):
+        with (
+            pytest.raises(
+                PipelineError, match=r"run\.out .* is being trained by another start \(process \d+ on .*\): end that"
+            ),
+            locked_run(out, 0),
+        ):
             raise AssertionError("locked twice")
         with locked_run(out, 1):  # only rank 0 writes
             pass

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from data_pipeline.errors import PipelineError
 from hmoe_ds.training import exit_codes
-from hmoe_ds.training.outcome import OUTCOME, note_done, note_failure, read_outcome
+from hmoe_ds.training.outcome import OUTCOME, Outcome, note_done, note_failure, read_outcome
 from hmoe_ds.training.supervise import supervise
 
 
@@ -27,7 +28,7 @@ class Starts:
         return code
 
     def pause(self, seconds):
-        self.pauses.append(seconds)
+        self.pauses += [seconds] if seconds else []
         return not self.stopped
 
     def supervise(self, restarts):
@@ -48,6 +49,12 @@ def test_endings_that_a_new_start_would_not_change(code, tmp_path):
     starts = Starts(tmp_path, (code, 0, None))
     assert starts.supervise(5) == code
     assert not starts.pauses
+
+
+def test_what_is_refused_after_a_start_that_was_not_may_pass(tmp_path):
+    """Such as for a disk that is full now."""
+    starts = Starts(tmp_path, (247, 10, None), (exit_codes.USAGE, 0, None), (0, 0, "done"))
+    assert starts.supervise(3) == exit_codes.DONE
 
 
 def test_done_is_what_a_rank_says_not_what_the_launcher_does(tmp_path):
@@ -90,13 +97,25 @@ def test_who_was_asked_to_stop_makes_no_other_attempt(tmp_path):
 
 
 def test_of_many_errors_the_first_counts(tmp_path):
-    assert read_outcome(tmp_path) == (False, None)
+    assert read_outcome(tmp_path) == Outcome()
     note_failure(tmp_path, raised("first"))
     note_failure(tmp_path, raised("second"))
     note_done(tmp_path)
-    assert read_outcome(tmp_path) == (False, "ValueError: first")
-    (tmp_path / OUTCOME).write_text(json.dumps({"done": True}))
-    assert read_outcome(tmp_path) == (False, None)
+    assert read_outcome(tmp_path) == Outcome(error="ValueError: first")
+    (tmp_path / OUTCOME).write_text(json.dumps({"gone": True}))
+    assert read_outcome(tmp_path) == Outcome()
+
+
+def test_what_may_pass_and_what_is_secret_is_not_kept(tmp_path, monkeypatch):
+    try:
+        raise PipelineError("a shard cannot be read") from OSError("the server does not answer")
+    except PipelineError as error:
+        note_failure(tmp_path, error)
+    assert read_outcome(tmp_path) == Outcome()
+    (tmp_path / OUTCOME).unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2hunter2")
+    note_failure(tmp_path, raised("https://me:hunter2hunter2@host/x"))
+    assert "hunter2" not in (tmp_path / OUTCOME).read_text()
 
 
 def test_a_rank_that_misses_another_one_does_not_count(tmp_path):

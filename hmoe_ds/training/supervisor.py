@@ -1,0 +1,39 @@
+"""The process that starts the launcher: ranks that see it end with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_VARIABLE = "HMOE_SUPERVISOR"
+
+
+def supervisor_environment() -> dict[str, str]:
+    """What tells ranks of this process."""
+    return {_VARIABLE: f"{os.getpid()} {_process_space()}"}
+
+
+def supervisor_here() -> int | None:
+    """The process that started the launcher; None when there is none, or none that can be seen from here.
+
+    The variable may reach ranks on other machines and in other containers.
+    """
+    process, _, space = os.environ.get(_VARIABLE, "").partition(" ")
+    return int(process) if process.isdecimal() and space == _process_space() else None
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _process_space() -> str:
+    """Where the numbers of processes are the same: a start of a machine, and in it a namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
