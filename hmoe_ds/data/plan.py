@@ -100,13 +100,14 @@ class BatchPlan:
         return parts[0] if len(parts) == 1 else Slice(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def _fill(self, left_3: NDArray[np.int64]) -> tuple[Slice, bool]:
-        """What comes next of the windows at hand, up to the budgets `left_3`, which shrink; whether they are used up."""
-        windows, cursors = [stream.window() for stream in self._streams], [stream.cursor for stream in self._streams]
+        """What comes next of the windows at hand, up to the budgets `left_3`, which shrink; whether they bound it."""
+        cursors = [stream.cursor for stream in self._streams]
+        rows, num_atoms, before = zip(*(stream.window() for stream in self._streams), strict=True)
         epoch_S, run_S, dealt_S = np.array([(cursor.epoch, cursor.run, cursor.dealt) for cursor in cursors]).T.copy()
-        room = min(int(left_3[0]), sum(len(window.rows_B) for window in windows))
-        part = Slice(*(np.empty(room, np.int64) for _ in range(3)))
+        room = min(int(left_3[0]), sum(map(len, rows)))
+        part = Slice(np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64))
         first_row_S, weight_S = self._mixture.first_row_S, self._mixture.weight_S
-        taken, full = fill(*zip(*windows, strict=True), first_row_S, epoch_S, weight_S, run_S, dealt_S, left_3, *part)
+        taken, full = fill(rows, num_atoms, before, first_row_S, epoch_S, weight_S, run_S, dealt_S, left_3, *part)
         for stream, cursor, run, dealt in zip(self._streams, cursors, run_S.tolist(), dealt_S.tolist(), strict=True):
             stream.advance(run - cursor.run, dealt - cursor.dealt)
         return Slice(*(column[:taken] for column in part)), full
