@@ -61,7 +61,7 @@ def lay_out(first, size, rows, num_atoms, num_bonds, complexity, bound):  # type
     for r in range(first.size):
         atoms, bonds = before[r, 1], before[r, 2]
         for position in range(first[r], first[r] + size[r]):
-            if complexity[position] <= bound:
+            if bound == np.inf or complexity[position] <= bound:
                 out_rows[taken], out_atoms[taken] = rows[position], num_atoms[position]
                 atoms += num_atoms[position]
                 bonds += num_bonds[position]
