@@ -2,11 +2,12 @@
 
     python -m benchmarks.loader --data data/zinc
 
-Arms, in turns, in batches of the same size: `BatchPlan` and `gather` over a whole epoch (ours; opening the dataset
-and the plan are in it), and over its first batches a PyG `DataLoader` over a list of `Data` that is in memory, and
-the first pass of one over an `InMemoryDataset`, which cuts each molecule out of its large tensors. `Data` holds what
-our batches hold, features as int64, as users of PyG have them. Once at the start ours is also timed after the system
-was told to forget the shards.
+Arms, in turns, in batches of the same size: `BatchPlan` and `gather` over a whole epoch, once the first (ours, first:
+opening the dataset, the checksums of its shards and the plan are in it) and once a later one (ours: they are behind
+it); and over the first batches of an epoch a PyG `DataLoader` over a list of `Data` that is in memory, and the first
+pass of one over an `InMemoryDataset`, which cuts each molecule out of its large tensors. `Data` holds what our batches
+hold, features as int64, as users of PyG have them. The list, which is ready, is compared with a later epoch, the first
+pass with the first one. At the start the first epoch is also timed after the system was told to forget the shards.
 
 Then for each preset: how long one core takes to make a rank's part of a step (plan, deal, gather, masks), beside how
 long the step itself takes a GPU that computes `--gpu-tera-flops`. Prints molecules/s, medians of the rounds, and one
@@ -40,8 +41,9 @@ from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.model.size import flops_per_molecule
 from hmoe_ds.training.feed import rank_slice
 
-# What PyG's loaders are to be beaten by: over a list, and over an InMemoryDataset.
+# What PyG's loaders are to be beaten by: over a list, and over an InMemoryDataset; and by which epoch of ours.
 TARGETS = {"list": 20.0, "in_memory": 60.0}
+COMPARED = {"list": "ours", "in_memory": "ours, first"}
 
 
 class InMemory(InMemoryDataset):
@@ -52,10 +54,14 @@ class InMemory(InMemoryDataset):
         self.data, self.slices = self.collate(molecules)
 
 
-def ours(data: DataConfig) -> int:
-    """Make the batches of an epoch; -> molecules."""
+def first_epoch(data: DataConfig) -> int:
+    """Open a dataset and make the batches of an epoch; -> molecules."""
     mixture = open_mixture(data, "train")
-    plan = BatchPlan(mixture, data, accumulation=1, seed=0)
+    return next_epoch(mixture, BatchPlan(mixture, data, accumulation=1, seed=0), data)
+
+
+def next_epoch(mixture: Mixture, plan: BatchPlan, data: DataConfig) -> int:
+    """Make as many batches as an epoch has; -> molecules."""
     batches = len(mixture) // data.molecules_per_step
     return sum(gather(mixture, part.rows_B).num_molecules for _ in range(batches) for part in plan.next_step())
 
@@ -137,21 +143,24 @@ def main() -> None:
     data = DataConfig(
         path=options.data, molecules_per_step=options.batch, atoms_per_step=large, bonds_per_step=large, window_shards=4
     )
-    ours(data)  # compiles what the plan and the gathering need
+    first_epoch(data)  # compiles what the plan and the gathering need
     gc.collect()  # what is mapped would not be forgotten
     forget_shards(options.data)
-    cold = rate(partial(ours, data))
+    cold = rate(partial(first_epoch, data))
     mixture = open_mixture(data, "train")
     rows = plan_rows(mixture, data, options.batches)
     molecules, sizes = list(to_data(mixture, rows)), [len(part) for part in rows]
-    rates: dict[str, list[float]] = {"ours": [], "list": [], "in_memory": []}
+    plan = BatchPlan(mixture, data, accumulation=1, seed=0)
+    next_epoch(mixture, plan, data)
+    rates: dict[str, list[float]] = {"ours": [], "ours, first": [], "list": [], "in_memory": []}
     for _ in range(options.rounds):
         fresh = InMemory(molecules)  # after a pass it keeps what it cut out
-        rates["ours"].append(rate(partial(ours, data)))
+        rates["ours, first"].append(rate(partial(first_epoch, data)))
+        rates["ours"].append(rate(partial(next_epoch, mixture, plan, data)))
         rates["list"].append(rate(lambda: pyg(molecules, sizes)))
         rates["in_memory"].append(rate(partial(pyg, fresh, sizes)))
     found = {name: median(values) for name, values in rates.items()}
-    ratios = {name: found["ours"] / found[name] for name in TARGETS}
+    ratios = {name: found[arm] / found[name] for name, arm in COMPARED.items()}
     found["ours, cold"] = cold
     for name, value in found.items():
         print(f"{name:<12}{value:>14,.0f} molecules/s")

@@ -44,6 +44,7 @@ from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.moe.balance import measure_load
 from hmoe_ds.moe.exchange import Traffic
+from hmoe_ds.moe.grouped import FLOP_FORMULAS
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training.metrics import StepTotals
 from hmoe_ds.training.prefetch import Prefetcher
@@ -143,7 +144,7 @@ def same_molecules(config: RunConfig, steps: int) -> Iterator[Data]:
 
 def flops_per_molecule(step: Step, steps: int) -> float:
     """FLOPs per molecule in some steps, by torch's counter."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         molecules = sum(step() for _ in range(steps))
     return counter.get_total_flops() / molecules
 

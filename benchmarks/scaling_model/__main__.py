@@ -2,8 +2,9 @@
 
     python -m benchmarks.scaling_model --data data/zinc --out runs/scaling
 
-First measures this machine (one rank alone; one on each core at once; gloo's collectives; the planning of batches),
-predicts the step time of small runs of `hmoe pretrain` in several layouts from that, runs them and prints both. Then
+First makes small runs of pretraining (one rank alone; one on each core at once; several layouts of 1, 2 and 4 ranks),
+measures gloo's collectives and the planning of batches, and prints what the first runs and those speeds predict for the
+layouts beside what their steps took. Then
 prints, for the large presets on clusters of GPUs, what the same model says with the numbers of `--help`: paper
 numbers, nothing of it was measured. Prints one JSON line, which goes to docs/results/scaling_model.json; its "ratio"
 is predicted over measured in the cell that is furthest from 1. Runs that are in `--out` already are not run again.
@@ -18,10 +19,18 @@ from typing import Any
 
 from benchmarks.result import write_result
 from benchmarks.scaling_model.fabric import Cluster
-from benchmarks.scaling_model.machine import Machine, measure_machine
+from benchmarks.scaling_model.machine import Machine, measure_machine, measured_worlds
 from benchmarks.scaling_model.paper import PRESETS, Row, Scaling, paper_rows, paper_table
 from benchmarks.scaling_model.step import Gpu
-from benchmarks.scaling_model.validation import LAYOUTS, Cell, validate, validation_table, worst_ratio
+from benchmarks.scaling_model.validation import (
+    LAYOUTS,
+    Cell,
+    validate,
+    validation_table,
+    validation_worlds,
+    worst_ratio,
+)
+from benchmarks.scaling_model.worlds import make_runs
 from data_pipeline.manifest import Manifest
 from hmoe_ds.training.dry_run import MeanMolecule
 
@@ -48,13 +57,13 @@ def mean_molecule(data: Path) -> MeanMolecule:
 
 
 def check_here(options: argparse.Namespace) -> tuple[Machine, list[Cell]]:
-    """Measure this machine, predict, run."""
+    """Run, measure this machine, predict."""
     base, molecule = small_run(options), mean_molecule(options.data)
     sizes = [options.molecules // 4, options.molecules // 2]
-    machine = measure_machine(base, sizes, molecule.atoms, options.out)
     words = [*base, f"--data.molecules_per_step={options.molecules}"]
-    cells = [validate(layout, words, molecule, machine, options.out) for layout in LAYOUTS]
-    return machine, cells
+    make_runs([*measured_worlds(base, sizes, options.out), *validation_worlds(words, options.out)])
+    machine = measure_machine(base, sizes, molecule.atoms, options.out)
+    return machine, [validate(layout, words, molecule, machine, options.out) for layout in LAYOUTS]
 
 
 def on_paper(options: argparse.Namespace, planned_per_second: float) -> list[Row]:

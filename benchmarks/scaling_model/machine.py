@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +20,7 @@ from benchmarks.scaling_model.collectives import Kind
 from benchmarks.scaling_model.fabric import Measured, Speed, fit_speed
 from benchmarks.scaling_model.speeds import update_seconds_per_parameter
 from benchmarks.scaling_model.step import Core
+from benchmarks.scaling_model.worlds import World, environment
 from hmoe_ds.config import RunConfig
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.data.mixture import open_mixture
@@ -68,30 +70,38 @@ def step_seconds(folder: Path) -> float:
     return median(line["molecules"] / line["molecules_per_second"] for line in lines[_WARM_UP:])
 
 
-def environment(**more: str) -> dict[str, str]:
-    """Of ranks on this machine: one thread each, no GPU."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **more}
-
-
-def measure_machine(base: Sequence[str], sizes: Sequence[int], atoms: float, out: Path) -> Machine:
-    """Time one rank alone, one on each core at once, and the collectives of 2 and 4 ranks.
+def measured_worlds(base: Sequence[str], sizes: Sequence[int], out: Path) -> tuple[list[World], list[World]]:
+    """The runs that tell what one rank costs: one that is alone; one on each core, at the same time.
 
     Args:
         base: overrides of the run, without its folder and its batch.
         sizes: molecules per step, at least two different ones.
-        atoms: mean atoms of a molecule.
         out: folder for the runs.
     """
-    cores = os.cpu_count() or 1
+
+    def world(name: str, core: int | None = None) -> World:
+        runs = {str(out / name / f"{size}_molecules"): [*base, f"--data.molecules_per_step={size}"] for size in sizes}
+        return World(1, runs, core)
+
+    return [world("alone")], [world(f"core{core}", core) for core in range(os.cpu_count() or 1)]
+
+
+def measure_machine(base: Sequence[str], sizes: Sequence[int], atoms: float, out: Path) -> Machine:
+    """What one rank costs alone and beside others, by the runs of `measured_worlds`, and the collectives of 2 and 4.
+
+    Args:
+        base, sizes, out: as of `measured_worlds`, whose runs are there.
+        atoms: mean atoms of a molecule.
+    """
     per_parameter = update_seconds_per_parameter()
     config = load_config(base)
     update = per_parameter * count_parameters(config.model, config.router, config.objective.molecule_heads).total
     alone, beside = (
-        _without_update(_fit_steps(ranks, base, sizes, atoms, out / name), update)
-        for name, ranks in (("alone", [-1]), ("beside", range(cores)))
+        _without_update(_fit_steps([Path(folder) for world in worlds for folder in world.runs], sizes, atoms), update)
+        for worlds in measured_worlds(base, sizes, out)
     )
     fabrics = {ranks: measure_fabric(ranks) for ranks in (2, 4)}
-    return Machine(cores, alone, beside, per_parameter, fabrics, planned_per_second(config))
+    return Machine(os.cpu_count() or 1, alone, beside, per_parameter, fabrics, planned_per_second(config))
 
 
 def _without_update(line: tuple[float, float], update: float) -> tuple[float, float]:
@@ -123,23 +133,9 @@ def planned_per_second(config: RunConfig, molecules: int = 1 << 17, ranks: int =
     return median(rates[1:])
 
 
-def _fit_steps(
-    cores: Sequence[int], base: Sequence[str], sizes: Sequence[int], atoms: float, out: Path
-) -> tuple[float, float]:
-    """Fixed seconds of a step, and seconds per atom, of one-rank runs that go on at the same time, one on each core."""
-    folders = {core: {size: out / f"core{core}_{size}_molecules" for size in sizes} for core in cores}
-    processes = []
-    for core, runs in folders.items():
-        words = [
-            [*base, f"--data.molecules_per_step={size}", f"--run.out={folder}"]
-            for size, folder in runs.items()
-            if not (folder / "metrics.jsonl").exists()
-        ]
-        command = [sys.executable, "-m", "benchmarks.scaling_model.one_rank", str(core), json.dumps(words)]
-        processes.append(subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL))
-    _wait(processes)
-    found = [(size * atoms, step_seconds(folder)) for runs in folders.values() for size, folder in runs.items()]
-    line = fit_speed(*zip(*found, strict=True))
+def _fit_steps(folders: Sequence[Path], sizes: Sequence[int], atoms: float) -> tuple[float, float]:
+    """Fixed seconds of a step, and seconds per atom, of runs whose molecules per step are `sizes` in turn."""
+    line = fit_speed([size * atoms for _, size in zip(folders, cycle(sizes))], [step_seconds(one) for one in folders])
     return line.latency, 1 / line.bandwidth
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.scaling_model.machine import Machine, environment, step_seconds
+from benchmarks.scaling_model.machine import Machine, step_seconds
 from benchmarks.scaling_model.markdown import markdown_table
 from benchmarks.scaling_model.step import StepTime, step_time
+from benchmarks.scaling_model.worlds import World
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.training.dry_run import MeanMolecule
 from hmoe_ds.training.footprint import all_to_all_bytes
@@ -37,6 +36,10 @@ class Layout:
     def words(self) -> list[str]:
         """Overrides of a run."""
         return [f"--parallel.ep_size={self.ep_size}", f"--parallel.migration={str(self.migration).lower()}"]
+
+    def folder(self, out: Path) -> Path:
+        """Of the run among those in `out`."""
+        return out / self.name.replace(",", "").replace(" ", "_")
 
 
 LAYOUTS = (
@@ -87,22 +90,27 @@ class Cell:
         }
 
 
+def validation_worlds(base: Sequence[str], out: Path) -> list[list[World]]:
+    """The runs of all layouts, those of as many ranks by the same ones."""
+    layouts: dict[int, list[Layout]] = {}
+    for layout in LAYOUTS:
+        layouts.setdefault(layout.ranks, []).append(layout)
+    return [
+        [World(ranks, {str(layout.folder(out)): [*base, *layout.words] for layout in alike})]
+        for ranks, alike in layouts.items()
+    ]
+
+
 def validate(layout: Layout, base: Sequence[str], molecule: MeanMolecule, machine: Machine, out: Path) -> Cell:
-    """Run `hmoe pretrain` in this layout and compare; a run that is there already is not run again.
+    """Compare the run in this layout, one of `validation_worlds`, with what is predicted.
 
     With migration the prediction takes the share of bytes that the run had: how many molecules find room beside their
     experts is no question of speed.
     """
-    words = [*base, *layout.words]
-    folder = out / layout.name.replace(",", "").replace(" ", "_")
-    if not (folder / "metrics.jsonl").exists():
-        command = [sys.executable, "-m", "hmoe_ds.cli", "pretrain", "--num_ranks", str(layout.ranks)]
-        subprocess.run(
-            [*command, *words, f"--run.out={folder}"], check=True, env=environment(), stdout=subprocess.DEVNULL
-        )
+    folder = layout.folder(out)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     sent = mean(line.get("exchanged_bytes", 0.0) for line in lines)
-    config = load_config(words)
+    config = load_config([*base, *layout.words])
     ordinary = all_to_all_bytes(config, layout.ranks, molecule.atoms, molecule.bonds).total
     share = sent / ordinary if layout.migration else None
     predicted = step_time(

@@ -25,9 +25,10 @@ class MoleculeStore(Protocol):
     @property
     def with_targets(self) -> bool: ...
 
-    def shard(self, index: int) -> Shard: ...
+    @property
+    def row_start(self) -> NDArray[np.int64]: ...
 
-    def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+    def shard(self, index: int) -> Shard: ...
 
 
 class MoleculeTargets(NamedTuple):
@@ -128,10 +129,11 @@ def gather(store: MoleculeStore, rows: NDArray[np.int64]) -> MolBatch:
         IndexError: a row outside the store.
     """
     parts = _by_shard(store, rows)
-    atoms, bonds = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    atom_start, bond_start = np.zeros(len(rows) + 1, np.int64), np.zeros(len(rows) + 1, np.int64)
     for shard, row, place in parts:
-        atoms[place], bonds[place] = shard.num_atoms[row], shard.num_bonds[row]
-    atom_start, bond_start = _starts(atoms), _starts(bonds)
+        _count(row, place, shard.atom_offset, shard.bond_end_offset, atom_start, bond_start)
+    np.cumsum(atom_start, out=atom_start)
+    np.cumsum(bond_start, out=bond_start)
     atom_features = np.empty((atom_start[-1], 9), np.uint8)
     edge_index = np.empty((2, 2 * bond_start[-1]), np.int64)
     bond_features = np.empty((bond_start[-1], 3), np.uint8)
@@ -141,10 +143,9 @@ def gather(store: MoleculeStore, rows: NDArray[np.int64]) -> MolBatch:
     mol_key = np.empty((len(rows), 2), np.uint64)
     for shard, row, place in parts:
         _copy_molecules(
-            row, place, shard.atom_offset, shard.bond_end_offset, shard.atom_features_N9.reshape(-1),
-            shard.bond_index_M2.reshape(-1), shard.bond_features_M3.reshape(-1), shard.scaffold_mask_N,
-            shard.scaffold_key, shard.generic_key, shard.mol_key_n2.reshape(-1), atom_start, bond_start,
-            atom_features.reshape(-1), edge_index, bond_features.reshape(-1), molecule, scaffold_mask, scaffold_key,
+            row, place, shard.atom_offset, shard.bond_end_offset, shard.atom_features_N9, shard.bond_index_M2,
+            shard.bond_features_M3, shard.scaffold_mask_N, shard.scaffold_key, shard.generic_key, shard.mol_key_n2,
+            atom_start, bond_start, atom_features, edge_index, bond_features, molecule, scaffold_mask, scaffold_key,
             generic_key, mol_key,
         )  # fmt: skip
     return MolBatch(
@@ -170,11 +171,12 @@ class _Part(NamedTuple):
 
 
 def _by_shard(store: MoleculeStore, rows: NDArray[np.int64]) -> list[_Part]:
-    shard_of, local = store.locate(rows)
-    order = np.argsort(shard_of, kind="stable")
-    first = np.flatnonzero(np.diff(shard_of[order], prepend=-1)).tolist()
-    places = [order[start:end] for start, end in pairwise([*first, len(rows)])]
-    return [_Part(store.shard(int(shard_of[place[0]])), local[place], place) for place in places]
+    shards, end_S, local, place = _group(rows, store.row_start)
+    bounds = pairwise([0, *end_S.tolist()])
+    return [
+        _Part(store.shard(index), local[first:end], place[first:end])
+        for index, (first, end) in zip(shards.tolist(), bounds, strict=True)
+    ]
 
 
 def bare_scaffolds(batch: MolBatch, chosen_B: Tensor) -> MolBatch:
@@ -221,8 +223,41 @@ def scaffold_keys(store: MoleculeStore, rows: NDArray[np.int64]) -> tuple[NDArra
     return scaffold_key.view(np.int64), generic_key.view(np.int64)
 
 
-def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+@numba.njit(cache=True, nogil=True)
+def _group(rows, row_start):  # type: ignore[no-untyped-def]
+    """Rows by their shards: which S shards have some, the end of each one's; the rows inside them, and their places."""
+    shard_of = np.empty(rows.size, np.int64)
+    count = np.zeros(row_start.size - 1, np.int64)
+    for i in range(rows.size):
+        if not 0 <= rows[i] < row_start[-1]:
+            raise IndexError("a row outside of the dataset")
+        shard_of[i] = np.searchsorted(row_start, rows[i], side="right") - 1
+        count[shard_of[i]] += 1
+    end = np.cumsum(count) - count  # it moves to the end with each row
+    local, place = np.empty(rows.size, np.int64), np.empty(rows.size, np.int64)
+    for i in range(rows.size):
+        shard = shard_of[i]
+        local[end[shard]], place[end[shard]] = rows[i] - row_start[shard], i
+        end[shard] += 1
+    shards = np.flatnonzero(count)
+    return shards, end[shards], local, place
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(rows, place, atom_offset, bond_end_offset, atom_start, bond_start):  # type: ignore[no-untyped-def]
+    """Atoms and bonds of molecules `rows` of one shard, each to the position after its `place`."""
+    for r in range(rows.size):
+        row, after = rows[r], place[r] + 1
+        atom_start[after] = atom_offset[row + 1] - atom_offset[row]
+        bond_start[after] = (bond_end_offset[row + 1] - bond_end_offset[row]) // 2
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy(out, start, values, first, size):  # type: ignore[no-untyped-def]
+    """`out[start:][:size] = values[first:][:size]`, which numba makes slower: it asks first whether the two overlap."""
+    part, source = out[start : start + size], values[first : first + size]
+    for i in range(size):
+        part[i] = source[i]
 
 
 # Molecules of a batch lie all over a shard, so each costs a dozen cache misses, half of the time of a copy. While one
@@ -237,7 +272,10 @@ def _copy_molecules(  # type: ignore[no-untyped-def]
     generic_key, mol_key, atom_start, bond_start, out_atom_features, out_edge_index, out_bond_features, out_molecule,
     out_scaffold_mask, out_scaffold_key, out_generic_key, out_mol_key,
 ):  # fmt: skip
-    """Copy molecules `rows` of one shard to positions `place` of the batch; what has several columns there is flat."""
+    """Copy molecules `rows` of one shard to positions `place` of the batch."""
+    atom_features, bond_ends = atom_features.reshape(-1), bond_ends.reshape(-1)
+    bond_features, mol_key = bond_features.reshape(-1), mol_key.reshape(-1)
+    out_atom_features, out_bond_features = out_atom_features.reshape(-1), out_bond_features.reshape(-1)
     first_atom, first_bond = np.empty(rows.size, np.int64), np.empty(rows.size, np.int64)
     for r in range(rows.size):
         first_atom[r], first_bond[r] = atom_offset[rows[r]], bond_end_offset[rows[r]] // 2
@@ -255,15 +293,13 @@ def _copy_molecules(  # type: ignore[no-untyped-def]
                 prefetch(bond_features, 3 * source + line * _LINE)
             prefetch(mol_key, 2 * rows[r + _AHEAD])
         row, b = rows[r], place[r]
-        first, end, source = atom_start[b], atom_start[b + 1], first_atom[r]
-        last = source + end - first
-        out_atom_features[9 * first : 9 * end] = atom_features[9 * source : 9 * last]
-        out_scaffold_mask[first:end] = scaffold_mask[source:last]
+        first, end = atom_start[b], atom_start[b + 1]
+        _copy(out_atom_features, 9 * first, atom_features, 9 * first_atom[r], 9 * (end - first))
+        _copy(out_scaffold_mask, first, scaffold_mask, first_atom[r], end - first)
         out_molecule[first:end] = b
         bond, bond_end, source = bond_start[b], bond_start[b + 1], first_bond[r]
-        last = source + bond_end - bond
-        out_bond_features[3 * bond : 3 * bond_end] = bond_features[3 * source : 3 * last]
-        ends = bond_ends[2 * source : 2 * last]
+        _copy(out_bond_features, 3 * bond, bond_features, 3 * source, 3 * (bond_end - bond))
+        ends = bond_ends[2 * source : 2 * (source + bond_end - bond)]
         begin_edges, end_edges = out_edge_index[0, 2 * bond : 2 * bond_end], out_edge_index[1, 2 * bond : 2 * bond_end]
         for j in range(0, ends.size, 2):
             u, v = first + ends[j], first + ends[j + 1]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +29,19 @@ class Mixture:
     Attributes:
         weight_S: share of each of S datasets; they sum to 1. A dataset whose split is empty has none.
         first_row_S: row of the mixture at which each dataset begins.
+        row_start: first row of each shard of all datasets, then the number of rows.
     """
 
     def __init__(self, stores: Sequence[ShardStore], weights: Sequence[float] | None = None) -> None:
         self.stores = list(stores)
         size_S = np.array([len(store) for store in stores], np.int64)
         self.first_row_S = np.concatenate([[0], np.cumsum(size_S)[:-1]])
-        self._first_shard_S = np.concatenate([[0], np.cumsum([store.num_shards for store in stores])[:-1]])
+        self._first_shard_S = [0, *accumulate(store.num_shards for store in stores)]
         shares_S = np.where(size_S > 0, np.asarray(weights if weights else size_S, np.float64), 0.0)
         shares_S /= max(shares_S.max(), np.finfo(np.float64).tiny)  # first, as the sum of huge ones is not finite
         self.weight_S: NDArray[np.float64] = shares_S / max(shares_S.sum(), 1.0)
-        self._row_start = np.concatenate(
-            [store.row_start[:-1] + first for store, first in zip(stores, self.first_row_S, strict=True)]
-        )
+        starts = [store.row_start[:-1] + first for store, first in zip(stores, self.first_row_S, strict=True)]
+        self.row_start = np.concatenate([*starts, [size_S.sum()]])
 
     def __len__(self) -> int:
         return sum(len(store) for store in self.stores)
@@ -51,13 +53,8 @@ class Mixture:
 
     def shard(self, index: int) -> Shard:
         """Views into shard `index`, counted over all datasets."""
-        which = int(np.searchsorted(self._first_shard_S, index, side="right")) - 1
-        return self.stores[which].shard(index - int(self._first_shard_S[which]))
-
-    def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Shard index and row inside the shard of each row, both counted over all datasets."""
-        shard = np.searchsorted(self._row_start, rows, side="right") - 1
-        return shard, rows - self._row_start[shard]
+        which = bisect_right(self._first_shard_S, index) - 1
+        return self.stores[which].shard(index - self._first_shard_S[which])
 
     def first_molecules(self, molecules: int) -> list[int]:
         """How many each dataset provides of the first `molecules` molecules: its share, as far as it has so many."""

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmoe_ds.config import ConfigError, DataConfig
+from hmoe_ds.data.fill import fill
 from hmoe_ds.data.mixture import Mixture
-from hmoe_ds.data.runs import Cursor, Runs, RunStream, prefix, runs_within, spans
+from hmoe_ds.data.runs import Cursor, RunStream, prefix, runs_within
 
 
 class Slice(NamedTuple):
@@ -92,44 +93,24 @@ class BatchPlan:
                 stream.percentiles = percentiles
 
     def _next_slice(self) -> Slice:
-        ahead = [
-            stream.peek(limit, *self._budgets[1:])
-            for stream, limit in zip(self._streams, self._molecule_limits(), strict=True)
-        ]
-        # Runs of all datasets in the order in which their datasets fall behind their shares.
-        turn = np.concatenate([self._turns(number, runs) for number, runs in enumerate(ahead)])
-        source = np.repeat(np.arange(len(ahead)), [len(runs.molecules_R) for runs in ahead])
-        order = np.argsort(turn, kind="stable")
-        sizes = (
-            np.concatenate([getattr(runs, column) for runs in ahead])[order]
-            for column in ("molecules_R", "atoms_R", "bonds_R")
-        )
-        fits = np.all([np.cumsum(size) <= budget for size, budget in zip(sizes, self._budgets, strict=True)], axis=0)
-        taken = order[: len(order) if fits.all() else int(np.argmin(fits))]
-        for number, count in enumerate(np.bincount(source[taken], minlength=len(ahead)).tolist()):
-            self._streams[number].advance(count, int(ahead[number].molecules_R[:count].sum()))
-        return self._join(ahead, taken)
+        left_3, parts, full = np.array(self._budgets), [], False
+        while not full:
+            part, full = self._fill(left_3)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else Slice(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def _molecule_limits(self) -> list[int]:
-        """Molecules of each dataset that a slice can take at most, given how many each has dealt."""
-        molecules = self._budgets[0]
-        dealt_S = np.array([stream.cursor.dealt for stream in self._streams])
-        # In the order of turns, a run is taken before the turns reach the number of all molecules dealt by then.
-        limit_S = np.ceil(self._mixture.weight_S * (dealt_S.sum() + molecules)).astype(np.int64) - dealt_S
-        return np.clip(limit_S + self._data.scaffold_run, 0, molecules).tolist()
-
-    def _turns(self, number: int, runs: Runs) -> NDArray[np.float64]:
-        """When each run is due: the molecules of its dataset dealt before it, over the dataset's share."""
-        dealt_R = self._streams[number].cursor.dealt + prefix(runs.molecules_R)[:-1]
-        return dealt_R / self._mixture.weight_S[number]
-
-    def _join(self, ahead: list[Runs], taken: NDArray[np.int64]) -> Slice:
-        """The molecules of the runs `taken`, numbered over all of `ahead`."""
-        sizes = np.concatenate([runs.molecules_R for runs in ahead])
-        take = spans(prefix(sizes)[taken], sizes[taken])
-        rows = [runs.rows_B + start for runs, start in zip(ahead, self._mixture.first_row_S, strict=True)]
-        epochs, atoms = [runs.epoch_B for runs in ahead], [runs.num_atoms_B for runs in ahead]
-        return Slice(*(np.concatenate(column)[take] for column in (rows, epochs, atoms)))
+    def _fill(self, left_3: NDArray[np.int64]) -> tuple[Slice, bool]:
+        """What comes next of the windows at hand, up to the budgets `left_3`, which shrink; whether they bound it."""
+        cursors = [stream.cursor for stream in self._streams]
+        rows, num_atoms, before = zip(*(stream.window() for stream in self._streams), strict=True)
+        epoch_S, run_S, dealt_S = np.array([(cursor.epoch, cursor.run, cursor.dealt) for cursor in cursors]).T.copy()
+        room = min(int(left_3[0]), sum(map(len, rows)))
+        part = Slice(np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64))
+        first_row_S, weight_S = self._mixture.first_row_S, self._mixture.weight_S
+        taken, full = fill(rows, num_atoms, before, first_row_S, epoch_S, weight_S, run_S, dealt_S, left_3, *part)
+        for stream, cursor, run, dealt in zip(self._streams, cursors, run_S.tolist(), dealt_S.tolist(), strict=True):
+            stream.advance(run - cursor.run, dealt - cursor.dealt)
+        return Slice(*(column[:taken] for column in part)), full
 
     def _check_budgets(self) -> None:
         for store in self._mixture.stores:

@@ -13,12 +13,13 @@ epoch, whenever the bound rises, and the position needs no other state.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hmoe_ds.data.fill import lay_out, run_starts
 from hmoe_ds.data.hashing import hash64
 from hmoe_ds.data.store import ShardStore
 
@@ -36,76 +37,38 @@ class Cursor:
     dealt: int = 0
 
 
-class Runs(NamedTuple):
-    """R consecutive runs of B molecules in all.
+class Window(NamedTuple):
+    """R runs of B molecules in all, in the order in which they are dealt.
 
     Attributes:
         rows_B: rows of the store; those of a run are consecutive.
-        epoch_B: epoch of each molecule, from 0: it is dealt at most once in each.
         num_atoms_B: atoms of each molecule.
-        molecules_R: molecules of each run; 0 when none of it is admitted.
-        atoms_R: atoms of each run.
-        bonds_R: bonds of each run.
+        before_R3: R + 1 rows: the molecules, atoms and bonds before each run, then those of all. Runs that a curriculum
+            does not admit are there, and empty.
     """
 
     rows_B: NDArray[np.int64]
-    epoch_B: NDArray[np.int64]
     num_atoms_B: NDArray[np.int64]
-    molecules_R: NDArray[np.int64]
-    atoms_R: NDArray[np.int64]
-    bonds_R: NDArray[np.int64]
-
-
-class _Window(NamedTuple):
-    """The runs of one window in the order in which they are dealt; prefix sums have length runs + 1."""
-
-    rows: NDArray[np.int64]
-    num_atoms: NDArray[np.int64]
-    num_bonds: NDArray[np.int64]
-    complexity: NDArray[np.float32]
-    molecules_before: NDArray[np.int64]
-    atoms_before: NDArray[np.int64]
-    bonds_before: NDArray[np.int64]
+    before_R3: NDArray[np.int64]
 
     @property
     def num_runs(self) -> int:
-        return len(self.molecules_before) - 1
+        return len(self.before_R3) - 1
 
-    @property
-    def befores(self) -> tuple[NDArray[np.int64], ...]:
-        """The prefix sums, in the order of the budgets."""
-        return self.molecules_before, self.atoms_before, self.bonds_before
 
-    @classmethod
-    def of(
-        cls,
-        rows: NDArray[np.int64],
-        num_atoms: NDArray[np.int64],
-        num_bonds: NDArray[np.int64],
-        complexity: NDArray[np.float32],
-        before: NDArray[np.int64],
-    ) -> _Window:
-        """The window of these molecules, which lie run by run; `before` are the molecules before each run."""
-        return cls(rows, num_atoms, num_bonds, complexity, before, prefix(num_atoms)[before], prefix(num_bonds)[before])
+class _Molecules(NamedTuple):
+    """All molecules of a window in the order of its shards; run r is the `size_R[r]` of them from `first_R[r]` on."""
 
-    def admitted(self, bound: float) -> _Window:
-        """Only the molecules up to this complexity. Runs keep their numbers: some get shorter, some empty."""
-        if bound == math.inf:
-            return self
-        keep = self.complexity <= bound
-        columns = (self.rows[keep], self.num_atoms[keep], self.num_bonds[keep], self.complexity[keep])
-        return _Window.of(*columns, prefix(keep.astype(np.int64))[self.molecules_before])
-
-    def part(self, first: int, last: int, epoch: int) -> Runs:
-        """Runs `first` to `last - 1`."""
-        taken = slice(self.molecules_before[first], self.molecules_before[last])
-        rows = self.rows[taken]
-        sizes = (np.diff(before[first : last + 1]) for before in self.befores)
-        return Runs(rows, np.full(len(rows), epoch), self.num_atoms[taken], *sizes)
+    first_R: NDArray[np.int64]
+    size_R: NDArray[np.int64]
+    rows_B: NDArray[np.int64]
+    num_atoms_B: NDArray[np.uint16]
+    num_bonds_B: NDArray[np.uint16]
+    complexity_B: NDArray[np.float32]
 
 
 class RunStream:
-    """The stream of one dataset: `peek` looks ahead, `advance` moves on, `forget` lets go of what is behind.
+    """The stream of one dataset: `window` is what is at hand, `advance` moves on, `forget` lets go of what is behind.
 
     Args:
         store: the molecules; there must be some.
@@ -124,8 +87,8 @@ class RunStream:
         self._seed, self._number = seed, number
         self._shards = np.flatnonzero(np.diff(store.row_start))
         self._windows_per_epoch = -(-len(self._shards) // window_shards)
-        self._built: dict[tuple[int, int], _Window] = {}
-        self._admitted: dict[tuple[int, int], _Window] = {}
+        self._built: dict[tuple[int, int], _Molecules] = {}
+        self._admitted: dict[tuple[int, int], Window] = {}
         self._bound = math.inf
         self.cursor = Cursor()
         self.percentiles = store.complexity_percentiles
@@ -143,44 +106,25 @@ class RunStream:
         if bound != self._bound:
             self._bound, self._admitted = bound, {}
 
-    def peek(self, molecules: int, atoms: int, bonds: int) -> Runs:
-        """The next runs up to these budgets, and the first one that exceeds them."""
-        epoch, window, first = self.cursor.epoch, self.cursor.window, self.cursor.run
-        left = np.array([molecules, atoms, bonds])
-        parts: list[Runs] = []
-        while True:
-            runs = self._window(epoch, window)
-            within = min(
-                runs_within(before, first, int(budget)) for before, budget in zip(runs.befores, left, strict=True)
-            )
-            last = min(within + 1, runs.num_runs)
-            parts.append(runs.part(first, last, epoch))
-            if within < runs.num_runs:
-                return Runs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-            left -= [before[last] - before[first] for before in runs.befores]
-            epoch, window = self._after(epoch, window)
-            first = 0
+    def window(self) -> Window:
+        """What is admitted of the window at the cursor, of which run `cursor.run` is the next."""
+        here = (self.cursor.epoch, self.cursor.window)
+        if here not in self._admitted:
+            self._admitted[here] = Window(*lay_out(*self._molecules(*here), np.float32(self._bound)))
+        return self._admitted[here]
 
     def advance(self, runs: int, molecules: int) -> None:
-        """Leave `runs` runs of `molecules` molecules behind."""
-        cursor = replace(self.cursor)
-        cursor.run += runs
-        cursor.dealt += molecules
-        while cursor.run >= (size := self._window(cursor.epoch, cursor.window).num_runs):
-            cursor.run -= size
-            cursor.epoch, cursor.window = self._after(cursor.epoch, cursor.window)
-        self.cursor = cursor
+        """Leave `runs` runs of this window, of `molecules` molecules, behind."""
+        self.cursor.run += runs
+        self.cursor.dealt += molecules
+        if self.cursor.run == self.window().num_runs:
+            epoch, window = self._after(self.cursor.epoch, self.cursor.window)
+            self.cursor = Cursor(epoch, window, 0, self.cursor.dealt)
 
     def _after(self, epoch: int, window: int) -> tuple[int, int]:
         return (epoch, window + 1) if window + 1 < self._windows_per_epoch else (epoch + 1, 0)
 
-    def _window(self, epoch: int, window: int) -> _Window:
-        """What is admitted of a window."""
-        if (epoch, window) not in self._admitted:
-            self._admitted[epoch, window] = self._whole_window(epoch, window).admitted(self._bound)
-        return self._admitted[epoch, window]
-
-    def _whole_window(self, epoch: int, window: int) -> _Window:
+    def _molecules(self, epoch: int, window: int) -> _Molecules:
         if (epoch, window) not in self._built:
             keys = [*self._built, (epoch, window)]
             current = sorted({index for key in keys for index in self._shards_of(*key)})
@@ -194,34 +138,19 @@ class RunStream:
         )
         return self._shards[order[window * self._width : (window + 1) * self._width]].tolist()
 
-    def _build(self, epoch: int, window: int) -> _Window:
+    def _build(self, epoch: int, window: int) -> _Molecules:
         columns = []
         for index in self._shards_of(epoch, window):
             shard = self._store.shard(index)
             rows = self._store.row_start[index] + np.arange(shard.rows)
             is_start = run_starts(shard.scaffold_key, self._longest)
-            columns.append((rows, is_start, shard.num_atoms, shard.num_bonds, shard.complexity))
-        rows, is_start, *sizes, complexity = (np.concatenate(column) for column in zip(*columns, strict=True))
-        atoms, bonds = (size.astype(np.int64) for size in sizes)
+            columns.append((is_start, rows, shard.num_atoms, shard.num_bonds, shard.complexity))
+        is_start, rows, *sizes = (np.concatenate(column) for column in zip(*columns, strict=True))
         first = np.flatnonzero(is_start)
         size = np.diff(first, append=len(rows))
-        label = rows[first].astype(np.uint64)
-        shuffle = np.argsort(hash64(self._seed, epoch, 2 * self._number + 2, label), kind="stable")
-        first, size = first[shuffle], size[shuffle]
-        take = spans(first, size)
-        return _Window.of(rows[take], atoms[take], bonds[take], complexity[take], prefix(size))
-
-
-def run_starts(scaffold_key: NDArray[np.uint64], longest: int) -> NDArray[np.bool_]:
-    """Where runs of neighbours with one scaffold begin, in a shard; no run is longer than `longest`.
-
-    Acyclic molecules (key 0) have no scaffold in common, so each is a run of its own.
-    """
-    change = np.ones(len(scaffold_key), np.bool_)
-    change[1:] = scaffold_key[1:] != scaffold_key[:-1]
-    position = np.arange(len(scaffold_key))
-    since_change = position - np.maximum.accumulate(np.where(change, position, 0))
-    return change | (scaffold_key == 0) | (since_change % longest == 0)
+        # Different labels have different hashes, so no sort needs to be stable.
+        shuffle = np.argsort(hash64(self._seed, epoch, 2 * self._number + 2, rows[first].astype(np.uint64)))
+        return _Molecules(first[shuffle], size[shuffle], rows, *sizes)
 
 
 def prefix(values: NDArray[np.int64]) -> NDArray[np.int64]:

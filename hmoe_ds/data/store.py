@@ -74,6 +74,9 @@ class ShardStore:
         targets: view the columns of molecule-level objectives too; the dataset must have them (`has_targets`).
         verify: compare the checksum of a shard with the manifest before its first use. A cache always does.
 
+    Attributes:
+        row_start: first row of each shard, then the number of rows.
+
     Raises:
         PipelineError: no dataset there, or one of another format version.
     """
@@ -146,11 +149,6 @@ class ShardStore:
                 raise PipelineError(f"{file} {found}: copy the dataset again, or run `hmoe prepare` again")
             with self._map(record) as mapped:
                 check_shard_schema(mapped, str(file), self.has_targets)
-
-    def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Shard index and row inside the shard of each global row."""
-        shard = np.searchsorted(self.row_start, rows, side="right") - 1
-        return shard, rows - self.row_start[shard]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -231,15 +229,13 @@ class BatchStore:
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self._shard = shard_from_batch(batch)
+        self.row_start = np.array([0, self._shard.rows])
 
     def __len__(self) -> int:
         return self._shard.rows
 
     def shard(self, index: int) -> Shard:
         return self._shard
-
-    def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return np.zeros_like(rows), rows
 
 
 def shard_from_batch(batch: pa.RecordBatch, targets: bool = False) -> Shard:

@@ -1,12 +1,14 @@
 """The collectives that the scaling model counts, against those of real engines on four ranks."""
 
 import json
+import subprocess
 from collections import Counter
 
 import pytest
 
 from benchmarks.scaling_model.collectives import step_collectives
-from benchmarks.scaling_model.machine import measure_fabric, planned_per_second
+from benchmarks.scaling_model.machine import measure_fabric, planned_per_second, step_seconds
+from benchmarks.scaling_model.worlds import World, make_runs
 from data_pipeline.manifest import Manifest
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.training.dry_run import MeanMolecule
@@ -75,3 +77,20 @@ def test_speeds_of_two_ranks_are_measured():
 def test_planning_is_measured(dataset):
     config = load_config([f"--data.path={dataset}"])
     assert planned_per_second(config, molecules=500, ranks=8) > 0
+
+
+def test_worlds_make_their_runs_and_those_that_are_there_are_left(dataset, tmp_path):
+    words = [*SIZES, f"--data.path={dataset}", "--run.steps=4", "--run.log_every=1", "--run.mlflow=false"]
+    folders = [str(tmp_path / name) for name in ("alone", "pair")]
+    alone, pair = World(1, {folders[0]: words}, core=0), World(2, {folders[1]: [*words, "--parallel.ep_size=2"]})
+    make_runs([[alone], [pair]])
+    assert all(step_seconds(tmp_path / name) > 0 for name in ("alone", "pair"))
+    lines = tmp_path / "pair" / "metrics.jsonl"
+    lines.write_text("as it was\n")
+    make_runs([[pair]])
+    assert lines.read_text() == "as it was\n"
+
+
+def test_a_rank_that_fails_ends_the_runs(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError):
+        make_runs([[World(2, {str(tmp_path / "run"): ["--data.path=nowhere", "--run.steps=4"]})]])

@@ -69,6 +69,12 @@ def test_keys_and_masks_come_from_the_right_rows(dataset, store):
     assert np.array_equal(scaffold_keys(store, rows)[0], batch.scaffold_key_B.numpy())
 
 
+@pytest.mark.parametrize("outside", [-1, 1 << 40])
+def test_a_row_outside_of_the_dataset_is_refused(store, outside):
+    with pytest.raises(IndexError, match="a row outside of the dataset"):
+        gather(store, np.array([3, outside, 5]))
+
+
 def test_an_empty_batch_is_a_batch(store):
     batch = gather(store, np.empty(0, np.int64))
     assert (batch.num_molecules, batch.num_atoms, batch.num_bonds) == (0, 0, 0)

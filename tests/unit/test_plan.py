@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from hmoe_ds.config import ConfigError, DataConfig
 from hmoe_ds.data.batch import gather, scaffold_keys
+from hmoe_ds.data.fill import run_starts
 from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan, deal, sequential_slices
-from hmoe_ds.data.runs import run_starts
 
 DATA = DataConfig(molecules_per_step=64, atoms_per_step=3000, bonds_per_step=3000, window_shards=2)
 

@@ -90,9 +90,10 @@ def runs_of(mixture, number, data):
     stream = RunStream(mixture.stores[number], data.window_shards, data.scaffold_run, SEED, number)
     while True:
         stream.forget()
-        run = stream.peek(0, 0, 0)
-        rows = (run.rows_B + mixture.first_row_S[number]).tolist()
-        yield list(zip(rows, run.epoch_B.tolist(), run.num_atoms_B.tolist(), strict=True))
+        window, cursor = stream.window(), stream.cursor
+        run = slice(*window.before_R3[cursor.run : cursor.run + 2, 0])
+        rows = (window.rows_B[run] + mixture.first_row_S[number]).tolist()
+        yield [(row, cursor.epoch, atoms) for row, atoms in zip(rows, window.num_atoms_B[run].tolist(), strict=True)]
         stream.advance(1, len(rows))
 
 
