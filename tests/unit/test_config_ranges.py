@@ -15,7 +15,7 @@ from hmoe_ds.config_parser import load_config
 ROOT = Path(__file__).parents[2]
 # Free text; what is wrong with it shows when it is opened.
 TEXT = {
-    *("data.path", "data.cache_dir", "parallel.deepspeed_config", "run.out", "probe.tables"),
+    *("data.path", "data.cache_dir", "parallel.deepspeed_config", "run.out", "run.mirror", "probe.tables"),
     "curriculum.deepspeed_schedule",  # test_config.py
 }
 WRONG = {
