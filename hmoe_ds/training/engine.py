@@ -50,7 +50,7 @@ def init_distributed(hang_seconds: float = 1800.0) -> tuple[int, int]:
 
 
 def build_engine(config: RunConfig, traffic: Traffic) -> deepspeed.DeepSpeedEngine:
-    """The engine of a run; torch.distributed must be initialised.
+    """The engine of a run, with the learning rate of its first step; torch.distributed must be initialised.
 
     Its gradients are means over ranks, so a loss that is a share of a global sum is to be multiplied by
     `loss_scale`. `traffic` counts what leaves this rank for the experts of others.
@@ -67,6 +67,7 @@ def build_engine(config: RunConfig, traffic: Traffic) -> deepspeed.DeepSpeedEngi
         config=deepspeed_config(config),
         dist_init_required=False,
     )
+    set_learning_rate(engine, config, 0)
     _bound_collectives(config.run.hang_seconds)
     if parallel.migration:
         group = expert_group(parallel.ep_size)

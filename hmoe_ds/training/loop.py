@@ -196,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(redacted(traceback.format_exc()), file=sys.stderr)
             sys.exit(exit_codes.FAILED)
         sys.exit(_explain(error))
-    sys.exit(code)
+    if code != exit_codes.DONE:
+        sys.exit(code)
 
 
 def _be_rank(config: RunConfig) -> int:

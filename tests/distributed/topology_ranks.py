@@ -93,7 +93,8 @@ def save(engine, folder, config):
     """Save what `convert` looks at."""
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     if torch.distributed.get_rank() == 0:
-        write_record(folder, {"ranks": torch.distributed.get_world_size(), "config": config})
+        ranks = torch.distributed.get_world_size()
+        write_record(folder, {"step": 0, "dataset": "", "ranks": ranks, "config": config})
     torch.distributed.barrier()
 
 

@@ -52,7 +52,7 @@ def contents(out: Path) -> dict:
             found[name] = [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
         elif path.name == "run.json":
             found[name] = json.loads(path.read_text()) | {"starts": None}  # it tells of each
-        elif path.name != "files.json":  # sizes and checksums of files whose bytes hold addresses
+        elif path.name not in ("files.json", "lock"):  # what differs from start to start
             found[name] = path.read_bytes()
     return found
 

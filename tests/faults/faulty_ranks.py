@@ -57,9 +57,11 @@ def damaged_shard(settings: dict, rank: int) -> None:
             if settings["how"] == "deleted":
                 path.unlink()
             else:
-                content = bytearray(path.read_bytes())
-                content[len(content) // 2] ^= 1
-                path.write_bytes(content)
+                with path.open("r+b") as file:  # in its place: to what is mapped, a shorter file would be fatal
+                    file.seek(path.stat().st_size // 2)
+                    byte = file.read(1)[0]
+                    file.seek(-1, os.SEEK_CUR)
+                    file.write(bytes([byte ^ 1]))
 
     at_step(settings, rank, damage)
 
@@ -108,6 +110,7 @@ def end_with(words: list[str]) -> NoReturn:
     code: object = 1
     try:
         loop.main(words)
+        code = 0
     except SystemExit as ending:
         code = ending.code
     except BaseException:
