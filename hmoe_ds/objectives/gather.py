@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class _GatherRows(torch.autograd.Function):
@@ -51,3 +53,10 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
         dist.all_reduce(flat)
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def gather_objects(mine: T) -> list[T]:
+    """What each rank gives, in rank order, the same on all of them: plain values, on the host."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import deepspeed
 import torch
@@ -32,6 +32,7 @@ from hmoe_ds.model.checkpoint_record import (
     write_record,
 )
 from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
+from hmoe_ds.objectives.gather import gather_objects
 from hmoe_ds.training.checkpoint_files import CheckpointFiles
 from hmoe_ds.training.deepspeed_config import deepspeed_config
 from hmoe_ds.training.retention import PARTIAL, remove, remove_later, remove_remains, remove_surplus
@@ -39,7 +40,6 @@ from hmoe_ds.training.run_folder import candidates, checkpoint_dir, checkpoint_t
 from hmoe_ds.training.topology import load_from_another, same_topology
 
 DAMAGED = ".damaged"
-T = TypeVar("T")
 
 
 @dataclass
@@ -133,14 +133,14 @@ def _complete(unfinished: Path, folder: Path, files: list[CheckpointFile], confi
     remove(folder)  # of a run that was set back to a step before it
     rename(unfinished, folder)
     name_latest(config, step)
-    _tidy(folder, config.run.keep_checkpoints, remove_later)
+    _tidy(folder, config.run.keep_checkpoints, just_saved=True)
 
 
 def _all_written(files: CheckpointFiles, unfinished: Path) -> list[CheckpointFile]:
     """The files of all ranks. Raises SaveError, on all of them, when one is missing."""
     rank = torch.distributed.get_rank()
     mine = (files.written, None if files.error is None else f"{files.error.strerror or files.error} on rank {rank}")
-    everyone = _of_all_ranks(mine)
+    everyone = gather_objects(mine)
     errors = [error for _, error in everyone if error]
     if errors:
         _on_first_rank(lambda: remove_remains(unfinished.parent))
@@ -178,7 +178,7 @@ def _damage(folder: Path) -> str | None:
         damage = str(error)
     except OSError as error:
         unreadable = f"checkpoint {folder} cannot be read on rank {torch.distributed.get_rank()} ({error})"
-    everyone = _of_all_ranks((damage, unreadable))
+    everyone = gather_objects((damage, unreadable))
     for _, reason in everyone:
         if reason:
             raise SaveError(f"{reason}: mend what is wrong with the disk or the network, and start again")
@@ -202,10 +202,11 @@ def _set_aside(damages: Mapping[Path, str], used: Path, latest: str | None) -> N
         )
 
 
-def _tidy(folder: Path, keep: int, first: Callable[[Path, int], None] = lambda parent, step: None) -> None:
+def _tidy(folder: Path, keep: int, just_saved: bool = False) -> None:
     """Remove what is no longer needed beside a checkpoint, as far as that is possible."""
     try:
-        first(folder.parent, step_of(folder))
+        if just_saved:
+            remove_later(folder.parent, step_of(folder))
         remove_remains(folder.parent)
         remove_surplus(folder.parent, step_of(folder), keep)
     except OSError as error:  # such as a file that is open elsewhere: the next one tries again
@@ -224,12 +225,6 @@ def _on_first_rank(action: Callable[[], None]) -> None:
     torch.distributed.broadcast_object_list(said, src=0)
     if said[0] is not None:
         raise SaveError(f"{said[0]}: make room or mend what is wrong with the disk, or give another run.out")
-
-
-def _of_all_ranks(mine: T) -> list[T]:
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, mine)
-    return everyone
 
 
 def _save_weights(engine: deepspeed.DeepSpeedEngine, files: CheckpointFiles, folder: Path, ep_size: int) -> None:

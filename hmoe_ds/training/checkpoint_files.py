@@ -12,11 +12,22 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
+from torch.serialization import safe_globals
 
 from hmoe_ds.model.checkpoint_record import CheckpointError, CheckpointFile
 
 # What its files hold beside tensors and plain values; plain values, too.
-DEEPSPEED_TYPES = [LossScaler, ZeroStageEnum, fragment_address]
+_DEEPSPEED_TYPES = [LossScaler, ZeroStageEnum, fragment_address]
+
+
+def read_state(path: str | Path, map_location: Any = None, mmap: bool = False) -> dict[str, Any]:
+    """What a file of DeepSpeed's holds, read without running anything in it; raises what torch raises.
+
+    `mmap`: tensors are left on disk until they are looked at.
+    """
+    with safe_globals(_DEEPSPEED_TYPES):
+        state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    return state
 
 
 class CheckpointFiles(CheckpointEngine):
@@ -60,13 +71,11 @@ class CheckpointFiles(CheckpointEngine):
             CheckpointError: it holds something else.
         """
         try:
-            with torch.serialization.safe_globals(DEEPSPEED_TYPES):
-                state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+            return read_state(path, map_location)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 f"{path} is no file that a run writes ({type(error).__name__}): use a checkpoint that you trust"
             ) from error
-        return state
 
     def create(self, info: CheckpointCommitInfo) -> None:
         """The training engine says that it begins."""

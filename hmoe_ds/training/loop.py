@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import deepspeed
 import torch
@@ -21,6 +20,7 @@ from hmoe_ds.config_parser import load_config
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.moe.balance import RouterLoad, measure_load, update_family_bias, update_route_bias
 from hmoe_ds.moe.exchange import Traffic
+from hmoe_ds.objectives.gather import gather_objects
 from hmoe_ds.objectives.molecule import set_descriptor_scale
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training import exit_codes
@@ -158,9 +158,7 @@ def keep_checkpoint(
 
 def check_agreement(config: RunConfig, molecules: str) -> None:
     """Raise ConfigError, on all ranks, unless all of them see the same molecules and the same checkpoints."""
-    mine = (molecules, steps_done(config))
-    seen: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(seen, mine)
+    seen = gather_objects((molecules, steps_done(config)))
     if any(other != seen[0] for other in seen):
         raise ConfigError(
             f"run.out {config.run.out}, data.path {config.data.path} or the files of probe.tables are not the same on "

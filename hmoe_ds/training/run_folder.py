@@ -162,18 +162,19 @@ def check_resumable(config: RunConfig, dataset: str) -> None:
         config: of this start; `check_run_folder` comes first.
         dataset: fingerprint of the training data of this start.
     """
-    if not has_checkpoint(config):
+    checkpoint = find_checkpoint(config) if config.run.out else None
+    if checkpoint is None:
         return
-    out = Path(config.run.out)
+    out, done = Path(config.run.out), step_of(checkpoint)
     saved = read_run_record(out)
     if saved["dataset"] != dataset:
         raise ConfigError(
             f"data.path {config.data.path} does not begin with the molecules that the run in {out} was trained on: "
             "give the original dataset, or another run.out"
         )
-    if config.run.steps < steps_done(config):
+    if config.run.steps < done:
         raise ConfigError(
-            f"run.steps is {config.run.steps}, but the run in {out} has done {steps_done(config)}: "
+            f"run.steps is {config.run.steps}, but the run in {out} has done {done}: "
             "set run.steps to at least that, or give another run.out"
         )
     _check_unchanged(saved["config"], config)
@@ -239,8 +240,9 @@ def begin_run(config: RunConfig, ranks: int, dataset: str, shards: list[dict[str
     make_folder(out)
     forget_outcome(out)
     save_config(config, out / "config.yaml")
-    before = read_run_record(out).get("starts", []) if has_checkpoint(config) else []
-    start = {"step": steps_done(config), "ranks": ranks, **asdict(config.parallel)}
+    done = steps_done(config)
+    before = read_run_record(out).get("starts", []) if done else []
+    start = {"step": done, "ranks": ranks, **asdict(config.parallel)}
     record = {
         "format_version": FORMAT_VERSION,
         "ranks": ranks,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from data_pipeline.errors import PipelineError
 from hmoe_ds.config import RunConfig
 from hmoe_ds.durable import flush
+from hmoe_ds.objectives.gather import gather_objects
 from hmoe_ds.objectives.total import RankSlice
 
 SKIPPED = "skipped.jsonl"
@@ -41,8 +41,7 @@ def record_skipped(config: RunConfig, step: int, in_a_row: int, loss: Tensor, sl
         DivergedError: on all ranks, after `run.max_skipped` in a row.
     """
     mine = [key.tobytes().hex() for part in slices for key in part.batch.mol_key_B2.cpu().numpy()]
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, mine)
+    everyone = gather_objects(mine)
     file = Path(config.run.out) / SKIPPED
     if torch.distributed.get_rank() == 0:
         line = {"step": step, "loss": repr(loss.item()), "mol_keys": [key for keys in everyone for key in keys]}

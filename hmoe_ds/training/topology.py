@@ -44,13 +44,12 @@ from deepspeed.checkpoint.constants import (
 from deepspeed.utils.tensor_fragment import map_to_flat_opt_states
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.serialization import safe_globals
 from torch.utils.serialization import config as serialization
 
 from hmoe_ds.config import RunConfig
 from hmoe_ds.model.checkpoint_record import CheckpointError, read_record
 from hmoe_ds.model.weight_files import SHARED_FILE
-from hmoe_ds.training.checkpoint_files import DEEPSPEED_TYPES
+from hmoe_ds.training.checkpoint_files import read_state
 from hmoe_ds.training.deepspeed_config import deepspeed_config
 from hmoe_ds.training.retention import UNIVERSAL
 
@@ -279,8 +278,7 @@ def _expert_groups(adam: Mapping[str, Any]) -> set[int]:
 def _map(path: Path) -> dict[str, Any]:
     """Content of one of DeepSpeed's files, its tensors left on disk until they are looked at."""
     try:
-        with safe_globals(DEEPSPEED_TYPES):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return read_state(path, map_location="cpu", mmap=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent} lacks {path.name}: copy the whole checkpoint") from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -17,6 +16,7 @@ from hmoe_ds.cli import main
 from hmoe_ds.downstream.embed import embed_batch
 from hmoe_ds.model.hmoe import HMoEModel
 from tests.distributed.harness import SMALL, free_port
+from tests.faults.processes import processes_of, wait_until
 
 ROOT = Path(__file__).parents[2]
 SMILES = ["CCO", "c1ccccc1", "CC(=O)Oc1ccccc1C(=O)O", "C1CCCCC1N", "CN1C=NC2=C1C(=O)N(C(=O)N2C)C"]
@@ -296,30 +296,12 @@ def test_an_interrupt_ends_the_launcher_and_all_ranks(dataset, tmp_path):
     command = [sys.executable, "-m", "hmoe_ds.cli", "pretrain", "--num_ranks", "2", *words, "--run.steps=100000"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: (marker / "metrics.jsonl").is_file() and (marker / "metrics.jsonl").stat().st_size > 0)
-        assert len(processes_with(str(marker))) >= 4  # the command, two launchers' processes, two ranks
+        metrics = marker / "metrics.jsonl"
+        wait_until(lambda: metrics.is_file() and metrics.stat().st_size > 0, "there is a line of metrics")
+        assert len(processes_of(marker)) >= 4  # the command, two launchers' processes, two ranks
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 128 + signal.SIGINT
     finally:
         process.kill()
         process.wait()
-    wait_until(lambda: not processes_with(str(marker)))
-
-
-def wait_until(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.2)
-
-
-def processes_with(word: str) -> list[int]:
-    """Processes, zombies left out, with `word` in their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdecimal() and word in (entry / "cmdline").read_text():
-                found.append(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # ended while we looked
-    return found
+    wait_until(lambda: not processes_of(marker), "all have ended")
