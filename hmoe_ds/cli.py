@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -138,24 +139,26 @@ def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
 
     config = load_config(rest)  # before the imports that take longer
     from hmoe_ds.training import exit_codes
-    from hmoe_ds.training.launch import default_ranks, launch
-    from hmoe_ds.training.preflight import check_run
+    from hmoe_ds.training.placement import StartOptions, check_placed, command_of, place, start
 
+    names = [field.name for field in dataclasses.fields(StartOptions)]
+    where = StartOptions(**{name: getattr(options, name) for name in names})
+    placement, out = place(where, config.parallel.ep_size, options.dry_run), Path(config.run.out)
     if options.dry_run:
         from hmoe_ds.training.dry_run import describe_dry_run, dry_run
 
-        figures = dry_run(config, options.num_ranks or config.parallel.ep_size)
-        print(describe_dry_run(figures))
-        return figures
-    ranks = options.num_ranks or default_ranks(config.parallel.ep_size)
+        figures = dry_run(config, placement.all_ranks)
+        command = shlex.join(command_of(rest, placement, out).words)
+        print(f"command     {redacted(command)}\n\n{describe_dry_run(figures)}")
+        return {"command": redacted(command), **figures}
     if config.run.mirror and config.run.resume == "auto":
         from hmoe_ds.training.mirror import fetch
 
-        fetched = fetch(Path(config.run.out), config.run.mirror)
+        fetched = fetch(out, config.run.mirror)
         if fetched is not None:
             print(f"run {config.run.out}: {fetched} was brought back from {config.run.mirror}")
-    check_run(config, ranks)
-    exit_code = launch(rest, ranks, Path(config.run.out), options.restarts)
+    check_placed(config, placement)
+    exit_code = start(rest, placement, out, options.restarts)
     if exit_code == exit_codes.REQUEUE:
         print(f"run {config.run.out} was asked to stop: the same command goes on with it")
     if exit_code == exit_codes.DONE:
@@ -163,7 +166,7 @@ def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
     return {
         "out": config.run.out,
         "steps": config.run.steps,
-        "ranks": ranks,
+        "ranks": placement.all_ranks,
         "exit_code": exit_code,
     }
 
@@ -286,14 +289,26 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
     inspect.add_argument("path", metavar="DIR", help="dataset directory, or its URL")
     inspect.add_argument("--verify", action="store_true", help="read all files and compare their checksums")
 
-    pretrain = command("pretrain", _pretrain, "Pretrain on this machine, through the deepspeed launcher.")
-    pretrain.add_argument("--num_ranks", type=_positive, help="ranks (default: one per GPU, or parallel.ep_size)")
+    pretrain = command("pretrain", _pretrain, "Pretrain on this machine or several, through the deepspeed launcher.")
+    pretrain.add_argument(
+        "--num_ranks", type=_positive, help="ranks on each machine (default: one per GPU, or parallel.ep_size in all)"
+    )
     pretrain.add_argument(
         "--restarts", type=int, default=3, metavar="N", help="failures in a row after which to give up (default: 3)"
     )
     pretrain.add_argument(
-        "--dry-run", action="store_true", help="print sizes, FLOPs, memory and traffic (of parallel.ep_size ranks)"
+        "--dry-run",
+        action="store_true",
+        help="print the command, sizes, FLOPs, memory per GPU and traffic (of parallel.ep_size ranks)",
     )
+    hosts = pretrain.add_argument_group("several machines, reached over ssh (docs/cluster.md)")
+    hosts.add_argument("--hostfile", type=Path, metavar="FILE", help="with lines such as `worker-1 slots=8`")
+    hosts.add_argument("--launcher", choices=("pdsh", "openmpi"), help="that starts ranks there (default: pdsh)")
+    nodes = pretrain.add_argument_group("several machines, with this command started on each (Slurm, Kubernetes)")
+    nodes.add_argument("--nodes", type=_positive, default=1, metavar="N", help="machines (default: 1)")
+    nodes.add_argument("--node_rank", type=_whole, metavar="I", help="number of this one, from 0")
+    nodes.add_argument("--master_addr", metavar="HOST", help="machine 0, as the others reach it")
+    nodes.add_argument("--master_port", type=_positive, metavar="PORT", help="a free port there (default: 29500)")
     pretrain.epilog = "All other arguments: --config FILE|PRESET and --section.field VALUE, listed below."
 
     export = command("export", _export, "A checkpoint to one directory that loads without DeepSpeed.")
@@ -325,6 +340,12 @@ def _bytes(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 2GiB or 800MiB")
     number, unit = match.groups()
     return int(float(number) * 1024 ** " KMGT".index(unit.upper() or " "))
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from datetime import timedelta
 
 import deepspeed
@@ -43,6 +44,8 @@ def init_distributed(hang_seconds: float = 1800.0) -> tuple[int, int]:
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # DeepSpeed calls a collective that newer torch has renamed, and torch says so on every rank.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     # On CPU this op would be compiled at the first use, for minutes; gloo does its work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=2 * hang_seconds))

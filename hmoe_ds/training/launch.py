@@ -1,7 +1,6 @@
-"""Start the ranks of a run on this machine through the `deepspeed` launcher, and again when they fail.
+"""Start a command that trains, wherever its ranks are, and start it again from the last checkpoint when it fails.
 
-`python -m hmoe_ds.training.launch --out RUN [--restarts N] -- COMMAND...` does so with any command that starts ranks,
-such as `deepspeed --hostfile H --module hmoe_ds.training.loop ...`.
+`python -m hmoe_ds.training.launch --out RUN [--restarts N] -- COMMAND...` does so with any command, such as `srun ...`.
 """
 
 from __future__ import annotations
@@ -9,49 +8,38 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import NamedTuple
 
-from hmoe_ds.config import ConfigError
+from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.redact import redacted
 from hmoe_ds.training import exit_codes
 from hmoe_ds.training.outcome import read_outcome
 from hmoe_ds.training.run_folder import newest_step
-from hmoe_ds.training.stop_file import STOP_FILE
+from hmoe_ds.training.stop_file import END_NOW, STOP_FILE
 from hmoe_ds.training.supervise import supervise
 from hmoe_ds.training.supervisor import supervisor_environment
 
 GRACE_SECONDS, STOP_SECONDS = 10.0, 900.0
-LOOP = "hmoe_ds.training.loop"
 
 
-def default_ranks(ep_size: int) -> int:
-    """One rank per GPU; without GPUs as many as the experts are spread over."""
-    return _gpu_count() or ep_size
+class Command(NamedTuple):
+    """What starts ranks.
 
-
-def launch(argv: Sequence[str], ranks: int, out: Path, restarts: int) -> int:
-    """Run the training loop with arguments `argv` on `ranks` ranks here; -> its exit code, 128 + n after SIGINT.
-
-    Args:
-        argv: of the loop.
-        ranks: how many.
-        out: the run's folder.
-        restarts: failures in a row without a new checkpoint after which it is not started again.
-
-    Raises:
-        ConfigError: fewer GPUs than ranks, on a machine with GPUs.
+    Attributes:
+        words: of the command line.
+        environment: all of it.
+        folder: to start in; None: this one.
     """
-    gpus = _gpu_count()
-    if 0 < gpus < ranks:
-        raise ConfigError(f"--num_ranks is {ranks}, but this machine has {gpus} GPUs: start at most {gpus} ranks here")
-    with Launcher(out) as launcher:
-        # Another port for each attempt, as that of the one before may still be in use.
-        return launcher.run(lambda: (_command(argv, ranks), _environment(ranks, gpus)), restarts)
+
+    words: list[str]
+    environment: Mapping[str, str]
+    folder: str | None = None
 
 
 class Launcher:
@@ -63,10 +51,13 @@ class Launcher:
 
     Args:
         out: the run's folder.
+        elsewhere: the ranks are on other machines: they are then asked to end at once by the same file. The processes
+            here get no SIGTERM, after which DeepSpeed's runner would end all runs of this user on those machines.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, elsewhere: bool = False) -> None:
         self._out = out
+        self._elsewhere = elsewhere
         self._received: list[int] = []
 
     def __enter__(self) -> Launcher:
@@ -78,14 +69,21 @@ class Launcher:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def run(self, command: Callable[[], tuple[list[str], dict[str, str] | None]], restarts: int) -> int:
+    def run(self, command: Callable[[], Command], restarts: int) -> int:
         """Attempts until the run is done, or it makes no sense to go on (`supervise`); -> the exit code.
 
         Args:
-            command: of the next attempt, and its environment (None: that of this process).
+            command: of the next attempt; where there can be none now, it raises a PipelineError.
             restarts: failures in a row without a new checkpoint after which it is not started again.
         """
-        code = supervise(lambda: self._attempt(*command()), self._pause, self._out, restarts)
+        return self._code(supervise(lambda: self._attempt(command), self._pause, self._out, restarts))
+
+    def run_part(self, command: Command) -> int:
+        """One attempt of a part of the ranks, whose other parts are started by others; -> the exit code."""
+        return self._code(self._run(command))
+
+    def _code(self, code: int) -> int:
+        """The exit code of the whole, from that of the last attempt."""
         if signal.SIGINT in self._received:
             return 128 + signal.SIGINT
         if self._received and code not in (exit_codes.DONE, exit_codes.REQUEUE):
@@ -97,17 +95,26 @@ class Launcher:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
 
-    def _attempt(self, command: list[str], environment: dict[str, str] | None) -> int:
+    def _attempt(self, command: Callable[[], Command]) -> int:
         (self._out / STOP_FILE).unlink(missing_ok=True)
-        environment = (os.environ if environment is None else environment) | supervisor_environment()
+        try:
+            return self._run(command())
+        except PipelineError as error:
+            print(redacted(f"hmoe pretrain: error: {error}"), file=sys.stderr)
+            return exit_codes.USAGE if isinstance(error, UsageError) else exit_codes.FAILED
+
+    def _run(self, command: Command) -> int:
+        environment = {**command.environment, **supervisor_environment()}
         # A session of its own, because the launcher does not pass signals on to the ranks. It would die of SIGUSR1,
         # which some schedulers send to all processes.
-        process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_ignore_usr1)
+        process = subprocess.Popen(
+            command.words, env=environment, cwd=command.folder, start_new_session=True, preexec_fn=_ignore_usr1
+        )
         try:
             code = self._wait(process)
         finally:
-            _end_group(process)
-        if self._received and read_outcome(self._out).stopped:
+            self._end(process)
+        if read_outcome(self._out).stopped:
             return exit_codes.REQUEUE  # whatever became of its launcher
         return code if code >= 0 else 128 - code
 
@@ -132,6 +139,16 @@ class Launcher:
                 return
             time.sleep(0.1)
 
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """End every process of the command's group that is still there, and the ranks."""
+        if self._elsewhere and _signal_group(process, 0):
+            (self._out / STOP_FILE).write_text(END_NOW, encoding="ascii")
+            _wait_for_group(process, GRACE_SECONDS)
+        for number in (signal.SIGKILL,) if self._elsewhere else (signal.SIGTERM, signal.SIGKILL):
+            if not _signal_group(process, number):
+                return
+            _wait_for_group(process, GRACE_SECONDS)
+
     def _pause(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while not self._received and time.monotonic() < deadline:
@@ -143,60 +160,22 @@ def _ignore_usr1() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def _command(argv: Sequence[str], ranks: int) -> list[str]:
-    return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, "--num_gpus", str(ranks)),
-        *("--log_level", "error", "--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--no_local_rank"),
-        *("--module", LOOP, *argv),
-    ]
-
-
-def _environment(ranks: int, gpus: int) -> dict[str, str]:
-    """Defaults for the ranks' environment; what the user has set stays."""
-    defaults = {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)),
-        # DeepSpeed calls a collective that newer torch has renamed, and torch says so on every rank.
-        "PYTHONWARNINGS": "ignore::FutureWarning:torch.distributed.c10d_logger",
-    }
-    if not gpus:
-        # Torch then asks for huge pages: a step allocates all its activations anew, and small pages cost it a tenth.
-        defaults |= {"DS_ACCELERATOR": "cpu", "THP_MEM_ALLOC_ENABLE": "1"}
-    return {**defaults, **os.environ}
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End every process of the launcher's group that is still there."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if not _signal_group(process, number):
+def _wait_for_group(process: subprocess.Popen[bytes], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        process.poll()
+        if not _signal_group(process, 0):
             return
-        deadline = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < deadline:
-            process.poll()
-            if not _signal_group(process, 0):
-                return
-            time.sleep(0.1)
+        time.sleep(0.1)
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
-    """Signal the launcher's group (0: nothing is sent); -> whether there was anyone left in it."""
+    """Signal the command's group (0: nothing is sent); -> whether there was anyone left in it."""
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:
         return False
     return True
-
-
-def _gpu_count() -> int:
-    import torch  # here, because it takes seconds, which a mistake in the configuration need not cost
-
-    return torch.cuda.device_count()
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -210,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
     options = parser.parse_args(argv)
     with Launcher(options.out) as launcher:
-        return launcher.run(lambda: (options.command, None), options.restarts)
+        return launcher.run(lambda: Command(options.command, os.environ), options.restarts)
 
 
 if __name__ == "__main__":

@@ -31,11 +31,14 @@ class Machine:
     device: float | None = None
 
 
+def ranks_here(ranks: int) -> int:
+    """How many of `ranks` ranks are on this machine, as a launcher says; without one, all are."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks)
+
+
 def this_machine(ranks: int) -> Machine:
-    """This machine, for a run on `ranks` ranks: of which a launcher says how many are here, or all are."""
-    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks
-    device = None if os.environ.get("DS_ACCELERATOR") == "cpu" else smallest_gpu()
-    return Machine(int(here), free_host_memory(), device)
+    """This machine, with `ranks` ranks on it."""
+    return Machine(ranks, free_host_memory(), None if os.environ.get("DS_ACCELERATOR") == "cpu" else smallest_gpu())
 
 
 def free_host_memory(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float:
@@ -64,6 +67,11 @@ def _free_in(folder: Path) -> Iterator[float]:
         if (folder / limit).is_file() and (content := (folder / limit).read_text().strip()) != "max":
             counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             yield max(0.0, float(content) - float(counts.get(used, 0)))
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU; told without torch."""
+    return smallest_gpu() is not None or Path("/dev/kfd").exists()  # the second of AMD
 
 
 def smallest_gpu() -> float | None:

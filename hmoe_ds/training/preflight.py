@@ -15,14 +15,20 @@ from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.training.checkpoint_model import check_checkpoint_model
 from hmoe_ds.training.deepspeed_config import deepspeed_config
 from hmoe_ds.training.disk_check import check_disk
-from hmoe_ds.training.machine import this_machine
+from hmoe_ds.training.machine import ranks_here, this_machine
 from hmoe_ds.training.memory_check import check_memory
 from hmoe_ds.training.run_folder import check_resumable, check_run_folder, find_checkpoint, open_datasets
 from hmoe_ds.training.spool import read_delivery
 
 
-def check_run(config: RunConfig, ranks: int) -> None:
-    """Raise UsageError, mostly a ConfigError, if `config` cannot run on `ranks` ranks."""
+def check_run(config: RunConfig, ranks: int, here: int | None = None) -> None:
+    """Raise UsageError, mostly a ConfigError, if `config` cannot run.
+
+    Args:
+        config: of the run.
+        ranks: how many.
+        here: of these on this machine; None: as many as a launcher says, or all.
+    """
     if not config.run.out:
         raise ConfigError("run.out is not set: give the folder of the run, such as --run.out runs/first")
     if not config.data.paths:
@@ -43,7 +49,7 @@ def check_run(config: RunConfig, ranks: int) -> None:
         read_delivery(Path(config.run.out))
     check_disk(config)
     if config.run.check_memory:
-        check_memory(config, ranks, *training.mean_size(), this_machine(ranks))
+        check_memory(config, ranks, *training.mean_size(), this_machine(here or ranks_here(ranks)))
 
 
 def check_data(config: RunConfig) -> Mixture:

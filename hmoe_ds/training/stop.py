@@ -16,6 +16,9 @@ import psutil
 import torch
 from torch import Tensor
 
+from hmoe_ds.training import exit_codes
+from hmoe_ds.training.stop_file import END_NOW
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _LOOK_SECONDS = 1.0
 
@@ -30,7 +33,8 @@ class StopRequest:
     It works in the context of this object, in the main thread.
 
     Args:
-        file: whoever cannot signal a rank may make this file; it is removed when it was seen. None: nobody looks.
+        file: whoever cannot signal a rank may make this file (`stop_file`); it is removed when it was seen. None:
+            nobody looks.
     """
 
     def __init__(self, file: Path | None) -> None:
@@ -93,7 +97,10 @@ class StopRequest:
 
     def _look_for_file(self) -> None:
         if self._file is not None and self._file.exists():
+            now = self._file.read_text(encoding="utf-8") == END_NOW
             self._file.unlink(missing_ok=True)
+            if now:
+                os._exit(exit_codes.FAILED)  # the other ranks notice
             self.asked = True
 
 

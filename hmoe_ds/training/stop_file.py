@@ -2,3 +2,5 @@
 
 # In the run's folder; rank 0 looks for it every second.
 STOP_FILE = "stop"
+# In this file: end at once, and save nothing.
+END_NOW = "now"

@@ -13,6 +13,11 @@ def supervisor_environment() -> dict[str, str]:
     return {_VARIABLE: f"{os.getpid()} {_process_space()}"}
 
 
+def is_supervised() -> bool:
+    """Whether this process was started, here or on another machine, by one that starts the run again."""
+    return _VARIABLE in os.environ
+
+
 def supervisor_here() -> int | None:
     """The process that started the launcher; None when there is none, or none that can be seen from here.
 

@@ -27,6 +27,7 @@ from hmoe_ds.training.supervisor import is_alive, supervisor_here
 
 _LOOK_SECONDS = 1.0
 _STORE_SECONDS = 10.0
+_REPORTED = "hang reported"
 
 
 class Beat(NamedTuple):
@@ -58,11 +59,13 @@ class Watchdog:
     def __init__(self, hang_seconds: float, rank: int, ranks: int, stop: StopRequest) -> None:
         self._stop = stop
         self._hang_seconds, self._rank, self._ranks = hang_seconds, rank, ranks
+        self._beat_seconds = min(_STORE_SECONDS, hang_seconds / 10)
+        self._call_seconds = min(_STORE_SECONDS, hang_seconds / 2)
         self._number, self._step, self._last = 0, 0, time.monotonic()
         self._watched = threading.get_ident()
         self._parent = os.getppid()
         self._supervisor = supervisor_here()
-        self._ended = threading.Event()
+        self._ended, self._reporting = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
@@ -71,23 +74,26 @@ class Watchdog:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self._ended.set()
+        if self._reporting.is_set():
+            # That ends this process, and not with what the end of other ranks does to this one.
+            self._thread.join(3 * self._beat_seconds + 6 * self._call_seconds)
 
     def progress(self, step: int) -> None:
         """This rank gets on: it computes step `step`, from 1."""
         self._step, self._last = step, time.monotonic()
 
     def _watch(self) -> None:
-        board = _Board(self._rank, self._ranks, min(_STORE_SECONDS, self._hang_seconds / 2))
-        beat_seconds = min(_STORE_SECONDS, self._hang_seconds / 10)
+        board = _Board(self._rank, self._ranks, self._call_seconds)
         next_beat = 0.0
-        while not self._ended.wait(min(_LOOK_SECONDS, beat_seconds)):
+        while not self._ended.wait(min(_LOOK_SECONDS, self._beat_seconds)):
             if self._is_orphan():
                 _end(f"rank {self._rank}: the launcher is gone, so this rank ends", FAILED)
             if time.monotonic() >= next_beat:
-                next_beat = time.monotonic() + beat_seconds
+                next_beat = time.monotonic() + self._beat_seconds
                 board.publish(self._beat())
             if time.monotonic() - self._last > self._hang_seconds:
-                self._report(board, beat_seconds)
+                self._reporting.set()
+                self._report(board)
 
     def _is_orphan(self) -> bool:
         if self._stop.asked:
@@ -99,13 +105,13 @@ class Watchdog:
         frames = sys._current_frames()
         return Beat(self._number, self._step, *_doing(frames.get(self._watched)))
 
-    def _report(self, board: _Board, beat_seconds: float) -> NoReturn:
+    def _report(self, board: _Board) -> NoReturn:
         head = f"no progress for {self._hang_seconds:g} s at step {self._step}"
         before = board.read()
-        time.sleep(2.5 * beat_seconds)
+        time.sleep(2.5 * self._beat_seconds)
         mine = self._beat()
         board.publish(mine)
-        time.sleep(0.5 * beat_seconds)
+        time.sleep(0.5 * self._beat_seconds)
         beats = board.read()
         if before is None or beats is None:
             place = describe_hang({self._rank: mine}, [self._rank], [self._rank])
@@ -113,9 +119,11 @@ class Watchdog:
         beats[self._rank] = mine
         alive = [rank for rank, beat in sorted(beats.items()) if beat != before.get(rank)]
         if self._rank != alive[0]:
-            time.sleep(beat_seconds)  # let that one speak
+            board.wait_for_report()
             _end("", HUNG)
-        _end(f"{head}: {describe_hang(beats, alive, range(self._ranks))}", HUNG)
+        print(f"{head}: {describe_hang(beats, alive, range(self._ranks))}", file=sys.stderr, flush=True)
+        board.note_report()
+        _end("", HUNG)
 
 
 class _Board:
@@ -144,6 +152,22 @@ class _Board:
                     found[rank] = Beat(*json.loads(store.get(f"beat{rank}")))
 
         return found if self._call(read_all) else None
+
+    def note_report(self) -> None:
+        """This rank has said who hangs."""
+        self._call(lambda store: store.set(_REPORTED, ""))
+
+    def wait_for_report(self) -> None:
+        """Wait for that rank to say it, if it can: the end of this one is all that others would see."""
+        said = threading.Event()
+
+        def look(store: torch.distributed.Store) -> None:
+            if store.check([_REPORTED]):
+                said.set()
+
+        deadline = time.monotonic() + self._seconds
+        while self._call(look) and not said.is_set() and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def _call(self, action: Callable[[torch.distributed.Store], None]) -> bool:
         """-> whether it could be done in time."""

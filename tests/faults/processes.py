@@ -13,7 +13,7 @@ import psutil
 
 from tests.distributed.harness import ROOT, arguments, read_metrics
 
-LAUNCHER, RUNNER, LOOP = "deepspeed.launcher.launch", "deepspeed.launcher.runner", "hmoe_ds.training.loop"
+LAUNCHER, LOOP = "deepspeed.launcher.launch", "hmoe_ds.training.loop"
 
 
 def pretrain(out: Path, dataset: Path, ranks: int, restarts: int, **changes) -> subprocess.Popen:

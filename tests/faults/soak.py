@@ -109,7 +109,7 @@ def kill_commands(out: Path, dataset: Path, kills: int, chosen: random.Random) -
     try:
         while len(lost) < kills:
             processes.wait_for_step(out, newest(out) + chosen.randrange(2, 25), process)
-            module = chosen.choice([processes.LOOP, processes.LAUNCHER, processes.RUNNER, "hmoe_ds.cli"])
+            module = chosen.choice([processes.LOOP, processes.LAUNCHER, "hmoe_ds.cli"])
             victim, before = chosen.choice(processes.running(out, module)), processes.steps_logged(out)
             ranks, killed = processes.running(out, processes.LOOP), time.time()
             victim.kill()

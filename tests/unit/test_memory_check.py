@@ -10,7 +10,7 @@ from hmoe_ds.config import ConfigError
 from hmoe_ds.config_parser import load_config, preset_names
 from hmoe_ds.training.disk_check import check_disk, checkpoint_bytes
 from hmoe_ds.training.footprint import memory_per_rank
-from hmoe_ds.training.machine import Machine, free_host_memory, smallest_gpu, this_machine
+from hmoe_ds.training.machine import Machine, free_host_memory, ranks_here, smallest_gpu, this_machine
 from hmoe_ds.training.memory_check import check_memory
 from hmoe_ds.training.preflight import check_run
 from tests.distributed.harness import arguments
@@ -123,8 +123,9 @@ def test_memory_of_this_machine(monkeypatch):
     machine = this_machine(3)
     assert (machine.ranks, machine.device) == (3, None)
     assert 0 < machine.host <= psutil.virtual_memory().total
+    assert ranks_here(16) == 16
     monkeypatch.setenv("LOCAL_SIZE", "2")
-    assert this_machine(16).ranks == 2
+    assert ranks_here(16) == 2
     assert smallest_gpu() is None or smallest_gpu() > 0
 
 

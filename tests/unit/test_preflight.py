@@ -13,7 +13,7 @@ from data_pipeline.manifest import Manifest
 from hmoe_ds.config import ConfigError
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.model.checkpoint_record import CheckpointError
-from hmoe_ds.training import launch as launch_module
+from hmoe_ds.training import node
 from hmoe_ds.training.loop import check_agreement
 from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.run_folder import find_checkpoint
@@ -136,9 +136,9 @@ def test_ranks_that_see_different_data(monkeypatch):
 
 
 def test_more_ranks_than_gpus(monkeypatch):
-    monkeypatch.setattr(launch_module, "_gpu_count", lambda: 2)
+    monkeypatch.setattr(node, "gpu_count", lambda: 2)
     with pytest.raises(ConfigError, match="--num_ranks is 3, but this machine has 2 GPUs: start at most 2"):
-        launch_module.launch([], ranks=3, out=Path(), restarts=0)
+        node.launch_here([], node.Node(ranks=3), out=Path(), restarts=0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+"""Starts ranks on several machines over ssh, through DeepSpeed's runner: with pdsh, or with Open MPI."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import hmoe_ds
+from data_pipeline.errors import PipelineError
+from hmoe_ds.config import ConfigError
+from hmoe_ds.durable import make_folder
+from hmoe_ds.training.launch import Command, Launcher
+from hmoe_ds.training.node import MASTER_PORT, free_port
+from hmoe_ds.training.start_file import Start, as_word, shared_environment, write_start
+
+# Of each launcher, the program that it needs here.
+LAUNCHERS = {"pdsh": "pdsh", "openmpi": "mpirun"}
+# A machine that is gone is noticed within a minute, and nothing waits for a password.
+SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+START_FILE = "start.json"
+# DeepSpeed's runner writes variables with these names on the command lines of other machines. They go by file.
+_EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
+_CHECKS = 64
+
+
+class Hosts(NamedTuple):
+    """The machines of a run.
+
+    Attributes:
+        file: hostfile.
+        ranks: of each host, rank 0 on the first one.
+        launcher: one of LAUNCHERS.
+        master: address of the first host for the others; None: the one that it says first.
+    """
+
+    file: Path
+    ranks: dict[str, int]
+    launcher: str = "pdsh"
+    master: str | None = None
+
+    @property
+    def all_ranks(self) -> int:
+        """Of the run."""
+        return sum(self.ranks.values())
+
+
+def launch_on_hosts(argv: Sequence[str], hosts: Hosts, out: Path, restarts: int) -> int:
+    """Run the training loop with arguments `argv` on all hosts; -> its exit code, 128 + n after SIGINT.
+
+    Args:
+        argv: of the loop.
+        hosts: machines that share this one's file system and Python.
+        out: the run's folder.
+        restarts: failures in a row without a new checkpoint after which it is not started again.
+
+    Raises:
+        ConfigError: the launcher's program is not installed.
+    """
+    program = LAUNCHERS[hosts.launcher]
+    for name in (program, "ssh"):
+        if shutil.which(name) is None:
+            raise ConfigError(f"--launcher {hosts.launcher} needs {name}, which is not installed here: install it")
+    make_folder(out)
+    try:
+        with Launcher(out, elsewhere=True) as launcher:
+            return launcher.run(lambda: _next_command(argv, hosts, out), restarts)
+    finally:
+        _start_file(out).unlink(missing_ok=True)
+
+
+def _next_command(argv: Sequence[str], hosts: Hosts, out: Path) -> Command:
+    """The command of an attempt, after a look at all hosts."""
+    # Another port for each attempt, as that of the one before may still be in use.
+    file, port = _start_file(out), free_port()
+    master = hosts.master or next(iter(hosts.ranks))
+    write_start(file, Start(list(argv), shared_environment(os.environ), str(Path.cwd()), master, port))
+    check_hosts(list(hosts.ranks), file)
+    return hosts_command(hosts, out, port)
+
+
+def hosts_command(hosts: Hosts, out: Path, port: int = MASTER_PORT) -> Command:
+    """The command that starts the ranks, by a file in the run's folder."""
+    words = [
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hosts.file.absolute())),
+        *("--launcher", hosts.launcher, "--force_multi", "--no_ssh_check", "--log_level", "error"),
+        *("--master_port", str(port), "--no_local_rank"),
+        *(["--master_addr", hosts.master] if hosts.master else []),
+        # Ranks are no MPI programs: nothing is to be bound to one core.
+        *(["--launcher_args", "--bind-to none"] if hosts.launcher == "openmpi" else []),
+        *("--module", "hmoe_ds.training.start_rank", as_word(_start_file(out))),
+    ]
+    # The runner has the other machines change into this one's folder, whose name a shell could take apart.
+    return Command(words, runner_environment(os.environ), folder="/")
+
+
+def _start_file(out: Path) -> Path:
+    return (out / START_FILE).absolute()
+
+
+def runner_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """The environment of DeepSpeed's runner: without what it would show to all users of the other machines."""
+    kept = {name: value for name, value in given.items() if not name.startswith(_EXPORTED)}
+    packages = [str(Path(hmoe_ds.__file__).parent.parent), *filter(None, [given.get("PYTHONPATH")])]
+    return {
+        "PDSH_SSH_ARGS_APPEND": SSH_OPTIONS,
+        **kept,
+        "PYTHONPATH": os.pathsep.join(packages),
+    }
+
+
+def check_hosts(hosts: Sequence[str], file: Path) -> None:
+    """Look at all hosts at once.
+
+    Args:
+        hosts: their names.
+        file: that this machine has just written.
+
+    Raises:
+        PipelineError: one does not answer.
+        ConfigError: one does not see the file, or has no such Python.
+    """
+    with ThreadPoolExecutor(_CHECKS) as pool:
+        for problem in pool.map(lambda host: _problem(host, file), hosts):
+            if problem is not None:
+                raise problem
+
+
+def _problem(host: str, file: Path) -> PipelineError | None:
+    remote = f"test -r {shlex.quote(str(file))} || exit 3; test -x {shlex.quote(sys.executable)} || exit 4"
+    # -n: nothing of this process's input is theirs.
+    command = ["ssh", "-n", *shlex.split(SSH_OPTIONS), host, remote]
+    answer = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if answer.returncode == 0:
+        return None
+    if answer.returncode == 3:
+        return ConfigError(
+            f"host {host} does not see {file}: put run.out on a file system that all hosts share, under the same path"
+        )
+    if answer.returncode == 4:
+        return ConfigError(f"host {host} has no {sys.executable}: install the same environment there, or share it")
+    said = (answer.stderr.strip().splitlines() or [f"ssh ended with {answer.returncode}"])[-1]
+    return PipelineError(f"host {host} does not answer over ssh: {said} (try `ssh -o BatchMode=yes {host} true`)")
