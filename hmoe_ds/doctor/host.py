@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,10 +24,18 @@ _OPEN_FILES = 1024
 
 def check_host(environment: Mapping[str, str]) -> Iterator[Finding]:
     """All of it, of this machine."""
-    yield check_cores(os.cpu_count() or 1, len(os.sched_getaffinity(0)), environment.get("OMP_NUM_THREADS"))
+    usable = min(len(os.sched_getaffinity(0)), cpu_quota(Path("/sys/fs/cgroup")))
+    yield check_cores(os.cpu_count() or 1, usable, environment.get("OMP_NUM_THREADS"))
     yield check_memory(free_host_memory(), psutil.virtual_memory().total)
     yield check_shared_memory(Path("/dev/shm"))
     yield check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
+
+
+def cpu_quota(cgroup: Path) -> int:
+    """Whole cores of which a container has the time, at least 1, by the folder of its cgroup; all without a limit."""
+    file = cgroup / "cpu.max"
+    quota, period = file.read_text().split() if file.exists() else ("max", "")
+    return sys.maxsize if quota == "max" else max(1, int(quota) // int(period))
 
 
 def check_cores(cores: int, usable: int, threads: str | None) -> Finding:
@@ -66,6 +75,6 @@ def check_shared_memory(folder: Path) -> Finding:
 def check_open_files(soft: int, hard: int) -> Finding:
     """The limits of open files of a process."""
     if 0 <= soft < _OPEN_FILES:  # -1: none
-        most = "" if hard < 0 else f" (at most {hard} without root)"
-        return note("open files", f"{soft} per process", f"{_OPEN_FILES}", f"ulimit -n 65536{most}")
+        raised = f"ulimit -n {_OPEN_FILES}" if hard < 0 or hard >= _OPEN_FILES else "docker run --ulimit nofile=65536"
+        return note("open files", f"{soft} per process", f"{_OPEN_FILES}", raised)
     return ok("open files", "no limit" if soft < 0 else f"{soft} per process")
