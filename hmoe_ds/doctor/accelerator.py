@@ -118,7 +118,7 @@ def _unseen(view: TorchView, driver: Driver, visible: str | None) -> Finding:
             "accelerator",
             f"{driver.devices} GPUs are here, but torch is built for the CPU only",
             "torch built for CUDA",
-            "install it anew from the index that pytorch.org names for your CUDA; DS_ACCELERATOR=cpu to use none",
+            "install it anew from the index that PyTorch names for your CUDA; DS_ACCELERATOR=cpu to use none",
         )
     asked = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
     return problem(
@@ -143,9 +143,7 @@ def _describe(view: TorchView, driver: Driver) -> Finding:
 
 def _check_gpus(view: TorchView) -> Iterator[Finding]:
     if view.nccl is None and len(view.gpus) > 1:
-        yield problem(
-            "NCCL", "not in this build of torch", "", "install torch from pytorch.org, built for CUDA on Linux"
-        )
+        yield problem("NCCL", "not in this build of torch", "", "install torch as it is built for CUDA on Linux")
     for index, gpu in enumerate(view.gpus):
         subject = f"GPU {index}"
         if not _runs_on(view.built_for, gpu.capability):

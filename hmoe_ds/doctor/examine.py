@@ -44,9 +44,7 @@ def examine(out: Path | None) -> Iterator[Finding]:
         try:
             view = parse_view(torch.answer(_PROBE_SECONDS))
         except ProbeError as error:
-            yield problem(
-                "torch", f"cannot be used: {error}", "", "install it anew, as pytorch.org says for this machine"
-            )
+            yield problem("torch", f"cannot be used: {error}", "", "install it anew, by the selector on its web site")
             return
         yield from check_accelerator(view, driver, os.environ)
         if training is not None:

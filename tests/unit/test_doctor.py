@@ -7,8 +7,10 @@ import sys
 import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hmoe_ds.doctor import folder as folder_checks
 from hmoe_ds.doctor.accelerator import Driver, Gpu, TorchView, check_accelerator, parse_view, read_driver
@@ -27,6 +29,7 @@ from hmoe_ds.doctor.network import (
 from hmoe_ds.doctor.ops import check_build_locks, describe_ops, extensions_folder
 from hmoe_ds.doctor.packages import check_declared, check_packages, check_python
 from hmoe_ds.doctor.probe import Probe, ProbeError
+from hmoe_ds.doctor.torch_probe import torch_view
 
 GIB = 2**30
 H100 = Gpu("NVIDIA H100", 80 * GIB, 79 * GIB, (9, 0))
@@ -158,6 +161,32 @@ def test_several_gpus_without_nccl_are_a_problem():
 
 def test_what_torch_sees_passes_through_json():
     assert parse_view(json.loads(json.dumps(asdict(CUDA)))) == CUDA
+
+
+@pytest.fixture
+def cuda_build(monkeypatch):
+    """A torch that is built for CUDA, and sees one GPU."""
+    properties = SimpleNamespace(name="NVIDIA H100", total_memory=80 * GIB, major=9, minor=0)
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 21, 5))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (79 * GIB, 80 * GIB))
+
+
+def test_what_torch_sees(monkeypatch, cuda_build):
+    assert torch_view() == replace(CUDA, gpus=[H100])
+
+    def refuse():
+        raise RuntimeError("The NVIDIA driver on your system is too old\nsecond line")
+
+    monkeypatch.setattr(torch.cuda, "init", refuse)
+    assert torch_view() == replace(CUDA, gpus=[], error="The NVIDIA driver on your system is too old")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert torch_view() == TorchView()
 
 
 def test_the_driver_is_read_from_the_kernels_files(tmp_path):
