@@ -198,6 +198,24 @@ def _embed(options: argparse.Namespace, rest: list[str]) -> Result:
     return result
 
 
+def _doctor(options: argparse.Namespace, rest: list[str]) -> Result:
+    from hmoe_ds.doctor.examine import examine
+
+    findings = []
+    for finding in examine(options.out):
+        print(finding, flush=True)
+        findings.append(finding)
+    problems, notes = (sum(finding.level == level for finding in findings) for level in ("problem", "note"))
+    verdict = "cannot pretrain" if problems else "can pretrain"
+    print(f"this machine {verdict}; problems: {problems}, notes: {notes}")
+    return {
+        "findings": [dataclasses.asdict(finding) for finding in findings],
+        "problems": problems,
+        "notes": notes,
+        "exit_code": 1 if problems else 0,
+    }
+
+
 class _Parser(argparse.ArgumentParser):
     """Usage errors quote what was typed, but for credentials."""
 
@@ -322,6 +340,9 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
     embed.add_argument("--smiles-column", help="column with SMILES, in files with a header")
     embed.add_argument("--id-column", help="column with identifiers, in files with a header")
     no_standardize(embed)
+
+    doctor = command("doctor", _doctor, "What this machine has for pretraining, what is missing, the mend.")
+    doctor.add_argument("--out", type=Path, metavar="DIR", help="also try this folder, to which a run would write")
 
     if argv[:1] == ["pretrain"]:
         if {"-h", "--help"} & set(argv):

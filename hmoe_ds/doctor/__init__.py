@@ -1,0 +1,1 @@
+"""`hmoe doctor`: what this machine has for pretraining, what is missing, the mend."""
