@@ -1,14 +1,18 @@
 """Run the training loop on several ranks as real processes, without a launcher."""
 
 import contextlib
+import functools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from tests.distributed.ranks_job import Job
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 300
@@ -24,28 +28,41 @@ def free_port() -> int:
 
 def run_module(module: str, ranks: int, arguments: list[str], timeout: float = TIMEOUT_SECONDS) -> None:
     """Run `python -m module arguments` once per rank; when one fails or the time is up, all are ended."""
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
+    meeting = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "tests.distributed.ranks", str(ranks), folder, module, *arguments]
-        with (Path(folder) / "start.log").open("w") as log:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        try:
-            failed = f"exit code {process.wait(timeout)}"
-        except subprocess.TimeoutExpired:
-            failed = f"not done in {timeout} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        code = _starter().run(Job(module, arguments, ranks, {**os.environ, **meeting}, folder), timeout)
         logs = "\n".join(f"{log.name}:\n{log.read_text()[-4000:]}" for log in sorted(Path(folder).iterdir()))
-    assert process.returncode == 0, f"{module}: {failed}\n{logs}"
+    failed = f"not done in {timeout} s" if code is None else f"exit code {code}"
+    assert code == 0, f"{module}: {failed}\n{logs}"
+
+
+class _Starter:
+    """A process from which ranks are forked (`ranks`). It ends with this one, when its standard input is closed."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.distributed.ranks"]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, job: Job, timeout: float) -> int | None:
+        """-> the exit code, None if the time was up. All processes of the job are then gone."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job._asdict()) + "\n")
+        self._process.stdin.flush()
+        group = self._answer()
+        in_time = bool(select.select([self._process.stdout], [], [], timeout)[0])
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        code = self._answer()
+        return code if in_time else None
+
+    def _answer(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+
+@functools.cache
+def _starter() -> _Starter:
+    return _Starter()
 
 
 def train(out: Path, dataset: Path, ranks: int = 1, **overrides) -> list[dict]:

@@ -42,7 +42,7 @@ class Oracle:
 
 
 @pytest.mark.parametrize(("form", "groups", "experts"), [
-    (form, *sizes) for form in ("hard", "two groups", "soft", "additive") for sizes in ((8, 16), (4, 32))
+    ("hard", 8, 16), ("two groups", 4, 32), ("soft", 8, 16), ("soft", 4, 32), ("additive", 8, 16)
 ])  # fmt: skip
 def test_the_search_finds_the_best_of_each_part_and_all_arms_can_start(form, groups, experts, dataset):
     datasets = Datasets(dataset, dataset)

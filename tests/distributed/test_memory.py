@@ -24,7 +24,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [name if name == "parameters, bf16" else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
 def test_a_run_that_had_enough_would_not_have_been_refused(name, dataset, tmp_path):
     settings = RUNS[name] | {"data.path": dataset, "run.out": tmp_path / "run", "run.steps": 2, "run.mlflow": "false"}
     words = ["--config=tiny_cpu", *(f"--{key}={value}" for key, value in settings.items())]

@@ -64,6 +64,7 @@ def test_replayed_bytes_are_those_of_real_ranks(name, runs, tmp_path):
     assert all(of_steps)
 
 
+@pytest.mark.slow
 def test_the_benchmarks_ranks_do_the_steps_of_a_run(runs, tmp_path):
     (folder, lines), (_, lines_without) = runs["2 ranks, migration"], runs["2 ranks"]
     export_checkpoint(folder, tmp_path / "model")

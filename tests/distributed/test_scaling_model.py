@@ -79,6 +79,7 @@ def test_planning_is_measured(dataset):
     assert planned_per_second(config, molecules=500, ranks=8) > 0
 
 
+@pytest.mark.slow
 def test_worlds_make_their_runs_and_those_that_are_there_are_left(dataset, tmp_path):
     words = [*SIZES, f"--data.path={dataset}", "--run.steps=4", "--run.log_every=1", "--run.mlflow=false"]
     folders = [str(tmp_path / name) for name in ("alone", "pair")]

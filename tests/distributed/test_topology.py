@@ -252,6 +252,7 @@ def read_universal(folder):
     return tensors
 
 
+@pytest.mark.slow
 def test_a_rank_with_nothing_but_padding(tmp_path):
     jobs = [["more_ranks_than_pieces", str(tmp_path / precision), precision] for precision in ("fp32", "bf16")]
     run_module("tests.distributed.topology_ranks", 2, [json.dumps(jobs)])

@@ -12,12 +12,10 @@ import resource
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
-from typing import NoReturn
 
 from hmoe_ds.training import loop, watchdog
-from tests.distributed.ranks import become_rank
+from tests.distributed.ranks import become_rank, fork
 
 
 def at_step(settings: dict, rank: int, action) -> None:
@@ -105,20 +103,11 @@ FUNCTIONS = (signalled, hanging, stopped, blind_watchdog, damaged_shard, not_fin
 FAULTS = {function.__name__: function for function in FUNCTIONS}
 
 
-def end_with(words: list[str]) -> NoReturn:
-    """Run the loop, and end without clearing up this process, which takes longer than the run."""
-    code: object = 1
-    try:
-        loop.main(words)
-        code = 0
-    except SystemExit as ending:
-        code = ending.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
+def run_rank(rank: int, scenario: dict) -> None:
+    become_rank(rank, Path(scenario["logs"]))
+    for name, settings in scenario["faults"].items():
+        FAULTS[name](settings, rank)
+    loop.main(scenario["words"])
 
 
 def run(scenario: dict) -> list[int]:
@@ -126,13 +115,7 @@ def run(scenario: dict) -> list[int]:
     os.environ |= {"WORLD_SIZE": str(scenario["ranks"]), "MASTER_PORT": str(scenario["port"])}
     rank_of = {}
     for rank in range(scenario["ranks"]):
-        pid = os.fork()
-        if pid == 0:
-            become_rank(rank, Path(scenario["logs"]))
-            for name, settings in scenario["faults"].items():
-                FAULTS[name](settings, rank)
-            end_with(scenario["words"])
-        rank_of[pid] = rank
+        rank_of[fork(lambda rank=rank: run_rank(rank, scenario))] = rank
     codes: dict[int, int] = {}
     while len(codes) < len(rank_of):
         pid, status = os.wait()

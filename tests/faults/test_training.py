@@ -1,13 +1,9 @@
 """Runs in which something goes wrong: what is saved, what is said, and with which code the ranks end."""
 
-import contextlib
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +11,7 @@ import pytest
 
 from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.training import exit_codes
-from tests.distributed.harness import ROOT, arguments, free_port, read_metrics
+from tests.distributed.harness import arguments, free_port, read_metrics, run_module
 
 pytestmark = pytest.mark.timeout(900)  # of the runs in the fixtures together
 COMMON = {"run__steps": 6, "run__checkpoint_every": 2, "parallel__ep_size": 2}
@@ -41,16 +37,7 @@ def run_all(scenarios: dict[str, tuple[Path, Path, dict, dict]], folder: Path) -
         ports.add(port)
         words = arguments(out, dataset, **(COMMON | changes))
         listed.append({"ranks": 2, "port": port, "words": words, "faults": faults, "logs": str(folder / name)})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.faulty_ranks", json.dumps(listed)],
-        cwd=ROOT, env=os.environ | {"MASTER_ADDR": "127.0.0.1"}, start_new_session=True,
-    )  # fmt: skip
-    try:
-        assert process.wait(timeout=60 + 30 * len(listed)) == 0
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    run_module("tests.faults.faulty_ranks", 1, [json.dumps(listed)], timeout=60 + 30 * len(listed))
     return {
         name: Ending(
             json.loads((folder / name / "codes.json").read_text()),
