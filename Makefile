@@ -7,13 +7,14 @@ STAMP := $(VENV)/.installed
 CONSTRAINTS ?= constraints.txt
 PIP_CONSTRAINTS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: help install demo test test-slow test-gpu soak lint format clean
+.PHONY: help install demo test test-slow test-gpu test-cluster soak lint format clean
 
 help:
 	@echo "make demo      prepare 5,000 molecules, pretrain a tiny model on 2 ranks, export it, embed molecules"
 	@echo "make test      lint, types and the whole test suite"
 	@echo "make test-slow the heavier matrices (layouts, real molecules), up to an hour on two cores"
 	@echo "make test-gpu  the tests that need a CUDA device"
+	@echo "make test-cluster two hosts over ssh and a two-node Slurm, in namespaces of this machine (root)"
 	@echo "make soak      a run that is killed again and again, up to 20 minutes"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    ruff format"
@@ -43,10 +44,14 @@ format: $(STAMP)
 # Two test files at a time: most of the time of a run on several ranks goes into imports, one after the other. In the
 # order of their names, as the many short ones of tests/unit then fill the end.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# Machines in namespaces. Needs root and, as packages of Debian: pdsh openssh-server openmpi-bin slurm-wlm munge iproute2
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest tests/cluster
 
 # A tiny run, killed at random moments and at every operation on its files.
 soak: $(STAMP)

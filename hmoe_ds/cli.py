@@ -158,6 +158,9 @@ def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
         if fetched is not None:
             print(f"run {config.run.out}: {fetched} was brought back from {config.run.mirror}")
     check_placed(config, placement)
+    if options.check:
+        print(f"run {config.run.out}: nothing is wrong with it, as far as can be told before it starts")
+        return {"out": config.run.out, "ranks": placement.all_ranks}
     exit_code = start(rest, placement, out, options.restarts)
     if exit_code == exit_codes.REQUEUE:
         print(f"run {config.run.out} was asked to stop: the same command goes on with it")
@@ -319,6 +322,7 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
         action="store_true",
         help="print the command, sizes, FLOPs, memory per GPU and traffic (of parallel.ep_size ranks)",
     )
+    pretrain.add_argument("--check", action="store_true", help="look for what is wrong with the run, and start nothing")
     hosts = pretrain.add_argument_group("several machines, reached over ssh (docs/cluster.md)")
     hosts.add_argument("--hostfile", type=Path, metavar="FILE", help="with lines such as `worker-1 slots=8`")
     hosts.add_argument("--launcher", choices=("pdsh", "openmpi"), help="that starts ranks there (default: pdsh)")

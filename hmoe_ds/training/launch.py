@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NamedTuple
 
+import psutil
+
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.redact import redacted
 from hmoe_ds.training import exit_codes
@@ -175,7 +177,15 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
         os.killpg(process.pid, number)
     except ProcessLookupError:
         return False
-    return True
+    # In a container whose first process does not collect what others leave behind, the dead stay in their group.
+    return any(_is_alive_in(process.pid, one) for one in psutil.process_iter())
+
+
+def _is_alive_in(group: int, one: psutil.Process) -> bool:
+    try:
+        return os.getpgid(one.pid) == group and one.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -80,9 +80,7 @@ def _node(options: StartOptions) -> Node:
                 raise ConfigError(f"--{name} is {value}, but --nodes is 1: say how many machines there are")
         return Node(0)
     if number is None or number >= nodes:
-        raise ConfigError(
-            f"--nodes is {nodes}, --node_rank {number}: each machine has another number, from 0 to {nodes - 1}"
-        )
+        raise ConfigError(f"--nodes is {nodes}, --node_rank {number}: machines have the numbers 0 to {nodes - 1}")
     if master is None:
         raise ConfigError(f"--nodes is {nodes}, but --master_addr is not given: name machine 0, as the others reach it")
     return Node(0, nodes, number, master, options.master_port or MASTER_PORT)
