@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 CONSTRAINTS ?= constraints.txt
 PIP_CONSTRAINTS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: help install demo test test-slow test-gpu test-cluster soak lint format clean
+.PHONY: help install demo test test-slow test-gpu test-cluster image-test soak lint format clean
 
 help:
 	@echo "make demo      prepare 5,000 molecules, pretrain a tiny model on 2 ranks, export it, embed molecules"
@@ -15,8 +15,9 @@ help:
 	@echo "make test-slow the heavier matrices (layouts, real molecules), up to an hour on two cores"
 	@echo "make test-gpu  the tests that need a CUDA device"
 	@echo "make test-cluster two hosts over ssh and a two-node Slurm, in namespaces of this machine (root)"
+	@echo "make image-test the CPU image, built and used without a Docker engine, about ten minutes (root)"
 	@echo "make soak      a run that is killed again and again, up to 20 minutes"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, mypy and hadolint"
 	@echo "make format    ruff format"
 
 install: $(STAMP)
@@ -36,6 +37,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -59,6 +61,10 @@ soak: $(STAMP)
 
 test-gpu: $(STAMP)
 	HMOE_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu
+
+# The virtual environment only says where pip takes packages from.
+image-test: $(STAMP)
+	PYTHON="$(abspath $(BIN))/python" bash tests/image/run.sh
 
 clean:
 	rm -rf build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
