@@ -49,7 +49,8 @@ done
   echo "[global]"
   echo "find-links = $links"
   for name in index-url extra-index-url trusted-host proxy timeout default-timeout; do
-    value=$(pip_setting "$name")
+    # An index on this machine's disk is not there in the build.
+    value=$(pip_setting "$name" | sed 's#file:[^ ]*##g' | xargs)
     [ -z "$value" ] || echo "$name = $value"
   done
 } > "$work/secrets/pipconf"
@@ -95,7 +96,8 @@ inside() {
 step "the user, the files, the labels"
 [ "$(inside id --user)" = 1000 ] || fail "the user is not hmoe"
 # What a build may leave: the places of secrets, and the settings of this machine.
-left=$(inside find / -xdev \( -name pipconf -o -name cacert -o -name pip.conf \) -not -path "/proc/*")
+left=$(buildah run --isolation chroot --user root "$container" -- \
+  find / -xdev \( -name pipconf -o -name cacert -o -name pip.conf \) -not -path "/proc/*")
 [ -z "$left" ] || fail "left by the build: $left"
 version=$(inside python -c "from importlib.metadata import version; print(version('hmoe-ds'))")
 grep -q "image.version\": \"$version\"" "$work/inspect.json" || fail "the label of the version is not $version"
