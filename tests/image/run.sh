@@ -74,7 +74,8 @@ step "the image"
 image=localhost/hmoe_ds:cpu
 buildah build --isolation chroot --network host --format docker --file docker/Dockerfile --tag "$image" \
   --build-arg DEVICE=cpu --build-arg "BASE_IMAGE=$base" --build-arg "REVISION=$(git rev-parse HEAD || true)" \
-  "${secrets[@]}" --volume "$work/wheels:/mnt:ro" .
+  "${secrets[@]}" --volume "$work/wheels:/mnt:ro" . > "$work/build.log" 2>&1 ||
+  { tail --lines 60 "$work/build.log"; fail "the image was not built"; }
 built=$SECONDS
 
 step "no secret in its layers, history or environment"
