@@ -217,7 +217,7 @@ def test_render_makes_valid_manifests_of_any_size(kind, nodes, gpus):
 @pytest.mark.parametrize("kind", ["job", "pytorchjob"])
 def test_render_hands_arguments_on_as_they_are(kind):
     names = ["/data/two words", "/runs/it's $(NODES) $$ $5"]
-    tables = '[{path: "a b.csv", label: \'y\'}]'
+    tables = "[{path: \"a b.csv\", label: 'y'}]"
     words = ["--probe.tables", tables, "--optim.learning_rate", "1e-3", "--run.mirror", "é\n$"]
     *_, job = rendered("tiny_cpu", *names, "--kind", kind, *words)
     expected = ["--config", "tiny_cpu", "--data.path", names[0], "--run.out", names[1], "--run.resume", "auto", *words]
