@@ -151,7 +151,7 @@ def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
         command = shlex.join(command_of(rest, placement, out).words)
         print(f"command     {redacted(command)}\n\n{describe_dry_run(figures)}")
         return {"command": redacted(command), **figures}
-    if config.run.mirror and config.run.resume == "auto":
+    if config.run.mirror and config.run.resume == "auto" and not options.node_rank:
         from hmoe_ds.training.mirror import fetch
 
         fetched = fetch(out, config.run.mirror)

@@ -13,6 +13,7 @@ from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optim
 from torch import nn
 from torch.distributed import distributed_c10d
 
+from data_pipeline.errors import PipelineError
 from hmoe_ds.config import OptimConfig, RunConfig
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.moe.deepspeed_ep import expert_group, expert_parallel
@@ -48,8 +49,28 @@ def init_distributed(hang_seconds: float = 1800.0) -> tuple[int, int]:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     # On CPU this op would be compiled at the first use, for minutes; gloo does its work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=2 * hang_seconds))
+    timeout = timedelta(seconds=2 * hang_seconds)
+    _join(timeout)
+    deepspeed.init_distributed(verbose=False, timeout=timeout)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _join(timeout: timedelta) -> None:
+    """Tell rank 0 that this rank is there.
+
+    Raises:
+        PipelineError: it had such a rank before, in an attempt whose other ranks have not noticed yet that one is gone.
+            Neither they nor this rank would get any further.
+    """
+    rank, attempt = os.environ["RANK"], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if rank == "0":
+        return  # it brings a new store along
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = torch.distributed.TCPStore(address, port, is_master=False, timeout=timeout)
+    if store.add(f"ranks {rank} of attempt {attempt}", 1) > 1:
+        raise PipelineError(
+            f"rank 0, at {address}, port {port}, waits for the rank {rank} of an attempt that has failed; start again"
+        )
 
 
 def build_engine(config: RunConfig, traffic: Traffic) -> deepspeed.DeepSpeedEngine:

@@ -100,7 +100,8 @@ class Launcher:
     def _attempt(self, command: Callable[[], Command]) -> int:
         (self._out / STOP_FILE).unlink(missing_ok=True)
         try:
-            return self._run(command())
+            code = self._run(command())
+            return exit_codes.DONE if read_outcome(self._out).done else code  # whatever happened after that
         except PipelineError as error:
             print(redacted(f"hmoe pretrain: error: {error}"), file=sys.stderr)
             return exit_codes.USAGE if isinstance(error, UsageError) else exit_codes.FAILED

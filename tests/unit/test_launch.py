@@ -1,5 +1,12 @@
-"""What ranks find in their environment."""
+"""What ranks find in their environment, and whom they meet."""
 
+from datetime import timedelta
+
+import pytest
+import torch
+
+from data_pipeline.errors import PipelineError
+from hmoe_ds.training.engine import _join
 from hmoe_ds.training.environment import rank_environment
 
 
@@ -14,3 +21,18 @@ def test_ranks_on_a_cpu_are_told_so_and_share_its_cores(monkeypatch):
 def test_what_the_user_has_set_stays():
     given = {"OMP_NUM_THREADS": "5", "THP_MEM_ALLOC_ENABLE": "0", "OTHER": "1"}
     assert rank_environment(ranks=2, gpus=False, given=given) == {**given, "DS_ACCELERATOR": "cpu"}
+
+
+def test_a_rank_that_meets_those_of_the_attempt_before(monkeypatch):
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in (("RANK", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(store.port))):
+        monkeypatch.setenv(name, value)
+    patience = timedelta(seconds=10)
+    _join(patience)
+    with pytest.raises(PipelineError, match="waits for the rank 1 of an attempt that has failed; start again"):
+        _join(patience)
+    monkeypatch.setenv("RANK", "2")
+    _join(patience)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun keeps the store
+    _join(patience)
