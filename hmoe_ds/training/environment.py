@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import psutil
 
-# Through these torch's and NVIDIA's libraries are told which network to use.
-INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+# How torch's gloo and NVIDIA's NCCL are told which network interface to use. NCCL would take eth10 for eth1, too.
+_INTERFACE_VARIABLES = {"GLOO_SOCKET_IFNAME": "{}", "NCCL_SOCKET_IFNAME": "={}"}
 # Of a block that nobody owns. Nothing is sent to it.
 _ELSEWHERE = "192.0.2.1"
 
@@ -25,7 +25,7 @@ def rank_environment(ranks: int, gpus: bool, given: Mapping[str, str]) -> dict[s
         gpus: whether this machine has any.
         given: environment that the user has set.
     """
-    defaults = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
+    defaults = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // ranks))}
     if not gpus:
         # Torch then asks for huge pages: a step allocates all its activations anew, and small pages cost it a tenth.
         defaults |= {"DS_ACCELERATOR": "cpu", "THP_MEM_ALLOC_ENABLE": "1"}
@@ -33,27 +33,28 @@ def rank_environment(ranks: int, gpus: bool, given: Mapping[str, str]) -> dict[s
 
 
 def network_environment(master: str, given: Mapping[str, str]) -> dict[str, str]:
-    """Names the network interface for ranks on several machines, unless `given` does.
+    """Names the network interface for ranks on several machines, as far as `given` does not.
 
-    Without it gloo listens at the address of this machine's own name, which on Debian is a loopback one.
+    Without that gloo listens at the address of this machine's own name, which on Debian is a loopback one.
 
     Args:
         master: machine of rank 0.
         given: environment that the user has set.
     """
-    if any(name in given for name in INTERFACE_VARIABLES):
-        return {}
     interface = interface_towards(master)
-    return {} if interface is None else dict.fromkeys(INTERFACE_VARIABLES, interface)
+    if interface is None:
+        return {}
+    return {name: form.format(interface) for name, form in _INTERFACE_VARIABLES.items() if name not in given}
 
 
 def interface_towards(host: str) -> str | None:
-    """The network interface by which this machine reaches `host`, or any other one if that is itself; None if none."""
+    """The interface by which this machine reaches `host`, or others if that is itself; None where that is unclear."""
     for target in (host, _ELSEWHERE):
         interface = _interface_of(_own_address(target))
         if interface is not None:
             return interface
-    return None
+    others = [name for name, state in psutil.net_if_stats().items() if state.isup and name != "lo"]
+    return others[0] if len(others) == 1 else None
 
 
 def _own_address(target: str) -> str | None:

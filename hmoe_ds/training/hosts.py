@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,14 +23,24 @@ from hmoe_ds.training.launch import Command, Launcher
 from hmoe_ds.training.node import MASTER_PORT, free_port
 from hmoe_ds.training.start_file import Start, as_word, shared_environment, write_start
 
-# Of each launcher, the program that it needs here.
-LAUNCHERS = {"pdsh": "pdsh", "openmpi": "mpirun"}
+# Of each launcher, the programs that it needs here.
+LAUNCHERS = {"pdsh": ("pdsh",), "openmpi": ("mpirun", "ompi_info")}
 # A machine that is gone is noticed within a minute, and nothing waits for a password.
 SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
 START_FILE = "start.json"
 # DeepSpeed's runner writes variables with these names on the command lines of other machines. They go by file.
 _EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
 _CHECKS = 64
+_CHECK_SECONDS = 60.0
+# How long a run that has begun waits for a host that does not answer.
+_PATIENCE_SECONDS = 12 * 3600.0
+_PAUSE_SECONDS = 30.0
+_MARK = "hmoe-addresses"
+_UNQUOTED = re.compile(r"[\w@%+=:,./-]+")
+
+
+class HostAwayError(PipelineError):
+    """A host does not answer."""
 
 
 class Hosts(NamedTuple):
@@ -63,26 +76,42 @@ def launch_on_hosts(argv: Sequence[str], hosts: Hosts, out: Path, restarts: int)
     Raises:
         ConfigError: the launcher's program is not installed.
     """
-    program = LAUNCHERS[hosts.launcher]
-    for name in (program, "ssh"):
+    for name in (*LAUNCHERS[hosts.launcher], "ssh"):
         if shutil.which(name) is None:
             raise ConfigError(f"--launcher {hosts.launcher} needs {name}, which is not installed here: install it")
+    if _UNQUOTED.fullmatch(sys.executable) is None:
+        raise ConfigError(f"{sys.executable} does not pass through a shell as it is: use a Python under another path")
     make_folder(out)
-    try:
-        with Launcher(out, elsewhere=True) as launcher:
-            return launcher.run(lambda: _next_command(argv, hosts, out), restarts)
-    finally:
-        _start_file(out).unlink(missing_ok=True)
+    with Launcher(out, elsewhere=True) as launcher:
+        starts = itertools.count()
+        try:
+            return launcher.run(lambda: _next_command(argv, hosts, out, launcher, next(starts) == 0), restarts)
+        finally:
+            _start_file(out).unlink(missing_ok=True)
 
 
-def _next_command(argv: Sequence[str], hosts: Hosts, out: Path) -> Command:
-    """The command of an attempt, after a look at all hosts."""
+def _next_command(argv: Sequence[str], hosts: Hosts, out: Path, launcher: Launcher, first: bool) -> Command:
+    """The command of an attempt, once all hosts have answered; the first attempt does not wait for them."""
     # Another port for each attempt, as that of the one before may still be in use.
-    file, port = _start_file(out), free_port()
-    master = hosts.master or next(iter(hosts.ranks))
-    write_start(file, Start(list(argv), shared_environment(os.environ), str(Path.cwd()), master, port))
-    check_hosts(list(hosts.ranks), file)
-    return hosts_command(hosts, out, port)
+    file, port, deadline = _start_file(out), free_port(), time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        write_start(file, _start(argv, hosts, "", port))
+        try:
+            addresses = check_hosts(list(hosts.ranks), file)
+            break
+        except HostAwayError as error:
+            if first or time.monotonic() > deadline:
+                raise
+            print(f"hmoe pretrain: {error}; waiting for it", file=sys.stderr, flush=True)
+            if not launcher.pause(_PAUSE_SECONDS):
+                raise
+    master = hosts.master or addresses[0]
+    write_start(file, _start(argv, hosts, master, port))
+    return hosts_command(hosts._replace(master=master), out, port)
+
+
+def _start(argv: Sequence[str], hosts: Hosts, master: str, port: int) -> Start:
+    return Start(list(argv), shared_environment(os.environ), str(Path.cwd()), hosts.launcher, master, port)
 
 
 def hosts_command(hosts: Hosts, out: Path, port: int = MASTER_PORT) -> Command:
@@ -107,43 +136,50 @@ def _start_file(out: Path) -> Path:
 def runner_environment(given: Mapping[str, str]) -> dict[str, str]:
     """The environment of DeepSpeed's runner: without what it would show to all users of the other machines."""
     kept = {name: value for name, value in given.items() if not name.startswith(_EXPORTED)}
+    options = f"{SSH_OPTIONS} {given.get('PDSH_SSH_ARGS_APPEND', '')}".strip()
     packages = [str(Path(hmoe_ds.__file__).parent.parent), *filter(None, [given.get("PYTHONPATH")])]
     return {
-        "PDSH_SSH_ARGS_APPEND": SSH_OPTIONS,
         **kept,
+        "PDSH_SSH_ARGS_APPEND": options,
         "PYTHONPATH": os.pathsep.join(packages),
     }
 
 
-def check_hosts(hosts: Sequence[str], file: Path) -> None:
-    """Look at all hosts at once.
+def check_hosts(hosts: Sequence[str], file: Path) -> list[str]:
+    """Look at all hosts at once; -> the address of each that it says first.
 
     Args:
         hosts: their names.
         file: that this machine has just written.
 
     Raises:
-        PipelineError: one does not answer.
+        HostAwayError: one does not answer.
         ConfigError: one does not see the file, or has no such Python.
     """
     with ThreadPoolExecutor(_CHECKS) as pool:
-        for problem in pool.map(lambda host: _problem(host, file), hosts):
-            if problem is not None:
-                raise problem
+        return list(pool.map(lambda host: _check_host(host, file), hosts))
 
 
-def _problem(host: str, file: Path) -> PipelineError | None:
-    remote = f"test -r {shlex.quote(str(file))} || exit 3; test -x {shlex.quote(sys.executable)} || exit 4"
-    # -n: nothing of this process's input is theirs.
+def _check_host(host: str, file: Path) -> str:
+    remote = (
+        f"test -r {shlex.quote(str(file))} || exit 3; test -x {sys.executable} || exit 4; "
+        f"echo; echo {_MARK} $(hostname -I)"  # whatever the shell there says when it starts
+    )
     command = ["ssh", "-n", *shlex.split(SSH_OPTIONS), host, remote]
-    answer = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if answer.returncode == 0:
-        return None
+    try:
+        answer = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_CHECK_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise HostAwayError(f"host {host} takes longer than {_CHECK_SECONDS:g} s to look at {file}") from None
     if answer.returncode == 3:
-        return ConfigError(
+        raise ConfigError(
             f"host {host} does not see {file}: put run.out on a file system that all hosts share, under the same path"
         )
     if answer.returncode == 4:
-        return ConfigError(f"host {host} has no {sys.executable}: install the same environment there, or share it")
-    said = (answer.stderr.strip().splitlines() or [f"ssh ended with {answer.returncode}"])[-1]
-    return PipelineError(f"host {host} does not answer over ssh: {said} (try `ssh -o BatchMode=yes {host} true`)")
+        raise ConfigError(f"host {host} has no {sys.executable}: install the same environment there, or share it")
+    if answer.returncode:
+        said = (answer.stderr.strip().splitlines() or [f"ssh ended with {answer.returncode}"])[-1]
+        raise HostAwayError(f"host {host} does not answer over ssh: {said} (try `ssh -o BatchMode=yes {host} true`)")
+    words = answer.stdout.partition(_MARK)[2].split()
+    return words[0] if words else host.rpartition("@")[2]

@@ -21,13 +21,18 @@ import psutil
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.redact import redacted
 from hmoe_ds.training import exit_codes
+from hmoe_ds.training.lock import locked_command
 from hmoe_ds.training.outcome import read_outcome
 from hmoe_ds.training.run_folder import newest_step
-from hmoe_ds.training.stop_file import END_NOW, STOP_FILE
+from hmoe_ds.training.stop_file import STOP_FILE, ask_to_stop
 from hmoe_ds.training.supervise import supervise
 from hmoe_ds.training.supervisor import supervisor_environment
 
 GRACE_SECONDS, STOP_SECONDS = 10.0, 900.0
+# Ranks elsewhere look every second whether they are to end.
+_NOTICE_SECONDS = 3.0
+# Some schedulers send the same signal to all processes, some of which pass it on.
+_ECHO_SECONDS = 5.0
 
 
 class Command(NamedTuple):
@@ -47,9 +52,9 @@ class Command(NamedTuple):
 class Launcher:
     """Runs commands that start ranks, and passes on what it is asked by signals, in the context of this object.
 
-    After SIGTERM or SIGUSR1 the ranks, wherever they are, are asked to save where they are and end (by a file in the
-    run's folder); there is no other attempt. SIGINT, a second signal, or `STOP_SECONDS` without an end, end the command
-    and all of its processes here: with SIGTERM, and with SIGKILL what is left after `GRACE_SECONDS`.
+    After SIGTERM, SIGUSR1 or SIGHUP the ranks, wherever they are, are asked to save where they are and end (by a file
+    in the run's folder); there is no other attempt. SIGINT, a second signal, or `STOP_SECONDS` without an end, end the
+    command and all of its processes here: with SIGTERM, and with SIGKILL what is left after `GRACE_SECONDS`.
 
     Args:
         out: the run's folder.
@@ -61,9 +66,12 @@ class Launcher:
         self._out = out
         self._elsewhere = elsewhere
         self._received: list[int] = []
+        self._received_at = 0.0
 
     def __enter__(self) -> Launcher:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` has it ignored
+            numbers.append(signal.SIGHUP)
         self._handlers = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
@@ -77,12 +85,17 @@ class Launcher:
         Args:
             command: of the next attempt; where there can be none now, it raises a PipelineError.
             restarts: failures in a row without a new checkpoint after which it is not started again.
+
+        Raises:
+            PipelineError: another process runs commands for this folder.
         """
-        return self._code(supervise(lambda: self._attempt(command), self._pause, self._out, restarts))
+        with locked_command(self._out):
+            return self._code(supervise(lambda: self._attempt(command), self.pause, self._out, restarts))
 
     def run_part(self, command: Command) -> int:
         """One attempt of a part of the ranks, whose other parts are started by others; -> the exit code."""
-        return self._code(self._run(command))
+        code = self._run(command)
+        return 128 + signal.SIGINT if signal.SIGINT in self._received else code
 
     def _code(self, code: int) -> int:
         """The exit code of the whole, from that of the last attempt."""
@@ -95,16 +108,27 @@ class Launcher:
         return code
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received.append(number)
+        echo = self._received[-1:] == [number] and time.monotonic() - self._received_at < _ECHO_SECONDS
+        if not echo:
+            self._received.append(number)
+            self._received_at = time.monotonic()
 
     def _attempt(self, command: Callable[[], Command]) -> int:
         (self._out / STOP_FILE).unlink(missing_ok=True)
         try:
-            code = self._run(command())
-            return exit_codes.DONE if read_outcome(self._out).done else code  # whatever happened after that
-        except PipelineError as error:
+            next_one = command()
+            if self._received:  # while it was being made
+                return exit_codes.FAILED
+            code = self._run(next_one)
+        except (PipelineError, OSError) as error:
             print(redacted(f"hmoe pretrain: error: {error}"), file=sys.stderr)
             return exit_codes.USAGE if isinstance(error, UsageError) else exit_codes.FAILED
+        outcome = read_outcome(self._out)
+        if outcome.done:
+            return exit_codes.DONE  # whatever happened after that
+        # A part of the ranks may say that it was asked to stop when it was only ended, as another part had failed.
+        asked = outcome.stopped or bool(self._received)
+        return exit_codes.FAILED if code == exit_codes.REQUEUE and not asked else code
 
     def _run(self, command: Command) -> int:
         environment = {**command.environment, **supervisor_environment()}
@@ -117,6 +141,8 @@ class Launcher:
             code = self._wait(process)
         finally:
             self._end(process)
+            if self._elsewhere:
+                self._end_elsewhere()
         if read_outcome(self._out).stopped:
             return exit_codes.REQUEUE  # whatever became of its launcher
         return code if code >= 0 else 128 - code
@@ -129,7 +155,7 @@ class Launcher:
             except subprocess.TimeoutExpired:
                 continue
         if signal.SIGINT not in self._received and self._out.is_dir():
-            (self._out / STOP_FILE).touch()
+            ask_to_stop(self._out)
             self._wait_for_end(process)
         return exit_codes.FAILED if process.poll() is None else process.returncode
 
@@ -145,16 +171,26 @@ class Launcher:
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         """End every process of the command's group that is still there, and the ranks."""
         if self._elsewhere and _signal_group(process, 0):
-            (self._out / STOP_FILE).write_text(END_NOW, encoding="ascii")
+            ask_to_stop(self._out, now=True)
             _wait_for_group(process, GRACE_SECONDS)
         for number in (signal.SIGKILL,) if self._elsewhere else (signal.SIGTERM, signal.SIGKILL):
             if not _signal_group(process, number):
                 return
             _wait_for_group(process, GRACE_SECONDS)
 
-    def _pause(self, seconds: float) -> bool:
+    def _end_elsewhere(self) -> None:
+        """End ranks that have lost their launcher, as the network was away for a while, and train on."""
+        outcome = read_outcome(self._out)
+        if not outcome.done and not outcome.stopped:
+            ask_to_stop(self._out, now=True)
+            time.sleep(_NOTICE_SECONDS)
+
+    def pause(self, seconds: float) -> bool:
+        """Wait so long, unless it is asked to stop; -> whether it was not."""
         deadline = time.monotonic() + seconds
         while not self._received and time.monotonic() < deadline:
+            if (self._out / STOP_FILE).exists() and not self._elsewhere:  # there it may be that of `_end_elsewhere`
+                self._received.append(signal.SIGTERM)
             time.sleep(0.1)
         return not self._received
 
@@ -199,8 +235,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--restarts", type=int, default=3, help="failures in a row without a checkpoint (default: 3)")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
     options = parser.parse_args(argv)
-    with Launcher(options.out) as launcher:
-        return launcher.run(lambda: Command(options.command, os.environ), options.restarts)
+    try:
+        with Launcher(options.out) as launcher:
+            return launcher.run(lambda: Command(options.command, os.environ), options.restarts)
+    except PipelineError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return exit_codes.FAILED
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from typing import TextIO
 from data_pipeline.errors import PipelineError
 from hmoe_ds.durable import make_folder
 
-LOCK = "lock"
+LOCK = "lock"  # of rank 0
+COMMAND_LOCK = "lock.command"  # of the command that starts ranks
 # Ranks of a start that was killed may be there a little longer, and locks of a dead machine on a network's file system.
 WAIT_SECONDS = 150.0
 
@@ -34,16 +35,36 @@ def locked_run(out: Path, rank: int) -> Iterator[None]:
         yield
         return
     make_folder(out)
-    with (out / LOCK).open("a+", encoding="utf-8") as file:
-        _lock(file, out)
+    with _locked(out, LOCK, WAIT_SECONDS):
+        yield
+
+
+@contextlib.contextmanager
+def locked_command(out: Path) -> Iterator[None]:
+    """This process is the one that starts ranks in the run's folder, which is made if need be.
+
+    Another one would take away the files by which this one and its ranks talk to each other.
+
+    Raises:
+        PipelineError: another one does.
+    """
+    make_folder(out)
+    with _locked(out, COMMAND_LOCK, 0.0):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(out: Path, name: str, seconds: float) -> Iterator[None]:
+    with (out / name).open("a+", encoding="utf-8") as file:
+        _lock(file, out, seconds)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}\n")
         file.flush()
         yield
 
 
-def _lock(file: TextIO, out: Path) -> None:
-    deadline, said = time.monotonic() + WAIT_SECONDS, False
+def _lock(file: TextIO, out: Path, seconds: float) -> None:
+    deadline, said = time.monotonic() + seconds, False
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,7 +74,7 @@ def _lock(file: TextIO, out: Path) -> None:
             if time.monotonic() > deadline:
                 raise PipelineError(f"{held}: end that one, or give another run.out") from None
             if not said:
-                print(f"{held}: waiting for its end, for {WAIT_SECONDS:g} s", file=sys.stderr, flush=True)
+                print(f"{held}: waiting for its end, for {seconds:g} s", file=sys.stderr, flush=True)
             said = True
             time.sleep(0.2)
         except OSError as error:

@@ -59,9 +59,11 @@ def train(config: RunConfig, rank: int, ranks: int) -> None:
         DivergedError: the gradient was not finite in too many steps in a row.
     """
     out = Path(config.run.out)
-    stopping = StopRequest(out / STOP_FILE if rank == 0 else None)
+    stopping = StopRequest()
     watching = Watchdog(config.run.hang_seconds, rank, ranks, stopping)
     with stopping as stop, watching as watchdog, locked_run(out, rank):
+        if rank == 0:
+            stop.look_for(out / STOP_FILE)
         _train(config, rank, ranks, watchdog, stop)
 
 

@@ -75,10 +75,9 @@ def _node(options: StartOptions) -> Node:
     """This machine, with no ranks yet."""
     number, master, nodes = options.node_rank, options.master_addr, options.nodes
     if nodes == 1:
-        for name, value in (("node_rank", number), ("master_addr", master), ("master_port", options.master_port)):
-            if value not in (None, 0):
-                raise ConfigError(f"--{name} is {value}, but --nodes is 1: say how many machines there are")
-        return Node(0)
+        if number:
+            raise ConfigError(f"--node_rank is {number}, but --nodes is 1: say how many machines there are")
+        return Node(0)  # wherever the master is said to be
     if number is None or number >= nodes:
         raise ConfigError(f"--nodes is {nodes}, --node_rank {number}: machines have the numbers 0 to {nodes - 1}")
     if master is None:

@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 # Of the environment, what goes to other machines; the rest belongs to each of them.
 PREFIXES = (
-    *("AWS_", "AZURE_", "CUBLAS_", "DS_", "FI_", "FSSPEC_", "GLOO_", "GOOGLE_", "HMOE_", "MLFLOW_", "NCCL_", "OMP_"),
-    *("PYTHONWARNINGS", "PYTORCH_", "THP_", "TORCH_", "UCX_"),
+    *("AWS_", "AZURE_", "CUBLAS_", "DS_", "FI_", "FSSPEC_", "GLOO_", "GOOGLE_", "HF_", "HMOE_", "MLFLOW_", "NCCL_"),
+    *("OMP_", "PYTHONWARNINGS", "PYTORCH_", "THP_", "TORCH_", "UCX_"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE"),
+    *("REQUESTS_CA_BUNDLE",),
 )
 
 
@@ -26,14 +28,16 @@ class Start(NamedTuple):
         arguments: of the training loop.
         environment: what this machine's environment has beyond that of the others.
         folder: that relative paths start from.
-        first_host: where rank 0 is, if the launcher does not say so.
+        launcher: that starts them.
+        master: address of rank 0's host; empty: not known yet.
         port: where ranks find each other there.
     """
 
     arguments: list[str]
     environment: dict[str, str]
     folder: str
-    first_host: str
+    launcher: str
+    master: str
     port: int
 
 

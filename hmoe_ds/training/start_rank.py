@@ -26,7 +26,7 @@ def main() -> None:
     start = read_start(from_word(sys.argv[-1]))
     os.environ.update(start.environment)
     os.chdir(start.folder)
-    if "RANK" not in os.environ:
+    if start.launcher == "openmpi":
         _take_over_from_mpi(start)
     os.environ.update(network_environment(os.environ["MASTER_ADDR"], os.environ))
     os.environ.update(rank_environment(int(os.environ["LOCAL_SIZE"]), has_gpu(), os.environ))
@@ -38,7 +38,7 @@ def main() -> None:
 
 def _take_over_from_mpi(start: Start) -> None:
     os.environ.update({name: os.environ[said] for said, name in _MPI.items()})
-    os.environ.update({"MASTER_ADDR": start.first_host, "MASTER_PORT": str(start.port)})
+    os.environ.update({"MASTER_ADDR": start.master, "MASTER_PORT": str(start.port)})
 
 
 if __name__ == "__main__":

@@ -31,15 +31,11 @@ class StopRequest:
     """Whether this run was asked to stop: one rank that was is enough, all end after the same step.
 
     It works in the context of this object, in the main thread.
-
-    Args:
-        file: whoever cannot signal a rank may make this file (`stop_file`); it is removed when it was seen. None:
-            nobody looks.
     """
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self) -> None:
         self.asked = False
-        self._file = file
+        self._file: Path | None = None
         self._seen: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
         self._signals, self._wakeup = socket.socketpair()
@@ -60,6 +56,10 @@ class StopRequest:
         self._wakeup.close()
         self._thread.join()
         self._signals.close()
+
+    def look_for(self, file: Path) -> None:
+        """From now on also a file asks (`stop_file`), for those who cannot signal a rank; it is removed when seen."""
+        self._file = file
 
     def agreed(self, asked: Tensor) -> bool:
         """Whether all ranks stop after this step.
@@ -96,12 +96,19 @@ class StopRequest:
                 self.asked = True
 
     def _look_for_file(self) -> None:
-        if self._file is not None and self._file.exists():
+        if self._file is None:
+            return
+        try:
+            os.close(os.open(self._file.parent, os.O_RDONLY))  # a network's file system then looks anew what is there
             now = self._file.read_text(encoding="utf-8") == END_NOW
             self._file.unlink(missing_ok=True)
-            if now:
-                os._exit(exit_codes.FAILED)  # the other ranks notice
-            self.asked = True
+        except FileNotFoundError:
+            return
+        except (OSError, UnicodeError):  # it cannot be read or removed, but it is there
+            now = False
+        if now:
+            os._exit(exit_codes.FAILED)  # the other ranks notice
+        self.asked = True
 
 
 def _leave_to_thread(number: int, frame: FrameType | None) -> None:

@@ -136,6 +136,20 @@ def test_a_job_that_is_preempted(slurm, whole, dataset, tmp_path):
     check_same(out, whole, tmp_path)
 
 
+def test_a_rank_that_is_killed(slurm, whole, dataset, tmp_path):
+    """Whatever Slurm then does to the others: the same job goes on."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    job = pretrain(slurm, whole, dataset, out, log, "--ntasks-per-node=2", "--overcommit")
+    wait_for_step(slurm, job, out, 15, log)
+    rank = [line for line in slurm.machine.command_lines() if "-m hmoe_ds.training.loop" in line and str(out) in line][
+        -1
+    ]
+    slurm.run("kill", "-9", rank.split()[0])
+    slurm.wait_for(job, "COMPLETED", log)
+    assert "restart 1 of 1" in log.read_text()
+    check_same(out, whole, tmp_path)
+
+
 def test_a_job_that_is_cancelled_stays_so(slurm, whole, dataset, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     job = pretrain(slurm, whole, dataset, out, log)

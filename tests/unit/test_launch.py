@@ -11,7 +11,7 @@ from hmoe_ds.training.environment import rank_environment
 
 
 def test_ranks_on_a_cpu_are_told_so_and_share_its_cores(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
     found = rank_environment(ranks=3, gpus=False, given={})
     assert (found["OMP_NUM_THREADS"], found["DS_ACCELERATOR"], found["THP_MEM_ALLOC_ENABLE"]) == ("2", "cpu", "1")
     with_gpus = rank_environment(ranks=3, gpus=True, given={})
