@@ -18,19 +18,6 @@ _UNSHARE = [
     *("setpriv", "--pdeathsig", "KILL"),  # when the tests are gone
     *("unshare", "--mount", "--pid", "--uts", "--ipc", "--net", "--fork", "--kill-child", "--mount-proc"),
 ]
-    "setpriv",
-    "--pdeathsig",
-    "KILL",
-    "unshare",
-    "--mount",
-    "--pid",
-    "--uts",
-    "--ipc",
-    "--net",
-    "--fork",
-    "--kill-child",
-    "--mount-proc",
-]
 _NODES = ("node0", "node1", "node2")
 _SSHD_CONFIG = """
 Port 22

@@ -141,10 +141,9 @@ def test_a_rank_that_is_killed(slurm, whole, dataset, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     job = pretrain(slurm, whole, dataset, out, log, "--ntasks-per-node=2", "--overcommit")
     wait_for_step(slurm, job, out, 15, log)
-    rank = [line for line in slurm.machine.command_lines() if "-m hmoe_ds.training.loop" in line and str(out) in line][
-        -1
-    ]
-    slurm.run("kill", "-9", rank.split()[0])
+    lines = slurm.machine.command_lines()
+    ranks = [line.split()[0] for line in lines if "-u -m hmoe_ds.training.loop" in line and str(out) in line]
+    slurm.run("kill", "-9", ranks[-1])
     slurm.wait_for(job, "COMPLETED", log)
     assert "restart 1 of 1" in log.read_text()
     check_same(out, whole, tmp_path)
