@@ -22,6 +22,9 @@ from hmoe_ds.moe.migration import Migration
 from hmoe_ds.objectives.total import PretrainingTask
 from hmoe_ds.training.deepspeed_config import deepspeed_config
 
+# Ranks that have not met by then will not: one has died, and its launcher cannot end those on other machines.
+MEETING_SECONDS = 900.0
+
 
 def init_distributed(hang_seconds: float = 1800.0) -> tuple[int, int]:
     """Join the process group that the launcher describes; -> (rank, ranks).
@@ -29,8 +32,8 @@ def init_distributed(hang_seconds: float = 1800.0) -> tuple[int, int]:
     A process started without a launcher is the only rank of its own group.
 
     Args:
-        hang_seconds: after twice this time a collective that not all ranks have joined is an error; the watchdog, which
-            can say more, comes first.
+        hang_seconds: after twice this time, and at the start after `MEETING_SECONDS` at the latest, a collective that
+            not all ranks have joined is an error; the watchdog, which can say more, comes first.
     """
     if "RANK" not in os.environ:
         alone = {
@@ -49,7 +52,7 @@ def init_distributed(hang_seconds: float = 1800.0) -> tuple[int, int]:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     # On CPU this op would be compiled at the first use, for minutes; gloo does its work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    timeout = timedelta(seconds=2 * hang_seconds)
+    timeout = timedelta(seconds=min(2 * hang_seconds, MEETING_SECONDS))
     _join(timeout)
     deepspeed.init_distributed(verbose=False, timeout=timeout)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -100,7 +103,7 @@ def build_engine(config: RunConfig, traffic: Traffic) -> deepspeed.DeepSpeedEngi
 
 
 def _bound_collectives(hang_seconds: float) -> None:
-    """Give all process groups the time of the first one: DeepSpeed makes its own with torch's default, half an hour."""
+    """Give all process groups the time that a step may take. DeepSpeed makes its own with torch's half an hour."""
     for group in list(distributed_c10d._world.pg_map):
         distributed_c10d._set_pg_timeout(timedelta(seconds=2 * hang_seconds), group)
 

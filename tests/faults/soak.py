@@ -24,6 +24,8 @@ from tests.distributed.harness import ROOT, arguments, free_port, read_metrics, 
 from tests.faults import processes
 
 LONG = {"run__steps": 800, "run__checkpoint_every": 4, "parallel__ep_size": 2, "data__molecules_per_step": 16}
+# So long a forked rank waits for one that was killed before they met: there is no launcher that ends it.
+LONG |= {"run__hang_seconds": 60}
 
 
 def main() -> None:
