@@ -84,7 +84,7 @@ grep -aqrF "class HMoEModel" "$work/pushed" || fail "the layers cannot be search
 if grep -aqrF "$marker" "$work/pushed"; then fail "a secret of the build is in a layer"; fi
 buildah inspect --type image "$image" > "$work/inspect.json"
 for url in $(grep -oE '[a-z]+://[^ ]+' "$work/secrets/pipconf"); do
-  if grep -qF "$url" "$work/inspect.json"; then fail "an address of pip's settings is in the history or the environment"; fi
+  if grep -qF "$url" "$work/inspect.json"; then fail "a setting of pip is in the history or environment"; fi
 done
 size=$(du --summarize --block-size=1M "$work/pushed" | cut -f1)
 rm -r "$work/pushed"
