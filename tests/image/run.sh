@@ -84,7 +84,7 @@ grep -aqrF "class HMoEModel" "$work/pushed" || fail "the layers cannot be search
 if grep -aqrF "$marker" "$work/pushed"; then fail "a secret of the build is in a layer"; fi
 buildah inspect --type image "$image" > "$work/inspect.json"
 for url in $(grep -oE '[a-z]+://[^ ]+' "$work/secrets/pipconf"); do
-  if grep -qF "$url" "$work/inspect.json"; then fail "an address of pip's settings is in the history or the environment"; fi
+  if grep -qF "$url" "$work/inspect.json"; then fail "a setting of pip is in the history or environment"; fi
 done
 size=$(du --summarize --block-size=1M "$work/pushed" | cut -f1)
 rm -r "$work/pushed"
@@ -125,13 +125,13 @@ inside bash -c '
 step "the unit tests, against what is installed in the image"
 # What they need beyond the image goes into this container alone.
 buildah run --isolation chroot --user root --env PIP_CONFIG_FILE=/run/secrets/pipconf \
-  --volume "$work/secrets:/run/secrets:ro" --volume "$work/wheels:/mnt:ro" --volume "$PWD/constraints.txt:/tmp/constraints.txt:ro" \
-  "$container" -- bash -c '
+  --volume "$work/secrets:/run/secrets:ro" --volume "$work/wheels:/mnt:ro" \
+  --volume "$PWD/constraints.txt:/tmp/constraints.txt:ro" "$container" -- bash -c '
     pip install --quiet --no-cache-dir --constraint /tmp/constraints.txt "hmoe-ds[dev]" &&
     pip install --quiet --no-cache-dir --constraint /tmp/constraints.txt --no-deps ogb'
 inside mkdir checks
 mounts=()
-for path in pyproject.toml tests docs; do
+for path in pyproject.toml tests docs launchers; do
   mounts+=(--volume "$PWD/$path:/home/hmoe/checks/$path:ro")
 done
 # Left out: what follows from the code alone, wherever it runs, and takes minutes; what is about files of the checkout.
