@@ -97,8 +97,8 @@ class Machine:
 
     def command_lines(self) -> list[str]:
         """Of all processes there, but for those that this module started."""
-        said = self.run(["ps", "-eo", "pid=,args="])
-        return [line for line in said.splitlines() if " ps -eo" not in line and "sleep infinity" not in line]
+        said = self.run(["ps", "-ww", "-eo", "pid=,args="])
+        return [line for line in said.splitlines() if " ps -ww" not in line and "sleep infinity" not in line]
 
     def kill(self) -> None:
         """Without a farewell."""
