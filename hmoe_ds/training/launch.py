@@ -189,8 +189,6 @@ class Launcher:
         """Wait so long, unless it is asked to stop; -> whether it was not."""
         deadline = time.monotonic() + seconds
         while not self._received and time.monotonic() < deadline:
-            if (self._out / STOP_FILE).exists() and not self._elsewhere:  # there it may be that of `_end_elsewhere`
-                self._received.append(signal.SIGTERM)
             time.sleep(0.1)
         return not self._received
 
