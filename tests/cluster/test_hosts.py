@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.training import exit_codes
 from tests.cluster.machines import Cluster, require
-from tests.distributed.harness import ROOT, arguments, read_metrics, train
-from tests.faults.processes import steps_logged, wait_until
+from tests.distributed.harness import ROOT, arguments, train
+from tests.faults.processes import check_same, steps_logged, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 SECRET = "hushHUSH0815"
@@ -65,18 +64,6 @@ class Started:
         """To the command itself, whose parent is not in its namespace."""
         [line] = [line for line in self._cluster.machines["node0"].command_lines() if "hmoe_ds.cli pretrain" in line]
         self._cluster.machines["node0"].run(["kill", f"-{number}", line.split()[0]])
-
-
-def check_same(out: Path, whole: Path, folder: Path) -> None:
-    """Judged by what is there, not by exit codes."""
-    assert [(line["step"], line["loss"]) for line in read_metrics(out)] == [
-        (line["step"], line["loss"]) for line in read_metrics(whole)
-    ]
-    exported = []
-    for number, run in enumerate((out, whole)):
-        export_checkpoint(run, folder / f"export{number}")
-        exported.append((folder / f"export{number}" / "model.safetensors").read_bytes())
-    assert exported[0] == exported[1]
 
 
 def ranks_on(cluster: Cluster) -> list[str]:

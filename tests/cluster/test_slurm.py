@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.machines import Machine, require
-from tests.cluster.test_hosts import LONG, check_same
+from tests.cluster.test_hosts import LONG
 from tests.distributed.harness import ROOT, train
-from tests.faults.processes import steps_logged, wait_until
+from tests.faults.processes import check_same, steps_logged, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 BIN = Path(sys.executable).parent

@@ -5,11 +5,11 @@ import signal
 
 import pytest
 
-from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.training import exit_codes
-from tests.distributed.harness import read_metrics, train
+from tests.distributed.harness import train
 from tests.faults.processes import (
     LOOP,
+    check_same,
     end,
     output_of,
     pretrain,
@@ -29,17 +29,6 @@ def whole(dataset, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
     train(out, dataset, ranks=2, **LONG)
     return out
-
-
-def check_same(out, whole, folder):
-    assert [(line["step"], line["loss"]) for line in read_metrics(out)] == [
-        (line["step"], line["loss"]) for line in read_metrics(whole)
-    ]
-    exported = []
-    for number, run in enumerate((out, whole)):
-        export_checkpoint(run, folder / f"export{number}")
-        exported.append((folder / f"export{number}" / "model.safetensors").read_bytes())
-    assert exported[0] == exported[1]
 
 
 def test_a_rank_killed_then_a_rank_stopped(whole, dataset, tmp_path):
