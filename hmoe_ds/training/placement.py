@@ -20,7 +20,6 @@ class StartOptions:
 
     Args:
         num_ranks: on each machine.
-        restarts: failures in a row without a new checkpoint after which to give up.
         hostfile: machines to reach over ssh.
         launcher: for these.
         nodes: machines on each of which the same command is started.
@@ -30,7 +29,6 @@ class StartOptions:
     """
 
     num_ranks: int | None
-    restarts: int
     hostfile: Path | None
     launcher: str | None
     nodes: int

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def options(**changes) -> StartOptions:
-    nothing = {"num_ranks": None, "restarts": 0, "hostfile": None, "launcher": None, "nodes": 1}
+    nothing = {"num_ranks": None, "hostfile": None, "launcher": None, "nodes": 1}
     return StartOptions(**nothing | {"node_rank": None, "master_addr": None, "master_port": None} | changes)
 
 
