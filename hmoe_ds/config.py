@@ -343,7 +343,8 @@ class LoopConfig:
         keep_checkpoints: checkpoints that are kept, beside the one with the lowest validation loss; 0 for all.
         mirror: folder or fsspec URL that gets a copy of the last checkpoint (`training/mirror.py`).
         max_skipped: steps in a row whose gradient is not finite, which are skipped, until the run stops.
-        hang_seconds: time without progress after which a run ends, naming the rank that hangs.
+        hang_seconds: time without progress after which a run ends, naming the rank that hangs. Before the first step of
+            a start it is 900 s at least.
         deterministic: use deterministic kernels on CUDA (on CPU they always are).
         mlflow: log to MLflow (MLFLOW_TRACKING_URI, or a sqlite file in `out`).
         check_memory: do not start where there is too little memory by the estimate of `--dry-run`.

@@ -21,19 +21,14 @@ from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.moe.migration import Migration
 from hmoe_ds.objectives.total import PretrainingTask
 from hmoe_ds.training.deepspeed_config import deepspeed_config
-
-# Ranks that have not met by then will not: one has died, and its launcher cannot end those on other machines.
-MEETING_SECONDS = 900.0
+from hmoe_ds.training.watchdog import START_SECONDS
 
 
-def init_distributed(hang_seconds: float = 1800.0) -> tuple[int, int]:
+def init_distributed() -> tuple[int, int]:
     """Join the process group that the launcher describes; -> (rank, ranks).
 
-    A process started without a launcher is the only rank of its own group.
-
-    Args:
-        hang_seconds: after twice this time, and at the start after `MEETING_SECONDS` at the latest, a collective that
-            not all ranks have joined is an error; the watchdog, which can say more, comes first.
+    A process started without a launcher is the only rank of its own group. A collective that not all ranks have joined
+    after `START_SECONDS` is an error.
     """
     if "RANK" not in os.environ:
         alone = {
@@ -52,7 +47,7 @@ def init_distributed(hang_seconds: float = 1800.0) -> tuple[int, int]:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
     # On CPU this op would be compiled at the first use, for minutes; gloo does its work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    timeout = timedelta(seconds=min(2 * hang_seconds, MEETING_SECONDS))
+    timeout = timedelta(seconds=START_SECONDS)
     _join(timeout)
     deepspeed.init_distributed(verbose=False, timeout=timeout)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -95,15 +90,17 @@ def build_engine(config: RunConfig, traffic: Traffic) -> deepspeed.DeepSpeedEngi
         dist_init_required=False,
     )
     set_learning_rate(engine, config, 0)
-    _bound_collectives(config.run.hang_seconds)
     if parallel.migration:
         group = expert_group(parallel.ep_size)
         model.encoder.migration = Migration(group, router.groups, parallel.migration_budget, traffic)
     return engine
 
 
-def _bound_collectives(hang_seconds: float) -> None:
-    """Give all process groups the time that a step may take. DeepSpeed makes its own with torch's half an hour."""
+def bound_collectives(hang_seconds: float) -> None:
+    """From here on a collective that not all ranks have joined after twice this time is an error.
+
+    The watchdog, which can say more, comes first. Until then all have `START_SECONDS`, or torch's half an hour.
+    """
     for group in list(distributed_c10d._world.pg_map):
         distributed_c10d._set_pg_timeout(timedelta(seconds=2 * hang_seconds), group)
 

@@ -27,6 +27,7 @@ from hmoe_ds.training import exit_codes
 from hmoe_ds.training.checkpoint import SaveError, TrainState, load_checkpoint, save_checkpoint
 from hmoe_ds.training.due import due_after
 from hmoe_ds.training.engine import (
+    bound_collectives,
     build_engine,
     forget_gradients,
     init_distributed,
@@ -85,6 +86,7 @@ def _train(config: RunConfig, rank: int, ranks: int, watchdog: Watchdog, stop: S
         plan.load_state_dict(state.plan)
     ahead = Prefetcher(molecules, plan, config, state.step, rank, ranks)
     mirror = Mirror(config, state.step, rank, lambda: watchdog.progress(config.run.steps))
+    bound_collectives(config.run.hang_seconds)
     with Recorder(config, state, rank) as recorder, mirror, ahead:
         while state.step < config.run.steps:
             watchdog.progress(state.step + 1)
@@ -205,7 +207,7 @@ def _be_rank(config: RunConfig) -> int:
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
         torch.use_deterministic_algorithms(True)
-    rank, ranks = init_distributed(config.run.hang_seconds)
+    rank, ranks = init_distributed()
     code = exit_codes.DONE
     try:
         train(config, rank, ranks)

@@ -25,6 +25,8 @@ from hmoe_ds.training.exit_codes import FAILED, HUNG
 from hmoe_ds.training.stop import StopRequest
 from hmoe_ds.training.supervisor import is_alive, supervisor_here
 
+# What ranks that start may take to find each other and to load what they need; `hang_seconds` where that is more.
+START_SECONDS = 900.0
 _LOOK_SECONDS = 1.0
 _STORE_SECONDS = 10.0
 _REPORTED = "hang reported"
@@ -50,7 +52,7 @@ class Watchdog:
     """Watches this rank from a thread, in the context of this object.
 
     Args:
-        hang_seconds: time without progress after which the run has hung.
+        hang_seconds: time without progress after which the run has hung, from its first step on.
         rank: this rank.
         ranks: of the run.
         stop: of this rank. One that was asked to stop saves also when its launcher is gone.
@@ -91,9 +93,12 @@ class Watchdog:
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + self._beat_seconds
                 board.publish(self._beat())
-            if time.monotonic() - self._last > self._hang_seconds:
+            if time.monotonic() - self._last > self._limit():
                 self._reporting.set()
                 self._report(board)
+
+    def _limit(self) -> float:
+        return self._hang_seconds if self._step else max(self._hang_seconds, START_SECONDS)
 
     def _is_orphan(self) -> bool:
         if self._stop.asked:
@@ -106,7 +111,7 @@ class Watchdog:
         return Beat(self._number, self._step, *_doing(frames.get(self._watched)))
 
     def _report(self, board: _Board) -> NoReturn:
-        head = f"no progress for {self._hang_seconds:g} s at step {self._step}"
+        head = f"no progress for {self._limit():g} s at step {self._step}"
         before = board.read()
         time.sleep(2.5 * self._beat_seconds)
         mine = self._beat()

@@ -24,8 +24,6 @@ from tests.distributed.harness import ROOT, arguments, free_port, read_metrics, 
 from tests.faults import processes
 
 LONG = {"run__steps": 800, "run__checkpoint_every": 4, "parallel__ep_size": 2, "data__molecules_per_step": 16}
-# So long a forked rank waits for one that was killed before they met: there is no launcher that ends it.
-LONG |= {"run__hang_seconds": 60}
 
 
 def main() -> None:
@@ -68,13 +66,13 @@ def kill_forked_ranks(out: Path, dataset: Path, logs: Path, kills: int, chosen: 
             [sys.executable, "-m", "tests.faults.faulty_ranks", json.dumps([scenario])],
             cwd=ROOT, env=os.environ | {"MASTER_ADDR": "127.0.0.1"}, start_new_session=True,
         )  # fmt: skip
-        ranks = wait_for_ranks(process)
+        ranks, at_start = wait_for_ranks(process), processes.steps_logged(out)
         if len(lost) < kills:
             time.sleep(chosen.uniform(0.5, 4))
-            for rank in chosen.choice([ranks[:1], ranks[1:], ranks]):
-                with contextlib.suppress(psutil.NoSuchProcess):  # it has noticed that the other one is gone
-                    rank.kill()
+            kill(chosen.choice([ranks[:1], ranks[1:], ranks]))
             before = processes.steps_logged(out)
+            if before == at_start:  # they may not have met yet: the launcher, which is not there, would end the other
+                kill(ranks)
         assert process.wait(timeout=300) == 0
         assert not processes.processes_of(out)
         codes = json.loads((logs / "codes.json").read_text())
@@ -82,6 +80,12 @@ def kill_forked_ranks(out: Path, dataset: Path, logs: Path, kills: int, chosen: 
             assert len(lost) >= kills, f"done after {len(lost)} kills: give the run more steps"
             return lost
         lost.append(max(0, before - newest(out)))  # it may have gone on between the two looks
+
+
+def kill(ranks: list[psutil.Process]) -> None:
+    for rank in ranks:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has noticed that the other one is gone
+            rank.kill()
 
 
 def wait_for_ranks(process: subprocess.Popen) -> list[psutil.Process]:
@@ -122,14 +126,14 @@ def kill_commands(out: Path, dataset: Path, kills: int, chosen: random.Random) -
             if module == "hmoe_ds.cli":
                 processes.wait_until(lambda: not processes.processes_of(out), "nothing is left of it", 60)
                 process = processes.pretrain(out, dataset, 2, 5, **LONG)
-            seconds.append(seconds_to_next_step(out, killed))
+            seconds.append(seconds_to_next_step(out, killed, process))
         assert process.wait(timeout=300) == 0
     finally:
         processes.end(process, out)
     return lost, seconds
 
 
-def seconds_to_next_step(out: Path, killed: float) -> float:
+def seconds_to_next_step(out: Path, killed: float, process: subprocess.Popen) -> float:
     """How long it takes from a kill to the next step that is done."""
 
     def times() -> list[float]:
@@ -138,7 +142,8 @@ def seconds_to_next_step(out: Path, killed: float) -> float:
         except (OSError, ValueError):
             return []
 
-    processes.wait_until(lambda: bool(times()), "the next step is done", 180)
+    processes.wait_until(lambda: bool(times()) or process.poll() is not None, "the next step is done", 180)
+    assert times(), processes.output_of(out).read_text()[-3000:]
     return round(times()[0] - killed, 1)
 
 
