@@ -43,10 +43,10 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Two test files at a time: most of the time of a run on several ranks goes into imports, one after the other. In the
+# Three test files at a time, as tests that start, kill and await processes leave two cores idle half of the time. In the
 # order of their names, as the many short ones of tests/unit then fill the end.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/cluster
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -18,7 +18,7 @@ from hmoe_ds.training.outcome import forget_outcome
 from hmoe_ds.training.stop_file import STOP_FILE
 from hmoe_ds.training.supervisor import is_supervised
 
-LOOP = "hmoe_ds.training.loop"
+LAUNCHER, LOOP = "hmoe_ds.training.launcher", "hmoe_ds.training.loop"
 MASTER_PORT = 29500
 
 
@@ -94,7 +94,7 @@ def node_command(argv: Sequence[str], node: Node) -> Command:
     devices = _devices(node.ranks, gpus)
     world = json.dumps({f"node{number}": devices for number in range(node.nodes)}).encode()
     words = [
-        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--node_rank={node.number}"),
+        *(sys.executable, "-u", "-m", LAUNCHER, f"--node_rank={node.number}"),
         *(f"--world_info={base64.urlsafe_b64encode(world).decode()}", f"--master_addr={node.master}"),
         *(f"--master_port={node.port}", "--no_local_rank", "--log_level=error", "--module", LOOP, *argv),
     ]

@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 
 from hmoe_ds.downstream.export import export_checkpoint
+from hmoe_ds.training.node import LAUNCHER, LOOP
 from tests.distributed.harness import ROOT, arguments, read_metrics
 
-LAUNCHER, LOOP = "deepspeed.launcher.launch", "hmoe_ds.training.loop"
+
 
 
 def pretrain(out: Path, dataset: Path, ranks: int, restarts: int, **changes) -> subprocess.Popen:
@@ -48,7 +49,7 @@ def running(out: Path, module: str) -> list[psutil.Process]:
     return sorted((p for p in processes_of(out) if ("-m", module) in pairwise(p.cmdline())), key=lambda p: p.pid)
 
 
-def wait_until(reached: Callable[[], bool], what: str, seconds: float = 120) -> None:
+def wait_until(reached: Callable[[], bool], what: str, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline, f"waited too long until {what}"
