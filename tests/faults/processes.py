@@ -12,10 +12,7 @@ from pathlib import Path
 import psutil
 
 from hmoe_ds.downstream.export import export_checkpoint
-from hmoe_ds.training.node import LAUNCHER, LOOP
 from tests.distributed.harness import ROOT, arguments, read_metrics
-
-
 
 
 def pretrain(out: Path, dataset: Path, ranks: int, restarts: int, **changes) -> subprocess.Popen:

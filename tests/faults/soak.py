@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from hmoe_ds.training.node import LAUNCHER, LOOP
 from tests.conftest import prepare_nci
 from tests.distributed.harness import ROOT, arguments, free_port, read_metrics, run_module, train
 from tests.faults import processes
@@ -115,9 +116,9 @@ def kill_commands(out: Path, dataset: Path, kills: int, chosen: random.Random) -
     try:
         while len(lost) < kills:
             processes.wait_for_step(out, newest(out) + chosen.randrange(2, 25), process)
-            module = chosen.choice([processes.LOOP, processes.LAUNCHER, "hmoe_ds.cli"])
+            module = chosen.choice([LOOP, LAUNCHER, "hmoe_ds.cli"])
             victim, before = chosen.choice(processes.running(out, module)), processes.steps_logged(out)
-            ranks, killed = processes.running(out, processes.LOOP), time.time()
+            ranks, killed = processes.running(out, LOOP), time.time()
             victim.kill()
             if module == "hmoe_ds.cli":
                 process.wait()

@@ -6,9 +6,9 @@ import signal
 import pytest
 
 from hmoe_ds.training import exit_codes
+from hmoe_ds.training.node import LOOP
 from tests.distributed.harness import train
 from tests.faults.processes import (
-    LOOP,
     check_same,
     end,
     output_of,

@@ -219,7 +219,7 @@ def test_two_at_once(sources: list[str], expected: dict[str, bytes], tmp_path: P
     second = start(sources, out)
     output, _ = second.communicate(timeout=60)
     assert second.returncode == 2
-    assert "another `hmoe prepare` is at work there" in output
+    assert "another command is at work there" in output
     finish(first)
     assert contents(out) == expected
 
