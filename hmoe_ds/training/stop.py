@@ -35,6 +35,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        self._launcher = os.getppid()
         self._file: Path | None = None
         self._seen: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
@@ -91,9 +92,19 @@ class StopRequest:
             if not received:
                 return
             if set(received) & set(SIGNALS):
-                if signal.SIGTERM in received and _neighbour_is_gone():
+                if signal.SIGTERM in received and self._is_cleared_away():
                     os._exit(128 + signal.SIGTERM)
                 self.asked = True
+
+    def _is_cleared_away(self) -> bool:
+        """Whether SIGTERM means that the attempt has failed: the launcher is gone, or another rank of this machine.
+
+        Who clears away what is left of it asks for no stop, and the run is to be started again.
+        """
+        if os.getppid() != self._launcher:
+            return True
+        ranks = int(os.environ.get("LOCAL_SIZE", "1"))  # DeepSpeed's launcher says so
+        return len(psutil.Process(self._launcher).children()) < ranks
 
     def _look_for_file(self) -> None:
         if self._file is None:
@@ -113,9 +124,3 @@ class StopRequest:
 
 def _leave_to_thread(number: int, frame: FrameType | None) -> None:
     """The number of the signal is on its way to the thread."""
-
-
-def _neighbour_is_gone() -> bool:
-    """Whether a rank of this machine has ended: then the launcher ends the others, and there is nothing to save."""
-    ranks = int(os.environ.get("LOCAL_SIZE", "1"))  # DeepSpeed's launcher says so
-    return len(psutil.Process(os.getppid()).children()) < ranks

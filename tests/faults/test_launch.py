@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from hmoe_ds.training import exit_codes
-from hmoe_ds.training.node import LOOP
+from hmoe_ds.training.node import LAUNCHER, LOOP
 from tests.distributed.harness import train
 from tests.faults.processes import (
     check_same,
@@ -31,7 +31,7 @@ def whole(dataset, tmp_path_factory):
     return out
 
 
-def test_a_rank_killed_then_a_rank_stopped(whole, dataset, tmp_path):
+def test_a_rank_killed_then_the_launcher_then_a_rank_stopped(whole, dataset, tmp_path):
     """One command survives it all."""
     out = tmp_path / "run"
     process = pretrain(out, dataset, 2, 3, **LONG)
@@ -39,9 +39,12 @@ def test_a_rank_killed_then_a_rank_stopped(whole, dataset, tmp_path):
         wait_for_step(out, 15, process)
         running(out, LOOP)[0].kill()
         wait_until(lambda: "restart 1 of 3" in output_of(out).read_text(), "it is started again")
-        wait_for_step(out, 55, process)
-        running(out, LOOP)[1].suspend()
+        wait_for_step(out, 40, process)
+        running(out, LAUNCHER)[0].kill()
         wait_until(lambda: output_of(out).read_text().count("restart 1 of 3") == 2, "it is started again")
+        wait_for_step(out, 65, process)
+        running(out, LOOP)[1].suspend()
+        wait_until(lambda: output_of(out).read_text().count("restart 1 of 3") == 3, "it is started again")
         assert process.wait(timeout=240) == 0
     finally:
         end(process, out)
@@ -49,7 +52,7 @@ def test_a_rank_killed_then_a_rank_stopped(whole, dataset, tmp_path):
     assert re.search(
         r"no progress for 15 s at step \d+: rank 1 gives no sign of life: .*; rank 0 waits in \w+ \(hmoe", said
     )
-    assert [int(code) for code in re.findall(r"ended with exit code (\d+)", said)] == [247, exit_codes.HUNG]
+    assert [int(code) for code in re.findall(r"ended with exit code (\d+)", said)] == [247, 137, exit_codes.HUNG]
     assert not processes_of(out)
     check_same(out, whole, tmp_path)
 
