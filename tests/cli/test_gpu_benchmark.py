@@ -29,7 +29,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("with_data", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("with_data", [False, True])
 def test_a_smoke_run_on_the_cpu(with_data, dataset):
     before = set((ROOT / "docs" / "results").iterdir())
     data = ["--data", str(dataset)] if with_data else []

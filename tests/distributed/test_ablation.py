@@ -87,6 +87,7 @@ def test_steps_are_those_that_cost_the_same(dataset):
     assert larger.steps * larger_cost == pytest.approx(60 * cost, abs=0.5 * larger_cost)
 
 
+@pytest.mark.slow
 def test_the_reported_loss_is_that_of_the_run_itself_and_a_trial_runs_once(dataset, tmp_path):
     datasets = Datasets(dataset, dataset)  # the same molecules to tune and to report on
     bench = Bench(tmp_path, datasets, SMALL, training_flops({**SMALL, **FLAT}, datasets), 2, time.time() + 300)

@@ -49,6 +49,7 @@ def runs(dataset, tmp_path_factory):
     return {name: (folder / str(number), found[folder / str(number)]) for number, name in enumerate(RUNS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_replayed_bytes_are_those_of_real_ranks(name, runs, tmp_path):
     folder, lines = runs[name]

@@ -45,6 +45,7 @@ def predicted(config, dataset):
     return step_collectives(config, RANKS, molecule, 1.0 if config.parallel.migration else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_call_is_counted(logs, name, dataset):
     config, calls = logs[name]
@@ -54,6 +55,7 @@ def test_every_call_is_counted(logs, name, dataset):
     assert Counter((kind, ranks) for kind, ranks, _ in calls if ranks > 1) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "migration"])
 def test_bytes_are_those_that_are_sent(logs, name, dataset):
     config, calls = logs[name]
@@ -68,6 +70,7 @@ def test_bytes_are_those_that_are_sent(logs, name, dataset):
             assert found[kind, ranks] == pytest.approx(size, rel=0.03), (kind, ranks)
 
 
+@pytest.mark.slow
 def test_speeds_of_two_ranks_are_measured():
     fabric = measure_fabric(2)
     assert set(fabric.speeds) == {(kind, 2) for kind in ("all_to_all", "all_reduce", "all_gather")}
@@ -92,6 +95,7 @@ def test_worlds_make_their_runs_and_those_that_are_there_are_left(dataset, tmp_p
     assert lines.read_text() == "as it was\n"
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_the_runs(tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
         make_runs([[World(2, {str(tmp_path / "run"): ["--data.path=nowhere", "--run.steps=4"]})]])
