@@ -85,7 +85,7 @@ def work_folder(out: Path) -> Iterator[WorkFolder]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(f"{out}: another `hmoe prepare` is at work there; wait for it, or end it") from error
+            raise UsageError(f"{out}: another command is at work there; wait for it, or end it") from error
         work = WorkFolder(path, keep=interrupted)
         try:
             yield work

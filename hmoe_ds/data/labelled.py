@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.columns import SMILES_HEADERS, find, listed
 from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
-from data_pipeline.lines import read_lines
 from data_pipeline.reduce_stage import is_held_out
-from data_pipeline.streams import open_stream
 from hmoe_ds.config import ConfigError, ProbeTable
 from hmoe_ds.data.store import BatchStore, Shard
+from hmoe_ds.data.table import Table
 
 # Of the range of scaffold keys. It is the topmost part, so it takes in what `hmoe prepare` holds out of pretraining.
 HELD_OUT = 0.2
 _SAMPLE_SEED = 0
-_MISSING = {"", "na", "nan", "none", "null"}
 
 
 @dataclass(frozen=True)
@@ -75,11 +70,11 @@ def read_labelled(table: ProbeTable, max_molecules: int, standardize: bool) -> L
         PipelineError: the file is damaged or out of reach.
     """
     try:
-        rows = list(_labelled_rows(table))
-    except ConfigError:
-        raise
+        read = Table.read(table.path)
+        smiles, labels = read.smiles(table.smiles, option="smiles"), read.labels(table.label)
     except UsageError as error:
         raise ConfigError(f"probe.tables: {error}") from error
+    rows = [row for row in zip(smiles, labels.tolist(), strict=True) if not math.isnan(row[1])]
     if len(rows) > max_molecules:
         chosen = np.random.default_rng(_SAMPLE_SEED).choice(len(rows), max_molecules, replace=False)
         rows = [rows[row] for row in np.sort(chosen)]
@@ -88,44 +83,6 @@ def read_labelled(table: ProbeTable, max_molecules: int, standardize: bool) -> L
     molecules = LabelledMolecules(BatchStore(encoded.batch), label_B, len(encoded.rejects))
     _check_sides(table, molecules)
     return molecules
-
-
-def _labelled_rows(table: ProbeTable) -> Iterator[tuple[str, float]]:
-    """SMILES and label of the rows that have a label."""
-    with open_stream(table.path) as stream:
-        rows = csv.reader(line + "\n" for line in read_lines(table.path, stream))
-        header = [name.strip() for name in next(rows, [])]
-        known = find(header, SMILES_HEADERS) if table.smiles is None else _index(table, header, table.smiles)
-        if known is None:
-            raise ConfigError(
-                f"probe.tables: {table.path} has no SMILES column among {listed(header)}: name it with smiles"
-            )
-        smiles, label = known, _index(table, header, table.label)
-        for number, row in enumerate(rows, start=1):
-            text = row[label].strip() if label < len(row) else ""
-            if text.lower() not in _MISSING:
-                yield row[smiles].strip() if smiles < len(row) else "", _number(table, number, text)
-
-
-def _index(table: ProbeTable, header: Sequence[str], column: str) -> int:
-    if column not in header:
-        raise ConfigError(
-            f"probe.tables: {table.path} has no column {column!r}: name one of its columns, {listed(header)}"
-        )
-    return header.index(column)
-
-
-def _number(table: ProbeTable, row: int, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.inf
-    if math.isfinite(value):
-        return value
-    raise ConfigError(
-        f"probe.tables: {table.path} has the label {text[:40]!r} in row {row} of column {table.label!r}: expected a "
-        "number, 0 or 1 for two classes, or an empty cell; name another column"
-    )
 
 
 def _check_sides(table: ProbeTable, molecules: LabelledMolecules) -> None:

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,17 @@ class Mixture:
         shares = list(zip(self.weight_S.tolist(), splits, strict=True))
         atoms = sum(share * split.atoms / max(split.rows, 1) for share, split in shares)
         return atoms, sum(share * split.bonds / max(split.rows, 1) for share, split in shares)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a model that is trained on these molecules keeps of them: fingerprint, count, form, sources, terms."""
+        sources = [source for store in self.stores for source in store.manifest.sources]
+        return {
+            "dataset": self.fingerprint,
+            "molecules": len(self),
+            "standardize": self.standardized,
+            "sources": [{"name": each.name, "rows": each.rows, "licence": each.licence} for each in sources],
+        }
 
     @property
     def standardized(self) -> bool:

@@ -1,104 +1,146 @@
-"""Embeddings of molecules from an exported model, streamed into a Parquet file."""
+"""`hmoe embed`: embeddings of millions of molecules from an exported model, in a Parquet file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
-from data_pipeline.encode import encode_rows, reject_batch
-from data_pipeline.errors import PipelineError
+from data_pipeline.encode import EncodedRows
+from data_pipeline.parquet import ParquetSink
 from data_pipeline.schema import REJECT_SCHEMA
-from data_pipeline.sources import check_columns, read_chunks, resolve_sources
-from hmoe_ds.data.batch import gather
-from hmoe_ds.data.store import BatchStore
+from data_pipeline.sources import SourceChunk
+from data_pipeline.task import atomically
+from hmoe_ds.downstream.chunked import ChunkTask, Report, RowOptions, done_by_chunks
+from hmoe_ds.downstream.inference import Inferred, infer
+from hmoe_ds.downstream.worker_model import WorkerModel
 from hmoe_ds.model.hmoe import HMoEModel
 
-CHUNK_ROWS = 2048
-MOLECULES_PER_BATCH = 256
 
-Report = Callable[[str, int, int | None], None]
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What to write of each molecule.
+
+    Args:
+        standardize: embed the standard form of each molecule; None: as the model was trained.
+        per_atom: embeddings of atoms instead of their mean over the molecule.
+        routing: also how each molecule was routed, and how far it is from what the model knows.
+    """
+
+    standardize: bool | None = None
+    per_atom: bool = False
+    routing: bool = False
 
 
 def embed_source(
-    model_path: str | Path,
+    model: str | Path,
     source: str,
     out: str | Path,
-    smiles_column: str | None = None,
-    id_column: str | None = None,
-    standardize: bool = True,
+    rows: RowOptions = RowOptions(),  # noqa: B008 - frozen
+    options: EmbedOptions = EmbedOptions(),
+    workers: int = 1,
     report: Report = lambda stage, done, total: None,
 ) -> dict[str, Any]:
-    """Write one row per readable molecule: `source_id`, `smiles` (canonical), `embedding` (float32, D numbers).
+    """Write one row per readable molecule, in the order of the source (`embedding_schema`).
 
     Rows that are no molecules go to a second file beside `out`, with the reason.
 
     Args:
-        model_path: directory made by `hmoe export`.
+        model: folder made by `hmoe export`, or `owner/name` on the hub.
         source: what `hmoe prepare` reads.
-        out: Parquet file to write.
-        smiles_column: column with SMILES, in files with a header.
-        id_column: column with identifiers, in files with a header.
-        standardize: embed the standard form of each molecule, as `hmoe prepare` stores it.
-        report: called with (stage, rows done, None).
+        out: Parquet file to write; until it is there, what is done lies in a folder beside it.
+        rows: how rows of the source become molecules.
+        options: what to write.
+        workers: processes, one core each; with a GPU they share it.
+        report: called with (stage, units done, all units).
 
     Returns:
         Counts of molecules and rejects, the embedding's dimensions, the files written.
 
     Raises:
-        ModelFormatError: no exported model at `model_path`.
-        UsageError: no such source or column.
-        PipelineError: no row of the source is a molecule.
+        ModelFormatError: no exported model at `model`.
+        UsageError, PipelineError: as `done_by_chunks`.
     """
-    sources = resolve_sources([source])
-    for entry in sources:
-        check_columns(entry, smiles_column, id_column)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = HMoEModel.from_pretrained(model_path).to(device)
-    width = model.config.hidden_size
-    out = Path(out)
-    rejects_path = out.with_name(out.stem + ".rejects.parquet")
+    shared, out = WorkerModel.of(model), Path(out)
+    rejects = out.with_name(out.stem + ".rejects.parquet")
     out.parent.mkdir(parents=True, exist_ok=True)
-    schema = pa.schema(
-        [("source_id", pa.string()), ("smiles", pa.string()), ("embedding", pa.list_(pa.float32(), width))]
-    )
-    molecules = rejected = 0
-    with pq.ParquetWriter(out, schema) as rows_file, pq.ParquetWriter(rejects_path, REJECT_SCHEMA) as rejects_file:
-        for entry in sources:
-            for chunk in read_chunks(entry, smiles_column=smiles_column, id_column=id_column, chunk_rows=CHUNK_ROWS):
-                encoded = encode_rows(chunk.texts, chunk.ids, standardize=standardize)
-                values = embed_batch(model, encoded.batch, device).reshape(-1)
-                embedding = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
-                columns = [encoded.batch.column("source_id"), encoded.batch.column("smiles"), embedding]
-                rows_file.write_batch(pa.record_batch(columns, schema=schema))
-                rejects_file.write_batch(reject_batch(entry.name, chunk.first_row, encoded.rejects))
-                molecules, rejected = molecules + encoded.batch.num_rows, rejected + len(encoded.rejects)
-                report("embed", molecules + rejected, None)
-    if not molecules:
-        out.unlink()
-        raise PipelineError(f"{source} holds no readable molecule: see {rejects_path} for what was wrong with each row")
+
+    def make_task(work: str, read_key: str, name: str, chunk: int, first_row: int) -> EmbedTask:
+        return EmbedTask(work, read_key, name, chunk, first_row, rows, shared, options)
+
+    with done_by_chunks(source, out, rows, workers, "embed", make_task, report) as done:
+        _write(rejects, REJECT_SCHEMA, done.rejects())
+        _write(out, embedding_schema(shared, options), done.results())
     return {
-        "molecules": molecules,
-        "rejected": rejected,
-        "dimensions": width,
+        "molecules": done.molecules,
+        "rejected": done.rejected,
+        "dimensions": shared.hidden_size,
         "out": str(out),
-        "rejects": str(rejects_path),
+        "rejects": str(rejects),
     }
 
 
-@torch.inference_mode()
+def embedding_schema(model: WorkerModel, options: EmbedOptions) -> pa.Schema:
+    """The columns of the file. `smiles` is canonical; atom i of `atom_embeddings` is the i-th atom written in it."""
+    vector = pa.list_(pa.float32(), model.hidden_size)
+    fields = [("source_id", pa.string()), ("smiles", pa.string())]
+    fields += [("atom_embeddings", pa.list_(vector))] if options.per_atom else [("embedding", vector)]
+    if options.routing:
+        fields += [("group", pa.int32()), ("experts", pa.list_(pa.int32(), model.layers)), ("novelty", pa.float32())]
+    return pa.schema(fields)
+
+
 def embed_batch(model: HMoEModel, molecules: pa.RecordBatch, device: str) -> NDArray[np.float32]:
-    """Embeddings of encoded molecules, [rows, D]; they do not depend on what else is in the batch."""
-    store = BatchStore(molecules)
-    parts = [
-        model.embed(gather(store, rows).to(device)).float().cpu().numpy()
-        for rows in np.array_split(np.arange(len(store)), max(1, -(-len(store) // MOLECULES_PER_BATCH)))
-        if len(rows)
-    ]
-    return np.concatenate(parts) if parts else np.empty((0, model.config.hidden_size), np.float32)
+    """Embeddings of encoded molecules, [rows, D]; they do not depend on what else is in the batch, but for rounding."""
+    return infer(model, molecules, device).embedding_XD
+
+
+@dataclass(frozen=True)
+class EmbedTask(ChunkTask):
+    """Embed the molecules of a chunk."""
+
+    model: WorkerModel
+    what: EmbedOptions
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        return (self.model.identity, self.standardize, self.what.per_atom, self.what.routing)
+
+    @property
+    def standardize(self) -> bool:
+        return self.model.standardize if self.what.standardize is None else self.what.standardize
+
+    @property
+    def schema(self) -> pa.Schema:
+        return embedding_schema(self.model, self.what)
+
+    def results(self, chunk: SourceChunk, encoded: EncodedRows) -> pa.RecordBatch:
+        model, device = self.model.loaded()
+        inferred = infer(model, encoded.batch, device, self.what.per_atom, self.what.routing)
+        return _to_batch(encoded.batch, inferred, self.schema)
+
+
+def _to_batch(molecules: pa.RecordBatch, inferred: Inferred, schema: pa.Schema) -> pa.RecordBatch:
+    width = inferred.embedding_XD.shape[1]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(inferred.embedding_XD.reshape(-1)), width)
+    if "atom_embeddings" in schema.names:
+        end_n = np.cumsum(molecules.column("num_atoms").to_numpy(), dtype=np.int32)
+        vectors = pa.ListArray.from_arrays(pa.array(np.concatenate([np.zeros(1, np.int32), end_n])), vectors)
+    columns = [molecules.column("source_id"), molecules.column("smiles"), vectors]
+    if inferred.routing is not None:
+        group_n, experts_nL, novelty_n = inferred.routing
+        experts = pa.FixedSizeListArray.from_arrays(pa.array(experts_nL.reshape(-1)), experts_nL.shape[1])
+        columns += [pa.array(group_n), experts, pa.array(novelty_n)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _write(out: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """One Parquet file of what the tasks have written, which is there as a whole or not at all."""
+    with atomically(str(out)) as temporary, ParquetSink(Path(temporary), schema) as sink:
+        for batch in batches:
+            sink.append(batch)

@@ -1,4 +1,4 @@
-"""Export: a training checkpoint to one topology-free directory, experts of all ranks merged."""
+"""Export: a training checkpoint to one topology-free folder, experts of all ranks merged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data_pipeline.contained import contained_path
 from hmoe_ds.config import RunConfig
+from hmoe_ds.downstream.model_card import model_card
 from hmoe_ds.model.checkpoint_record import (
     RECORD_FILE,
     CheckpointError,
@@ -18,16 +19,25 @@ from hmoe_ds.model.checkpoint_record import (
     read_record,
     recorded_config,
 )
-from hmoe_ds.model.hmoe import HMoEModel, write_pretrained
+from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.pretrained import CARD, Description, write_pretrained
 from hmoe_ds.model.weight_files import read_weights, weight_files
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# What a checkpoint's record says of the training, as far as it does; older ones say less.
+_TOLD = ("step", "dataset", "molecules", "standardize", "sources", "validation")
 
-def export_checkpoint(path: str | Path, out: str | Path) -> dict[str, Any]:
-    """Merge a checkpoint into `out/model.safetensors` and `out/config.json`.
+
+def export_checkpoint(
+    path: str | Path, out: str | Path, dtype: str | None = None, heads: bool = True
+) -> dict[str, Any]:
+    """Merge a checkpoint into `out/model.safetensors`, `out/config.json` and a model card, `out/README.md`.
 
     Args:
         path: a run's folder, its `checkpoints` folder (both mean the latest one), or one checkpoint.
-        out: directory to write, made if need be.
+        out: folder to write, made if need be.
+        dtype: of the parameters, one of `DTYPES`; without it that of the training. Buffers of the routing keep theirs.
+        heads: keep the heads of the pretraining objectives, which embedding and fine-tuning do not need.
 
     Returns:
         What the checkpoint is: step, parameters, path.
@@ -42,14 +52,14 @@ def export_checkpoint(path: str | Path, out: str | Path) -> dict[str, Any]:
     check_files(folder, [file for file in read_list(folder) if file.name in files])
     weights = read_weights(folder, config.parallel.ep_size)
     _check_complete(folder, weights, config)
-    metadata = {
-        "step": record["step"],
-        "dataset_fingerprint": record["dataset"],
-        "config": config.to_dict(),
-    }
-    write_pretrained(out, weights, config.model, config.router, config.objective.molecule_heads, metadata)
+    told = {name: record[name] for name in _TOLD if name in record}
+    kept = config.objective.molecule_heads if heads else None
+    description = Description(config.model, config.router, kept, {**told, "config": config.to_dict()})
+    weights = _converted(weights, description, None if dtype is None else DTYPES[dtype])
+    write_pretrained(out, weights, description)
     parameters = sum(value.numel() for value in weights.values())
-    return {"checkpoint": str(folder), "step": metadata["step"], "parameters": parameters, "out": str(out)}
+    (Path(out) / CARD).write_text(model_card(description, weights))
+    return {"checkpoint": str(folder), "step": record["step"], "parameters": parameters, "out": str(out)}
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -72,3 +82,14 @@ def _check_complete(folder: Path, weights: dict[str, Tensor], config: RunConfig)
         found, wanted = (tuple(state[name].shape) if name in state else None for state in (weights, expected))
         if found != wanted:
             raise CheckpointError(f"{folder}: {name} has shape {found}, expected {wanted}: copy the whole checkpoint")
+
+
+def _converted(weights: dict[str, Tensor], description: Description, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The weights of the model that is described, which may lack heads; its parameters as `dtype`."""
+    with torch.device("meta"):
+        model = HMoEModel(description.model, description.router, heads=description.heads)
+    parameters = {name for name, _ in model.named_parameters()}
+    kept = {name: weights[name] for name in model.state_dict()}
+    if dtype is None:
+        return kept
+    return {name: value.to(dtype) if name in parameters else value for name, value in kept.items()}

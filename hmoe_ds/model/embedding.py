@@ -27,11 +27,12 @@ class FeatureEmbedding(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.randn(sum(sizes), hidden_size) / len(sizes) ** 0.5)
         self.mask = nn.Parameter(torch.randn(hidden_size))
-        offset = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+        # What is not saved has its values also in a model that is built on the meta device, to be loaded.
+        offset = torch.tensor([0, *sizes[:-1]], device="cpu").cumsum(0)
         self.register_buffer("offset", offset, persistent=False)
         # Behind the table lie the mask vector and zeros: of the features of a hidden row one has the former, the others
         # the latter. So no second pass over the states is needed, forward or backward.
-        instead = torch.full((len(sizes),), sum(sizes) + 1)
+        instead = torch.full((len(sizes),), sum(sizes) + 1, device="cpu")
         instead[0] = sum(sizes)
         self.register_buffer("instead", instead, persistent=False)
 

@@ -88,7 +88,7 @@ class ExpertSlots(nn.Module):
         self.register_buffer("threshold_E", torch.zeros(router.experts))
         self.register_buffer("load_E", torch.zeros(router.experts, dtype=torch.float64))
         pools = [pool_of(slot, router) for slot in range(router.experts)]
-        pool_E = torch.tensor([router.groups if pool is None else pool for pool in pools])
+        pool_E = torch.tensor([router.groups if pool is None else pool for pool in pools], device="cpu")
         self.register_buffer("pool_E", pool_E, persistent=False)
         self._generations = router.split_generations
 

@@ -65,7 +65,7 @@ def molecule_losses(model: HMoEModel, h_ND: Tensor, batch: MolBatch) -> tuple[Te
         ValueError: a head, and no targets in `batch`.
     """
     fingerprint = descriptors = h_ND.new_zeros(())
-    if not any(model.heads):
+    if not any(model.heads or ()):
         return fingerprint, descriptors
     if batch.targets is None:
         raise ValueError("the batch has no targets for the model's heads: open its dataset with targets=True")

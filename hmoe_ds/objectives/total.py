@@ -170,6 +170,8 @@ def pretraining_losses(
         assert encoding.masks is not None
         hidden = hidden_rows(encoding.masks)
     atom_HD, begin_HD, end_HD = hidden_states(h_ND, batch, hidden)
+    if model.atom_head is None or model.bond_head is None:
+        raise ValueError("the model was made without the heads that it takes to pretrain it")
     atom_logits, bond_logits = model.atom_head(atom_HD), model.bond_head(begin_HD, end_HD)
     z = router_z_loss(encoding, norm.molecules, norm.atoms)
     balance = entropy = z.new_zeros(())

@@ -74,7 +74,7 @@ def save_checkpoint(
         engine: model and optimizer.
         config: kept inside, so that a checkpoint can be exported on its own.
         state: kept inside.
-        notes: kept inside: `dataset`, the fingerprint of the training data, and `validation_loss`.
+        notes: kept inside: `validation_loss`, and what an export tells of the training (`Mixture.provenance`).
 
     Raises:
         SaveError: on all ranks, when one of them could not write a file, such as on a full disk. The run may go on.

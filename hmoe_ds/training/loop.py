@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -132,7 +133,7 @@ def _train(config: RunConfig, rank: int, ranks: int, watchdog: Watchdog, stop: S
                 watchdog.progress(state.step)
                 recorder.flush()
                 state.mlflow_run = recorder.mlflow_run
-                if keep_checkpoint(engine, config, state, molecules.fingerprint, validation, must=stopping):
+                if keep_checkpoint(engine, config, state, molecules.provenance, validation, must=stopping):
                     mirror.push(state.step)
             if stopping:
                 raise StoppedError(f"stopped after step {state.step} of {config.run.steps}, as it was asked to")
@@ -142,13 +143,13 @@ def keep_checkpoint(
     engine: deepspeed.DeepSpeedEngine,
     config: RunConfig,
     state: TrainState,
-    dataset: str,
+    provenance: dict[str, Any],
     validation: dict[str, float],
     must: bool,
 ) -> bool:
     """Save a checkpoint; -> whether it could be. Unless it `must` be, or is the last one, the run may go on without."""
-    loss = validation.get("validation_loss", math.nan)
-    notes = {"dataset": dataset, "validation_loss": loss if math.isfinite(loss) else None}
+    measured = {name: value for name, value in validation.items() if math.isfinite(value)}
+    notes = {**provenance, "validation_loss": measured.get("validation_loss"), "validation": measured}
     try:
         save_checkpoint(engine, config, state, notes)
     except SaveError as error:

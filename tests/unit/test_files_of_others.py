@@ -24,7 +24,8 @@ from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.store import ShardStore
 from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.model.checkpoint_record import LIST_FILE, CheckpointError
-from hmoe_ds.model.hmoe import HMoEModel, ModelFormatError
+from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.pretrained import ModelFormatError
 from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
 from hmoe_ds.training import topology
 from hmoe_ds.training.checkpoint_files import CheckpointFiles

@@ -1,6 +1,7 @@
 """The model on real molecules: permutations, export, the same result in any batch, scale at the start."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hmoe_ds.config import ModelConfig, RouterConfig
 from hmoe_ds.config_parser import load_config, preset_names
 from hmoe_ds.data.batch import MolBatch, gather
 from hmoe_ds.data.store import ShardStore
-from hmoe_ds.model.hmoe import HMoEModel, ModelFormatError
+from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.pretrained import ModelFormatError
 from hmoe_ds.moe.experts import GatedFeedForward
 from tests.presets import shrunken
 
@@ -141,7 +143,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
 def test_another_format_version_is_refused(tmp_path):
     HMoEModel(MODEL, ROUTER).save_pretrained(tmp_path)
     config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"format_version": 1', '"format_version": 99'))
+    config.write_text(json.dumps({**json.loads(config.read_text()), "format_version": 99}))
     with pytest.raises(ModelFormatError, match="format_version 99"):
         HMoEModel.from_pretrained(tmp_path)
 

@@ -1,0 +1,211 @@
+"""What chemists do with a pretrained model: `hmoe export`, `embed`, `finetune`, `predict` and `evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING
+
+from data_pipeline.errors import UsageError
+from hmoe_ds.commands.arguments import (
+    MODEL_HELP,
+    SOURCES_HELP,
+    Command,
+    Result,
+    add_columns,
+    add_no_standardize,
+    add_workers,
+    positive,
+)
+from hmoe_ds.commands.progress import Progress
+
+if TYPE_CHECKING:
+    from hmoe_ds.downstream.chunked import RowOptions
+    from hmoe_ds.downstream.fitting import FitOptions
+
+
+def add_commands(command: Command) -> None:
+    """Declare them."""
+    export = command("export", _export, "A checkpoint to one folder that loads without DeepSpeed.")
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, or one checkpoint in it")
+    export.add_argument("out", metavar="OUT", help="folder to write")
+    dtypes = ("float32", "float16", "bfloat16")
+    export.add_argument("--dtype", choices=dtypes, help="of the weights (default: that of the training)")
+    export.add_argument(
+        "--without-heads", dest="heads", action="store_false", help="leave out the heads of the pretraining objectives"
+    )
+    export.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the Hugging Face hub, for you alone")
+
+    embed = command("embed", _embed, "Embeddings of molecules from an exported model.")
+    embed.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    embed.add_argument("source", metavar="SOURCE", help=SOURCES_HELP)
+    embed.add_argument("--out", required=True, help="Parquet file to write")
+    embed.add_argument("--per-atom", action="store_true", help="embeddings of atoms instead of their mean")
+    embed.add_argument(
+        "--routing", action="store_true", help="also the group, the top experts and the novelty of each molecule"
+    )
+    add_columns(embed)
+    add_workers(embed)
+    add_no_standardize(embed, default=None)
+
+    finetune = command("finetune", _finetune, "Learn properties from a table of molecules, and say how well.")
+    finetune.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    finetune.add_argument("table", metavar="TABLE", help="CSV file with a header")
+    finetune.add_argument(
+        "--target", required=True, metavar="COL[,COL...]", help="columns of labels; cells may be empty"
+    )
+    finetune.add_argument("--task", required=True, choices=("classification", "regression"), help="what they are")
+    finetune.add_argument("--out", required=True, help="folder to write, which hmoe predict reads")
+    finetune.add_argument("--smiles-column", "--smiles", help="column with SMILES")
+    finetune.add_argument(
+        "--split",
+        choices=("scaffold", "balanced-scaffold", "random", "column"),
+        default="scaffold",
+        help="80%% training, 10%% validation, 10%% test, by scaffold (default), at random, or as a column says",
+    )
+    finetune.add_argument("--split-column", metavar="COL", help="with train, validation and test in it")
+    finetune.add_argument("--split-seed", type=int, default=0, metavar="N", help="of a split that is random")
+    finetune.add_argument("--seeds", type=positive, default=1, metavar="N", help="fits, as an ensemble (default: 1)")
+    finetune.add_argument(
+        "--conflicts",
+        choices=("error", "keep", "drop", "mean"),
+        default="error",
+        help="what to do about rows of one molecule with different labels (default: error)",
+    )
+    _add_fit(finetune)
+    add_no_standardize(finetune, default=None)
+
+    predict = command("predict", _predict, "Properties of molecules from what hmoe finetune made.")
+    predict.add_argument("predictor", metavar="PREDICTOR", help="folder made by hmoe finetune")
+    predict.add_argument("source", metavar="SOURCE", help=SOURCES_HELP)
+    predict.add_argument("--out", required=True, help="CSV file to write, with a line for each row")
+    add_columns(predict)
+    add_workers(predict)
+
+    evaluate = command("evaluate", _evaluate, "Pretrained models against a random forest and no pretraining.")
+    evaluate.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    evaluate.add_argument(
+        "--suite", choices=("moleculenet",), default="moleculenet", help="of sets (default: moleculenet)"
+    )
+    evaluate.add_argument("--data", required=True, metavar="DIR", help="folder with bbbp.csv, bace.csv, ...")
+    evaluate.add_argument("--out", required=True, help="JSON file to write, or to go on with")
+    evaluate.add_argument("--sets", nargs="+", default=[], metavar="NAME", help="such as bbbp (default: all in DIR)")
+    evaluate.add_argument("--seeds", type=positive, default=3, metavar="N", help="fits of each arm (default: 3)")
+    evaluate.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        dest="arms",
+        metavar="NAME=MODEL",
+        help="another pretrained model, such as dense=DIR; may be given more than once",
+    )
+    _add_fit(evaluate)
+    add_no_standardize(evaluate, default=None)
+
+
+def _add_fit(sub: argparse.ArgumentParser) -> None:
+    """What `FitOptions` has."""
+    fit = sub.add_argument_group("fitting")
+    fit.add_argument(
+        "--mode", choices=("full", "frozen"), default="full", help="train the encoder too, or the head alone"
+    )
+    fit.add_argument("--epochs", type=positive, default=100, help="at most (default: 100)")
+    fit.add_argument("--patience", type=positive, default=20, help="epochs without gain until the end (default: 20)")
+    fit.add_argument("--batch-size", type=positive, default=32, help="molecules of a step (default: 32)")
+    fit.add_argument("--learning-rate", type=float, default=1e-3, help="(default: 0.001)")
+    fit.add_argument(
+        "--layer-decay", type=float, default=1.0, help="of the learning rate from layer to layer downwards (default: 1)"
+    )
+    fit.add_argument("--weight-decay", type=float, default=0.0, help="(default: 0)")
+    fit.add_argument("--dropout", type=float, default=0.1, help="of the head (default: 0.1)")
+    fit.add_argument("--class-weights", action="store_true", help="weigh both classes alike, however rare one is")
+
+
+def _fit_options(options: argparse.Namespace) -> FitOptions:
+    from hmoe_ds.downstream.fitting import FitOptions
+
+    return FitOptions(**{each.name: getattr(options, each.name) for each in dataclasses.fields(FitOptions)})
+
+
+def _rows(options: argparse.Namespace) -> RowOptions:
+    from hmoe_ds.downstream.chunked import RowOptions
+
+    return RowOptions(options.smiles_column, options.id_column)
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> Result:
+    from hmoe_ds.downstream.export import export_checkpoint
+    from hmoe_ds.model.hub import push_folder
+
+    result = export_checkpoint(options.checkpoint, options.out, options.dtype, options.heads)
+    print(f"exported step {result['step']}, {result['parameters']:,} parameters, to {options.out}")
+    if options.push:
+        result["address"] = push_folder(options.out, options.push)
+        print(f"uploaded to {result['address']}")
+    return result
+
+
+def _embed(options: argparse.Namespace, rest: list[str]) -> Result:
+    from hmoe_ds.downstream.embed import EmbedOptions, embed_source
+
+    what = EmbedOptions(options.standardize, options.per_atom, options.routing)
+    with Progress() as progress:
+        result = embed_source(
+            options.model, options.source, options.out, _rows(options), what, options.workers, progress.report
+        )
+    print(f"embedded {result['molecules']} molecules, {result['dimensions']} numbers each, into {options.out}")
+    if result["rejected"]:
+        print(f"{result['rejected']} rows could not be read as molecules; they are listed in {result['rejects']}")
+    return result
+
+
+def _finetune(options: argparse.Namespace, rest: list[str]) -> Result:
+    from hmoe_ds.downstream.finetune import FinetuneOptions, describe_result, finetune
+
+    if (options.split == "column") != (options.split_column is not None):
+        raise UsageError("--split column and --split-column COL go together: give both, or neither")
+    settings = FinetuneOptions(
+        targets=tuple(name.strip() for name in options.target.split(",") if name.strip()),
+        task=options.task,
+        smiles_column=options.smiles_column,
+        split=options.split,
+        split_column=options.split_column,
+        split_seed=options.split_seed,
+        seeds=options.seeds,
+        conflicts=options.conflicts,
+        standardize=options.standardize,
+        fit=_fit_options(options),
+    )
+    with Progress() as progress:
+        result = finetune(options.model, options.table, options.out, settings, progress.report)
+    print(describe_result(result, settings))
+    return result
+
+
+def _predict(options: argparse.Namespace, rest: list[str]) -> Result:
+    from hmoe_ds.downstream.predict import predict_source
+
+    with Progress() as progress:
+        result = predict_source(
+            options.predictor, options.source, options.out, _rows(options), options.workers, progress.report
+        )
+    print(f"predicted {', '.join(result['targets'])} of {result['molecules']} molecules, into {options.out}")
+    if result["rejected"]:
+        print(f"{result['rejected']} rows could not be read as molecules; their lines say why")
+    return result
+
+
+def _evaluate(options: argparse.Namespace, rest: list[str]) -> Result:
+    from hmoe_ds.downstream.evaluate import EvaluateOptions, evaluate
+
+    others = {}
+    for arm in options.arms:
+        name, sign, model = arm.partition("=")
+        if not (name and sign and model):
+            raise UsageError(f"--arm {arm}: expected NAME=MODEL, such as dense=models/dense")
+        others[name] = model
+    settings = EvaluateOptions(tuple(options.sets), options.seeds, others, options.standardize, _fit_options(options))
+    with Progress() as progress:
+        result = evaluate(options.model, options.data, options.out, settings, progress.report)
+    print(result.pop("table"))
+    return result

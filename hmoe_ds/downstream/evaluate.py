@@ -1,0 +1,247 @@
+"""`hmoe evaluate`: pretrained models against a random forest and no pretraining, on the same splits in one run.
+
+Results go into one JSON file cell by cell (set, arm, seed); what is there is not computed again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from data_pipeline.errors import UsageError
+from data_pipeline.keys import file_checksum
+from hmoe_ds.downstream.baselines import ecfp, forest_predictions
+from hmoe_ds.downstream.fitting import FitOptions, fit, outputs_of, scaled_back
+from hmoe_ds.downstream.moleculenet import BenchmarkSet, available, read_set
+from hmoe_ds.downstream.property_model import PropertyModel
+from hmoe_ds.downstream.scores import PRIMARY, Array, score
+from hmoe_ds.downstream.splits import SIDES
+from hmoe_ds.downstream.worker_model import WorkerModel
+from hmoe_ds.durable import replace_text
+from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.pretrained import read_description
+
+FOREST, UNTRAINED, PRETRAINED = "forest_ecfp", "no_pretraining", "pretrained"
+_METRICS = {"classification": "ROC-AUC, %", "regression": "RMSE"}
+
+Report = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to evaluate, and how models are fine-tuned.
+
+    Args:
+        sets: names of sets; without any all that are there.
+        seeds: fits of each arm, with the seeds 0, 1, ...
+        others: further pretrained models by the names of their arms, such as a dense one.
+        standardize: learn from the standard form of molecules; None: as the first model was trained.
+        fit: of all models alike.
+    """
+
+    sets: tuple[str, ...] = ()
+    seeds: int = 3
+    others: Mapping[str, str] = field(default_factory=dict)
+    standardize: bool | None = None
+    fit: FitOptions = field(default_factory=FitOptions)
+
+
+class Arm(NamedTuple):
+    """One way to predict.
+
+    Attributes:
+        name: in results.
+        predict: of a set and a seed: predictions of all its molecules, [n, T], and what is to be noted of the fit.
+    """
+
+    name: str
+    predict: Callable[[BenchmarkSet, int], tuple[Array, dict[str, Any]]]
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    options: EvaluateOptions,
+    report: Report = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Fill `out` with the test scores of all arms on all sets, and write a table of them beside it, as Markdown.
+
+    Test labels take no part in any fit: each takes the epoch that is best on validation.
+
+    Args:
+        model: folder made by `hmoe export`, or `owner/name` on the hub.
+        data: folder of the sets' files (`moleculenet.TASKS`).
+        out: JSON file; one of the same models, data and options is continued.
+        options: what to evaluate.
+        report: called with (stage, cells done, all cells).
+
+    Returns:
+        What is in the file.
+
+    Raises:
+        ModelFormatError: no exported model there.
+        UsageError: no such sets; `out` holds results of something else.
+    """
+    files = available(Path(data))
+    wrong = [name for name in options.sets if name not in files]
+    if wrong:
+        raise UsageError(f"--sets {', '.join(wrong)}: {data} has {', '.join(files)}")
+    chosen = {name: path for name, path in files.items() if not options.sets or name in options.sets}
+    models = {
+        PRETRAINED: WorkerModel.of(model),
+        **{name: WorkerModel.of(each) for name, each in options.others.items()},
+    }
+    standardize = models[PRETRAINED].standardize if options.standardize is None else options.standardize
+    arms = list(_arms(models, options.fit))
+    settings = _settings(models, options.fit, standardize)
+    results = _Results(Path(out), settings)
+    total = len(chosen) * len(arms) * options.seeds
+    for name, path in chosen.items():
+        results.begin(name, file_checksum(path))
+        cells = [(arm, seed) for arm in arms for seed in range(options.seeds) if not results.has(name, arm.name, seed)]
+        if not cells:
+            continue
+        benchmark = read_set(name, path, standardize)
+        results.describe(name, _describe(benchmark))
+        for arm, seed in cells:
+            report(f"{name}, {arm.name}, seed {seed}", results.done, total)
+            predicted_nT, notes = arm.predict(benchmark, seed)
+            results.add(name, arm.name, seed, {**_scores(benchmark, predicted_nT), **notes})
+    report("evaluate", total, total)
+    table = results_table(results.content, [arm.name for arm in arms])
+    replace_text(Path(out).with_suffix(".md"), table + "\n")
+    return {**results.content, "out": str(out), "table": table}
+
+
+def results_table(content: Mapping[str, Any], arms: Sequence[str]) -> str:
+    """Test scores as Markdown: mean and standard deviation over seeds, ROC-AUC in percent, and RMSE."""
+    lines = ["| set | metric | test molecules | " + " | ".join(arms) + " |", "|---" * (3 + len(arms)) + "|"]
+    means: dict[str, list[list[float]]] = {"classification": [], "regression": []}
+    for name, entry in content["sets"].items():
+        factor = 100 if entry["task"] == "classification" else 1
+        cells, row = [], []
+        for arm in arms:
+            values = [factor * cell["test"] for cell in entry["arms"].get(arm, {}).values()]
+            row.append(float(np.mean(values)) if values else float("nan"))
+            digits = 1 if factor == 100 else 3
+            cells.append(f"{row[-1]:.{digits}f} ± {np.std(values):.{digits}f}" if values else "")
+        means[entry["task"]].append(row)
+        lines.append(f"| {name} | {_METRICS[entry['task']]} | {entry['rows']['test']} | {' | '.join(cells)} |")
+    for task, digits in (("classification", 1), ("regression", 3)):
+        if len(means[task]) > 1:
+            shown = " | ".join(f"{value:.{digits}f}" for value in np.mean(means[task], axis=0))
+            lines.append(f"| mean of {len(means[task])} | {_METRICS[task]} | | {shown} |")
+    return "\n".join(lines)
+
+
+def _arms(models: Mapping[str, WorkerModel], options: FitOptions) -> Iterator[Arm]:
+    yield Arm(FOREST, _forest)
+    described = read_description(Path(models[PRETRAINED].folder))
+    yield Arm(
+        UNTRAINED,
+        lambda benchmark, seed: _fine_tuned(
+            HMoEModel(described.model, described.router, seed=seed, heads=None), benchmark, options, seed
+        ),
+    )
+    for name, model in models.items():
+        yield Arm(name, _pretrained(model, options))
+
+
+def _pretrained(model: WorkerModel, options: FitOptions) -> Callable[[BenchmarkSet, int], tuple[Array, dict[str, Any]]]:
+    return lambda benchmark, seed: _fine_tuned(HMoEModel.from_pretrained(model.folder), benchmark, options, seed)
+
+
+def _forest(benchmark: BenchmarkSet, seed: int) -> tuple[Array, dict[str, Any]]:
+    labels = (benchmark.label_nT, benchmark.split.train, benchmark.task)
+    return forest_predictions(ecfp(benchmark.smiles), *labels, seed), {}
+
+
+def _fine_tuned(
+    encoder: HMoEModel, benchmark: BenchmarkSet, options: FitOptions, seed: int
+) -> tuple[Array, dict[str, Any]]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = PropertyModel(encoder, len(benchmark.targets), options.dropout, seed).to(device)
+    fitted = fit(model, benchmark.molecules, benchmark.label_nT, benchmark.split, benchmark.task, options, seed)
+    outputs_nT = scaled_back(outputs_of(fitted.model, benchmark.molecules, device), fitted.scale)
+    return outputs_nT, {"best_epoch": fitted.best_epoch, "epochs": len(fitted.validation)}
+
+
+def _scores(benchmark: BenchmarkSet, predicted_nT: Array) -> dict[str, Any]:
+    scored = {
+        side: score(benchmark.task, predicted_nT[rows], benchmark.label_nT[rows])
+        for side, rows in (("validation", benchmark.split.validation), ("test", benchmark.split.test))
+    }
+    primary = PRIMARY[benchmark.task]
+    return {
+        **{side: each.means[primary] for side, each in scored.items()},
+        "test_metrics": scored["test"].means,
+        "targets_counted": {side: each.counted for side, each in scored.items()},
+    }
+
+
+def _describe(benchmark: BenchmarkSet) -> dict[str, Any]:
+    sizes = {side: len(rows) for side, rows in zip(SIDES, benchmark.split, strict=True)}
+    return {
+        "task": benchmark.task,
+        "targets": len(benchmark.targets),
+        "rows": {**sizes, "unreadable": benchmark.unreadable},
+    }
+
+
+def _settings(models: Mapping[str, WorkerModel], options: FitOptions, standardize: bool) -> dict[str, Any]:
+    """What decides a cell, besides its set and seed."""
+    identities = {name: model.weights for name, model in models.items()}
+    return {"models": identities, "fit": asdict(options), "standardize": standardize}
+
+
+class _Results:
+    """The JSON file, written after each cell."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self._path = path
+        self.content: dict[str, Any] = {"suite": "moleculenet", "settings": settings, "sets": {}}
+        if not path.exists():
+            return
+        try:
+            found = json.loads(path.read_text())
+            before = found["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"--out {path} is no results file of hmoe evaluate: give another file") from error
+        if before != json.loads(json.dumps(settings)):
+            differs = [name for name in settings if before.get(name) != json.loads(json.dumps(settings[name]))]
+            raise UsageError(
+                f"--out {path} holds results of other {' and '.join(differs)}: give another file, or remove it"
+            )
+        self.content = found
+
+    def begin(self, name: str, checksum: str) -> None:
+        """The set `name` is next; raises UsageError when the file has results of another set of that name."""
+        entry = self.content["sets"].setdefault(name, {"blake2b": checksum, "arms": {}})
+        if entry["blake2b"] != checksum:
+            raise UsageError(f"--out {self._path} holds results of another {name}: give another file, or remove it")
+
+    def describe(self, name: str, description: dict[str, Any]) -> None:
+        """Note what the set is."""
+        self.content["sets"][name] |= description
+
+    def has(self, name: str, arm: str, seed: int) -> bool:
+        """Whether the cell is done."""
+        return str(seed) in self.content["sets"][name]["arms"].get(arm, {})
+
+    @property
+    def done(self) -> int:
+        """Cells that are done."""
+        return sum(len(cells) for entry in self.content["sets"].values() for cells in entry["arms"].values())
+
+    def add(self, name: str, arm: str, seed: int, cell: dict[str, Any]) -> None:
+        """Keep a cell."""
+        self.content["sets"][name]["arms"].setdefault(arm, {})[str(seed)] = cell
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(self._path, json.dumps(self.content, indent=1) + "\n")

@@ -1,0 +1,240 @@
+"""`hmoe finetune`: from a user's table to a predictor, with an honest estimate of how good it is."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from data_pipeline.errors import UsageError
+from hmoe_ds.downstream.fitting import Fit, FitOptions, fit, outputs_of, scaled_back
+from hmoe_ds.downstream.labelled_table import Conflicts, LabelledTable, read_labelled_table
+from hmoe_ds.downstream.predictor import Prediction, combine, save_predictor
+from hmoe_ds.downstream.property_model import PropertyModel
+from hmoe_ds.downstream.scores import PRIMARY, Array, Task, score, summary
+from hmoe_ds.downstream.splits import (
+    SIDES,
+    Rows,
+    Split,
+    balanced_scaffold_split,
+    column_split,
+    random_split,
+    scaffold_split,
+)
+from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.hub import find_model
+from hmoe_ds.model.pretrained import read_description
+
+PREDICTIONS = "predictions.csv"
+
+Report = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """What to learn from a table, and how.
+
+    Args:
+        targets: columns of labels.
+        task: what they are: 0 and 1, or quantities.
+        smiles_column: column of SMILES; found by itself without it.
+        split: how molecules are dealt to training, validation and test (`splits.py`).
+        split_column: with `split` column, the one that says so.
+        split_seed: of a split that is random.
+        seeds: members of the ensemble, fitted with the seeds 0, 1, ...
+        conflicts: what to do about rows of one molecule with different labels (`labelled_table.py`).
+        standardize: learn from the standard form of molecules; None: as the model was trained.
+        fit: how each member is fitted.
+    """
+
+    targets: tuple[str, ...]
+    task: Task
+    smiles_column: str | None = None
+    split: Literal["scaffold", "balanced-scaffold", "random", "column"] = "scaffold"
+    split_column: str | None = None
+    split_seed: int = 0
+    seeds: int = 1
+    conflicts: Conflicts = "error"
+    standardize: bool | None = None
+    fit: FitOptions = field(default_factory=FitOptions)
+
+
+def finetune(
+    model: str | Path,
+    table: str,
+    out: str | Path,
+    options: FinetuneOptions,
+    report: Report = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Fine-tune and write a folder: the predictor (`predictor.py`), and `predictions.csv` with every row of the table.
+
+    The test side takes no part in any decision: the epoch is chosen on validation.
+
+    Args:
+        model: folder made by `hmoe export`, or `owner/name` on the hub.
+        table: CSV file with a header, or its URL.
+        out: folder to write; it must be new or empty.
+        options: what to learn, and how.
+        report: called with (stage, units done, all units).
+
+    Returns:
+        Rows by side, scores on validation and test, the files written.
+
+    Raises:
+        ModelFormatError: no exported model at `model`.
+        UsageError: the table cannot be learned from (`read_labelled_table`); the split leaves a side without labels;
+            `out` holds something.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} holds something already: give a new folder")
+    folder = find_model(model)
+    training = read_description(folder).training
+    standardize = training.get("standardize", True) is not False if options.standardize is None else options.standardize
+    found = read_labelled_table(
+        table, options.targets, options.task, options.smiles_column, standardize, options.conflicts
+    )
+    split = split_table(found, options)
+    fits = []
+    for seed in range(options.seeds):
+        fits.append(fit_member(folder, found, split, options, seed, report))
+    outputs = [_outputs(each, found) for each in fits]
+    prediction = combine(options.task, outputs)
+    result = {
+        "rows": {"all": len(found.smiles), **{side: len(rows) for side, rows in zip(SIDES, split, strict=True)}},
+        "left_out": _counts(found),
+        "epochs": [each.best_epoch for each in fits],
+        **{
+            side: _scored(options.task, outputs, prediction, found.label_nT, rows)
+            for side, rows in (("validation", split.validation), ("test", split.test))
+            if len(rows)
+        },
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    _write_predictions(out / PREDICTIONS, found, split, prediction, options)
+    description = {
+        "task": options.task, "targets": list(options.targets), "standardize": standardize, "model": str(model),
+        "table": Path(table).name, "options": asdict(options), "result": result,
+    }  # fmt: skip
+    save_predictor(out, fits, description, training, frozen=options.fit.mode == "frozen")
+    return {**result, "out": str(out), "predictions": str(out / PREDICTIONS)}
+
+
+def split_table(found: LabelledTable, options: FinetuneOptions) -> Split:
+    """The sides of the molecules of a table, by places among them.
+
+    Raises:
+        UsageError: training or validation has no labels, or one class of a target alone.
+    """
+    match options.split:
+        case "scaffold":
+            split = scaffold_split(found.texts)
+        case "balanced-scaffold":
+            split = balanced_scaffold_split(found.texts, options.split_seed)
+        case "random":
+            split = random_split(found.keys, options.split_seed)
+        case "column":
+            cells = found.table.column(options.split_column or "")
+            rows = found.row_n.tolist()
+            split = column_split([cells[row] for row in rows], options.split_column or "", rows)
+    for side, rows in zip(SIDES, split, strict=True):
+        if side != "test":
+            _check_side(side, found.label_nT[rows], options)
+    return split
+
+
+def _check_side(side: str, label_nT: Array, options: FinetuneOptions) -> None:
+    mend = "give more molecules, or another --split"
+    if not len(label_nT):
+        raise UsageError(f"--split {options.split} leaves no molecule for {side}: {mend}")
+    values = [np.unique(label_n[~np.isnan(label_n)]) for label_n in label_nT.T]
+    if options.task == "regression":
+        lacking = [name for name, found in zip(options.targets, values, strict=True) if not len(found)]
+        if (lacking and side == "train") or len(lacking) == len(values):
+            raise UsageError(f"--split {options.split} leaves no label of {lacking[0]!r} for {side}: {mend}")
+        return
+    lacking = [name for name, found in zip(options.targets, values, strict=True) if len(found) < 2]
+    # Of many targets some may lack a class there; they are fitted, and not counted in the score.
+    if len(lacking) == len(values):
+        raise UsageError(f"--split {options.split} leaves only one class of {lacking[0]!r} for {side}: {mend}")
+
+
+def fit_member(
+    model: str | Path,
+    found: LabelledTable,
+    split: Split,
+    options: FinetuneOptions,
+    seed: int,
+    report: Report = lambda stage, done, total: None,
+) -> Fit:
+    """Fit one member of the ensemble, from the exported model at `model`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    start = PropertyModel(HMoEModel.from_pretrained(model), len(options.targets), options.fit.dropout, seed).to(device)
+    stage, epochs = f"fit {seed + 1} of {options.seeds}", options.fit.epochs
+    return fit(
+        start, found.molecules, found.label_nT, split, options.task, options.fit, seed,
+        lambda epoch, value: report(f"{stage}, validation {PRIMARY[options.task]} {value:.3f}", epoch, epochs),
+    )  # fmt: skip
+
+
+def _outputs(each: Fit, found: LabelledTable) -> Array:
+    device = next(each.model.parameters()).device
+    return scaled_back(outputs_of(each.model, found.molecules, device), each.scale)
+
+
+def _counts(found: LabelledTable) -> dict[str, int]:
+    reasons = list(found.reasons.values())
+    return {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+
+
+def _scored(
+    task: Task, outputs: Sequence[Array], prediction: Prediction, label_nT: Array, rows: Rows
+) -> dict[str, Any]:
+    """Scores of the ensemble on some molecules, and of its members alone."""
+    alone = [score(task, output_nT[rows], label_nT[rows]).means[PRIMARY[task]] for output_nT in outputs]
+    return {**summary(task, prediction.mean_nT[rows], label_nT[rows]), f"{PRIMARY[task]}_of_members": alone}
+
+
+def _write_predictions(
+    path: Path, found: LabelledTable, split: Split, prediction: Prediction, options: FinetuneOptions
+) -> None:
+    """Every row of the table: its molecule's side, labels and predictions, or why it has none."""
+    side_of = {int(place): side for side, places in zip(SIDES, split, strict=True) for place in places}
+    place_of = {int(row): place for place, row in enumerate(found.row_n)}
+    names = [name for target in options.targets for name in (target, f"{target}_predicted", f"{target}_deviation")]
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "smiles", "side", *names, "reason"])
+        for row, smiles in enumerate(found.smiles):
+            place = place_of.get(row)
+            if place is None:
+                writer.writerow([row + 1, smiles, "", *[""] * len(names), found.reasons[row]])
+                continue
+            cells = []
+            for target in range(len(options.targets)):
+                label = found.label_nT[place, target]
+                cells += ["" if np.isnan(label) else f"{label:.10g}", f"{prediction.mean_nT[place, target]:.6g}"]
+                cells += [f"{prediction.deviation_nT[place, target]:.6g}"]
+            writer.writerow([row + 1, smiles, side_of.get(place, ""), *cells, ""])
+
+
+def describe_result(result: dict[str, Any], options: FinetuneOptions) -> str:
+    """What `finetune` gave, in words."""
+    rows, primary = result["rows"], PRIMARY[options.task]
+    lines = [f"{rows['all']} rows: " + ", ".join(f"{rows[side]} for {side}" for side in SIDES)]
+    if result["left_out"]:
+        lines.append("left out: " + ", ".join(f"{count} {reason}" for reason, count in result["left_out"].items()))
+    for side in ("validation", "test"):
+        if side in result:
+            scores = result[side]
+            low, high = scores[f"{primary}_95"]
+            counted = f", {scores['targets_counted']} of {scores['targets']} targets" if scores["targets"] > 1 else ""
+            lines.append(f"{side}: {primary} {scores[primary]:.3f} (95% {low:.3f} to {high:.3f}{counted})")
+    return "\n".join(
+        [*lines, f"the predictor is in {result['out']}, what it says of the table in {result['predictions']}"]
+    )

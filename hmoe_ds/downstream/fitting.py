@@ -1,0 +1,209 @@
+"""Fitting a property model: minimise the loss on the training side, keep the epoch that is best on validation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmoe_ds.data.batch import gather
+from hmoe_ds.data.store import BatchStore
+from hmoe_ds.downstream.inference import batches_of
+from hmoe_ds.downstream.property_model import PropertyModel, parameter_groups
+from hmoe_ds.downstream.scores import PRIMARY, Array, Task, is_better, score, worst
+from hmoe_ds.downstream.splits import Rows, Split
+
+_LARGEST_GRADIENT = 1.0
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a property model is fitted.
+
+    Args:
+        mode: `full` trains encoder and head, `frozen` the head alone.
+        epochs: passes over the training side, at most.
+        patience: epochs without a better validation score after which a fit ends.
+        batch_size: molecules of one step.
+        learning_rate: of the head, and of the encoder's last block times `layer_decay`.
+        layer_decay: by which the learning rate falls from layer to layer downwards; 1 for the same everywhere.
+        weight_decay: of AdamW.
+        dropout: of the head.
+        class_weights: weigh both classes of a target alike, however rare one is.
+    """
+
+    mode: Literal["full", "frozen"] = "full"
+    epochs: int = 100
+    patience: int = 20
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    layer_decay: float = 1.0
+    weight_decay: float = 0.0
+    dropout: float = 0.1
+    class_weights: bool = False
+
+
+class LabelScale(NamedTuple):
+    """Mean and standard deviation of quantities on the training side, by which a head is fitted; 0 and 1 for classes.
+
+    Attributes:
+        mean_T: of each target.
+        deviation_T: of each target.
+    """
+
+    mean_T: list[float]
+    deviation_T: list[float]
+
+
+class Fit(NamedTuple):
+    """A fitted model, which has the weights of its best epoch.
+
+    Attributes:
+        model: in evaluation mode.
+        scale: of its outputs.
+        best_epoch: from 1; 0 when none was better than nothing, such as without a score on validation.
+        validation: primary metric on validation after each epoch.
+    """
+
+    model: PropertyModel
+    scale: LabelScale
+    best_epoch: int
+    validation: list[float]
+
+
+def fit(
+    model: PropertyModel,
+    molecules: pa.RecordBatch,
+    label_nT: Array,
+    split: Split,
+    task: Task,
+    options: FitOptions,
+    seed: int,
+    report: Callable[[int, float], None] = lambda epoch, value: None,
+) -> Fit:
+    """Fit `model`, in place.
+
+    Args:
+        model: what to start from; on the device to work on.
+        molecules: n encoded molecules.
+        label_nT: their labels; NaN where there is none.
+        split: rows of `molecules`.
+        task: what the labels are.
+        options: how.
+        seed: of the order of molecules and of dropout; torch's own generators stay as they are.
+        report: called with (epoch, primary metric on validation).
+    """
+    scale = label_scale(task, label_nT[split.train])
+    fitting = _Fitting(model, molecules, (label_nT - scale.mean_T) / scale.deviation_T, task, options)
+    best, best_epoch, validation = worst(task), 0, []
+    weights = copy.deepcopy(fitting.trained.state_dict())
+    devices = [fitting.device] if fitting.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for epoch in range(1, options.epochs + 1):
+            fitting.run_epoch(split.train)
+            predicted = scaled_back(fitting.predict(split.validation), scale)
+            value = score(task, predicted, label_nT[split.validation]).means[PRIMARY[task]]
+            validation.append(value)
+            report(epoch, value)
+            if is_better(task, value, best):
+                best, best_epoch, weights = value, epoch, copy.deepcopy(fitting.trained.state_dict())
+            if epoch - best_epoch >= options.patience:
+                break
+    fitting.trained.load_state_dict(weights)
+    return Fit(model.eval(), scale, best_epoch, validation)
+
+
+def label_scale(task: Task, label_nT: Array) -> LabelScale:
+    """Of the labels of a training side; a target that does not vary there has deviation 1."""
+    targets = label_nT.shape[1]
+    if task == "classification":
+        return LabelScale([0.0] * targets, [1.0] * targets)
+    deviation_T = np.nanstd(label_nT, axis=0)
+    return LabelScale(np.nanmean(label_nT, axis=0).tolist(), np.where(deviation_T > 0, deviation_T, 1.0).tolist())
+
+
+def scaled_back(output_nT: Array, scale: LabelScale) -> Array:
+    """Outputs of a head on the scale of the labels."""
+    return output_nT * scale.deviation_T + scale.mean_T
+
+
+@torch.no_grad()
+def outputs_of(model: PropertyModel, molecules: pa.RecordBatch, device: torch.device | str) -> Array:
+    """What a fitted model's head says of encoded molecules, [n, T]; what it says of one does not depend on others."""
+    parts = [model(batch.to(device)).double().cpu().numpy() for batch in batches_of(molecules)]
+    return np.concatenate(parts) if parts else np.empty((0, model.head.targets))
+
+
+class _Fitting:
+    """The optimizer, and how the outputs of some rows are computed: by the whole model, or by the head alone."""
+
+    def __init__(
+        self, model: PropertyModel, molecules: pa.RecordBatch, label_nT: Array, task: Task, options: FitOptions
+    ) -> None:
+        self.device = next(model.parameters()).device
+        self._model, self._molecules, self._options = model, molecules, options
+        self._store = BatchStore(molecules)
+        label = torch.from_numpy(label_nT).float().to(self.device)
+        self._known_nT, self._label_nT = ~label.isnan(), label.nan_to_num()
+        self._loss = F.mse_loss if task == "regression" else F.binary_cross_entropy_with_logits
+        self._weighs_classes = options.class_weights and task == "classification"
+        self._embedding_nD: Tensor | None = None
+        if options.mode == "frozen":
+            model.encoder.eval()
+            with torch.no_grad():
+                parts = [model.encoder.embed(batch.to(self.device)) for batch in batches_of(molecules)]
+            self._embedding_nD = torch.cat(parts).float()
+            groups: list[dict[str, Any]] = [{"params": list(model.head.parameters()), "lr": options.learning_rate}]
+        else:
+            groups = parameter_groups(model, options.learning_rate, options.layer_decay)
+        self.trained = model.head if options.mode == "frozen" else model
+        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
+
+    def run_epoch(self, rows: Rows) -> None:
+        """One pass over `rows` in random order."""
+        self.trained.train()
+        order = rows[torch.randperm(len(rows)).numpy()]
+        weight_nT = self._weights(rows)
+        for part in np.array_split(order, -(-len(order) // self._options.batch_size)):
+            places = torch.from_numpy(part).to(self.device)
+            weight = weight_nT[places]
+            losses = self._loss(self._outputs(part), self._label_nT[places], reduction="none")
+            loss = (losses * weight).sum() / weight.sum().clamp(min=1e-12)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self._parameters, _LARGEST_GRADIENT)
+            self._optimizer.step()
+
+    @torch.no_grad()
+    def predict(self, rows: Rows) -> Array:
+        """Outputs of `rows`, [rows, T]."""
+        self.trained.eval()
+        parts = [self._outputs(part) for part in np.array_split(rows, -(-len(rows) // 256))]
+        return torch.cat(parts).double().cpu().numpy()
+
+    def _outputs(self, rows: NDArray[np.int64]) -> Tensor:
+        if self._embedding_nD is not None:
+            return self._model.head(self._embedding_nD[torch.from_numpy(rows).to(self.device)])
+        return self._model(gather(self._store, rows).to(self.device))
+
+    def _weights(self, rows: Rows) -> Tensor:
+        """Of each molecule and target in the loss: 0 without a label; with class weights the same for both classes."""
+        known_nT = self._known_nT.float()
+        if not self._weighs_classes:
+            return known_nT
+        places = torch.from_numpy(rows).to(self.device)
+        positive_T = (self._label_nT * known_nT)[places].sum(dim=0)
+        negative_T = ((1 - self._label_nT) * known_nT)[places].sum(dim=0)
+        total_T = positive_T + negative_T
+        of_positive_T, of_negative_T = total_T / (2 * positive_T.clamp(min=1)), total_T / (2 * negative_T.clamp(min=1))
+        return known_nT * torch.where(self._label_nT > 0.5, of_positive_T, of_negative_T)

@@ -1,0 +1,154 @@
+"""`hmoe predict`: what a fine-tuned predictor says of the molecules of a source, in a CSV file with a line per row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import torch
+
+import hmoe_ds
+from data_pipeline.encode import EncodedRows
+from data_pipeline.keys import file_checksum
+from data_pipeline.schema import storable
+from data_pipeline.sources import SourceChunk
+from data_pipeline.task import atomically, digest
+from hmoe_ds.downstream.chunked import ChunkTask, Report, RowOptions, done_by_chunks
+from hmoe_ds.downstream.predictor import Predictor, load_predictor, read_predictor
+
+
+def predict_source(
+    predictor: str | Path,
+    source: str,
+    out: str | Path,
+    rows: RowOptions = RowOptions(),  # noqa: B008 - frozen
+    workers: int = 1,
+    report: Report = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Write one line per row of the source, in its order.
+
+    Columns: `row` from 0, `source_id`, `smiles` as it was read, then for each target its prediction (the chance of
+    class 1, or the quantity) and, behind it, `TARGET_deviation`, its standard deviation over the ensemble; and
+    `reason`, for a row that is no molecule and so has none.
+
+    Args:
+        predictor: folder made by `hmoe finetune`.
+        source: what `hmoe prepare` reads.
+        out: CSV file to write; until it is there, what is done lies in a folder beside it.
+        rows: how rows of the source become molecules.
+        workers: processes, one core each; with a GPU they share it.
+        report: called with (stage, units done, all units).
+
+    Returns:
+        Counts of molecules and rejects, the file written.
+
+    Raises:
+        PredictorError: no predictor at `predictor`.
+        UsageError, PipelineError: as `done_by_chunks`.
+    """
+    shared, out = WorkerPredictor.of(predictor), Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def make_task(work: str, read_key: str, name: str, chunk: int, first_row: int) -> PredictTask:
+        return PredictTask(work, read_key, name, chunk, first_row, rows, shared)
+
+    with done_by_chunks(source, out, rows, workers, "predict", make_task, report) as done:
+        _write(out, _schema(shared.targets), done.results())
+    return {"molecules": done.molecules, "rejected": done.rejected, "targets": list(shared.targets), "out": str(out)}
+
+
+@dataclass(frozen=True)
+class WorkerPredictor:
+    """Where a predictor lies, and what decides what it computes.
+
+    Args:
+        folder: of the predictor, on this machine.
+        identity: changes with its files, and with the code that runs it.
+        targets: names of what it predicts.
+        standardize: whether it was fitted to molecules in their standard form.
+    """
+
+    folder: str
+    identity: str
+    targets: tuple[str, ...]
+    standardize: bool
+
+    @classmethod
+    def of(cls, folder: str | Path) -> WorkerPredictor:
+        """The predictor in `folder`. Raises PredictorError when there is none."""
+        folder = Path(folder).absolute()
+        content = read_predictor(folder)
+        files = (file_checksum(path) for path in sorted(folder.rglob("*")) if path.suffix in (".json", ".safetensors"))
+        code = (path.read_bytes() for path in sorted(Path(hmoe_ds.__file__).parent.rglob("*.py")))
+        targets, standardize = tuple(content["targets"]), content["standardize"] is not False
+        return cls(str(folder), digest(*files, *code, torch.__version__), targets, standardize)
+
+    def loaded(self) -> Predictor:
+        """The predictor in this process. A worker is one core."""
+        torch.set_num_threads(1)
+        return _load(self.folder, self.identity)
+
+
+@cache
+def _load(folder: str, identity: str) -> Predictor:
+    return load_predictor(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class PredictTask(ChunkTask):
+    """Predict the properties of the molecules of a chunk."""
+
+    predictor: WorkerPredictor
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        return (self.predictor.identity,)
+
+    @property
+    def standardize(self) -> bool:
+        return self.predictor.standardize
+
+    @property
+    def schema(self) -> pa.Schema:
+        return _schema(self.predictor.targets)
+
+    def results(self, chunk: SourceChunk, encoded: EncodedRows) -> pa.RecordBatch:
+        prediction = self.predictor.loaded().predict(encoded.batch)
+        rows = len(chunk.texts)
+        reasons: list[str | None] = [None] * rows
+        for reject in encoded.rejects:
+            reasons[reject.index] = reject.reason
+        columns = [
+            pa.array(range(chunk.first_row, chunk.first_row + rows), pa.int64()),
+            pa.array([storable(text) for text in chunk.ids]),
+            pa.array([storable(text) for text in chunk.texts]),
+        ]
+        for target in range(len(self.predictor.targets)):
+            columns += [_spread(values[:, target], encoded.kept, rows) for values in prediction]
+        return pa.RecordBatch.from_arrays([*columns, pa.array(reasons, pa.string())], schema=self.schema)
+
+
+def _schema(targets: Iterable[str]) -> pa.Schema:
+    numbers = [(name, pa.float64()) for target in targets for name in (target, f"{target}_deviation")]
+    texts = [("source_id", pa.string()), ("smiles", pa.string())]
+    return pa.schema([("row", pa.int64()), *texts, *numbers, ("reason", pa.string())])
+
+
+def _spread(values: np.ndarray, places: np.ndarray, rows: int) -> pa.Array:
+    """Values of some rows as a column of all of them, null elsewhere."""
+    column, missing = np.zeros(rows), np.ones(rows, bool)
+    column[places], missing[places] = values, False
+    return pa.array(column, mask=missing)
+
+
+def _write(out: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """One CSV file of what the tasks have written, which is there as a whole or not at all."""
+    with atomically(str(out)) as temporary, pyarrow.csv.CSVWriter(temporary, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)

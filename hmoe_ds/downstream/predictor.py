@@ -1,0 +1,187 @@
+"""A fine-tuned predictor as a folder: `predictor.json`, and the encoder and head of each member of the ensemble.
+
+predictor.json     what it predicts, how it was fitted, how good it is
+member0/           model.safetensors and config.json, an encoder as `hmoe export` makes them; head.safetensors
+member1/           the same; with a frozen encoder only the head, as all members share the first one's encoder
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_pipeline.errors import UsageError
+from hmoe_ds.downstream.fitting import Fit, LabelScale, scaled_back
+from hmoe_ds.downstream.inference import batches_of
+from hmoe_ds.downstream.property_model import PropertyModel
+from hmoe_ds.downstream.scores import Array, Task
+from hmoe_ds.durable import replace_text
+from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.pretrained import Description, write_pretrained
+
+FORMAT_VERSION = 1
+DESCRIPTION, HEAD = "predictor.json", "head.safetensors"
+_MEMBER = re.compile(r"member\d+")
+
+
+class PredictorError(UsageError):
+    """A folder that holds no fine-tuned predictor, or one that this version cannot read."""
+
+
+class Prediction(NamedTuple):
+    """Of n molecules: chances of class 1, or quantities.
+
+    Attributes:
+        mean_nT: over the ensemble.
+        deviation_nT: standard deviation over the ensemble; 0 for one member.
+    """
+
+    mean_nT: Array
+    deviation_nT: Array
+
+
+class Member(NamedTuple):
+    """One fit of the ensemble."""
+
+    model: PropertyModel
+    scale: LabelScale
+
+
+class Predictor(NamedTuple):
+    """An ensemble of fine-tuned models.
+
+    Attributes:
+        task: what the targets are.
+        targets: names of what is predicted.
+        standardize: whether it was fitted to molecules in their standard form.
+        members: of the ensemble.
+    """
+
+    task: Task
+    targets: list[str]
+    standardize: bool
+    members: list[Member]
+
+    def to(self, device: torch.device | str) -> Predictor:
+        """The same on `device`."""
+        return self._replace(members=[Member(model.to(device), scale) for model, scale in self.members])
+
+    @torch.no_grad()
+    def predict(self, molecules: pa.RecordBatch) -> Prediction:
+        """Of encoded molecules; what it says of one does not depend on the others."""
+        outputs: list[list[Array]] = [[] for _ in self.members]
+        for batch in batches_of(molecules):
+            embeddings: dict[int, Tensor] = {}  # of each encoder: with frozen ones, all members have the same
+            for (model, scale), parts in zip(self.members, outputs, strict=True):
+                encoder = model.encoder
+                if id(encoder) not in embeddings:
+                    embeddings[id(encoder)] = encoder.embed(batch.to(encoder.encoder.norm.weight.device))
+                output_BT = model.head(embeddings[id(encoder)])
+                parts.append(scaled_back(output_BT.double().cpu().numpy(), scale))
+        none_T = np.empty((0, len(self.targets)))
+        return combine(self.task, [np.concatenate([none_T, *parts]) for parts in outputs])
+
+
+def combine(task: Task, outputs: Sequence[Array]) -> Prediction:
+    """What the members of an ensemble say, as one."""
+    each = np.stack([1 / (1 + np.exp(-output_nT)) if task == "classification" else output_nT for output_nT in outputs])
+    return Prediction(each.mean(axis=0), each.std(axis=0))
+
+
+def save_predictor(
+    out: Path, fits: Sequence[Fit], description: dict[str, Any], training: dict[str, Any], frozen: bool
+) -> None:
+    """Write a folder that `load_predictor` reads; its description comes last.
+
+    Args:
+        out: the folder, which is there.
+        fits: the members.
+        description: `task`, `targets`, `standardize`, and whatever a reader may want to know.
+        training: where the weights of the encoder come from.
+        frozen: all members have the same encoder.
+    """
+    members = []
+    for number, fit in enumerate(fits):
+        folder = out / f"member{number}"
+        folder.mkdir(exist_ok=True)
+        encoder = "member0" if frozen else folder.name
+        if encoder == folder.name:
+            write_encoder(folder, fit.model.encoder, training)
+        save_file(
+            {name: value.cpu().contiguous() for name, value in fit.model.head.state_dict().items()}, folder / HEAD
+        )
+        members.append({"head": folder.name, "encoder": encoder, "scale": fit.scale._asdict()})
+    content = {"format_version": FORMAT_VERSION, **description, "members": members}
+    replace_text(out / DESCRIPTION, json.dumps(content, indent=2) + "\n")
+
+
+def write_encoder(folder: Path, model: HMoEModel, training: dict[str, Any]) -> None:
+    """Export an encoder without the heads of its pretraining."""
+    with torch.device("meta"):
+        kept = HMoEModel(model.config, model.router, heads=None).state_dict()
+    state = model.state_dict()
+    write_pretrained(
+        folder, {name: state[name] for name in kept}, Description(model.config, model.router, None, training)
+    )
+
+
+def read_predictor(folder: Path) -> dict[str, Any]:
+    """The description of a predictor.
+
+    Raises:
+        PredictorError: there is none, or one of another version.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise PredictorError(f"{folder} holds no {DESCRIPTION}: give a folder that `hmoe finetune` made")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise PredictorError(f"{path} is damaged ({error}): fine-tune again") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise PredictorError(f"{path} has format_version {version!r}: this version of hmoe_ds reads {FORMAT_VERSION}")
+    try:
+        members = [(each["head"], each["encoder"], LabelScale(**each["scale"])) for each in content["members"]]
+        names = [name for head, encoder, _ in members for name in (head, encoder)]
+        targets, wrong = content["targets"], [name for name in names if not _MEMBER.fullmatch(name)]
+        if wrong or not members or content["task"] not in ("classification", "regression"):
+            raise ValueError(f"members {names}, task {content['task']!r}")
+        if not all(len(values) == len(targets) for _, _, scale in members for values in scale):
+            raise ValueError(f"{len(targets)} targets, and scales of another number")
+    except (KeyError, TypeError, ValueError) as error:
+        raise PredictorError(f"{path} is damaged ({error!r}): fine-tune again") from error
+    return content
+
+
+def load_predictor(folder: str | Path) -> Predictor:
+    """What `save_predictor` wrote.
+
+    Raises:
+        PredictorError: there is none, or one of another version, or a damaged one.
+        ModelFormatError: an encoder is damaged.
+    """
+    folder = Path(folder)
+    content = read_predictor(folder)
+    encoders: dict[str, HMoEModel] = {}
+    members = []
+    for each in content["members"]:
+        if each["encoder"] not in encoders:
+            encoders[each["encoder"]] = HMoEModel.from_pretrained(folder / each["encoder"])
+        model = PropertyModel(encoders[each["encoder"]], len(content["targets"]), dropout=0.0, seed=0)
+        try:
+            model.head.load_state_dict(load_file(folder / each["head"] / HEAD))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise PredictorError(f"{folder / each['head'] / HEAD} is damaged ({error}): fine-tune again") from error
+        members.append(Member(model.eval(), LabelScale(**each["scale"])))
+    return Predictor(content["task"], content["targets"], content["standardize"] is not False, members)

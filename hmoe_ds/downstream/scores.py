@@ -1,0 +1,147 @@
+"""How good predictions are: ROC-AUC and average precision of classes, RMSE, MAE and R2 of quantities."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, mean_absolute_error, r2_score, roc_auc_score
+
+Task = Literal["classification", "regression"]
+Array = NDArray[np.float64]
+
+# What a fit is chosen by, and a table shows.
+PRIMARY: dict[Task, str] = {"classification": "roc_auc", "regression": "rmse"}
+_RESAMPLES = 1000
+
+
+class Scores(NamedTuple):
+    """Of predictions of n molecules.
+
+    Attributes:
+        means: each metric, averaged over the targets that have it.
+        by_target: each metric of each target; nan where it has none.
+        counted: targets that have them: of classes those with both among the labels.
+    """
+
+    means: dict[str, float]
+    by_target: dict[str, list[float]]
+    counted: int
+
+
+def score(task: Task, predicted_nT: Array, label_nT: Array) -> Scores:
+    """Compare predictions with labels; NaN labels are left out.
+
+    Args:
+        task: what the labels are.
+        predicted_nT: numbers that grow with the chance of class 1, or quantities.
+        label_nT: 0 or 1, or quantities.
+    """
+    metrics = _classification if task == "classification" else _regression
+    rows = []
+    for predicted_n, label_n in zip(predicted_nT.T, label_nT.T, strict=True):
+        known_n = ~np.isnan(label_n)
+        rows.append(metrics(predicted_n[known_n], label_n[known_n]))
+    by_target = {name: [row[name] for row in rows] for name in rows[0]}
+    counted = int(np.isfinite(by_target[PRIMARY[task]]).sum())
+    means = {name: float(np.nanmean(values)) if counted else float("nan") for name, values in by_target.items()}
+    return Scores(means, by_target, counted)
+
+
+def is_better(task: Task, value: float, best: float) -> bool:
+    """Whether a value of the primary metric beats the best one; nan beats none."""
+    return value > best if task == "classification" else value < best
+
+
+def worst(task: Task) -> float:
+    """What every value of the primary metric beats."""
+    return -np.inf if task == "classification" else np.inf
+
+
+def confidence_interval(
+    task: Task, predicted_nT: Array, label_nT: Array, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Of the primary metric's mean over targets: the percentile bootstrap over molecules (Efron, 1979).
+
+    Targets without the metric in a resample are left out of its mean.
+
+    Args:
+        task: what the labels are.
+        predicted_nT: as of `score`.
+        label_nT: as of `score`.
+        seed: of the resamples.
+        level: how often such an interval should hold the true value.
+    """
+    n = len(label_nT)
+    draws_RS = np.random.default_rng(seed).integers(0, n, (_RESAMPLES, n))
+    weight_Rn = np.stack([np.bincount(draws, minlength=n) for draws in draws_RS]).astype(np.float64)
+    metric = _weighted_auc if task == "classification" else _weighted_rmse
+    values_TR = []
+    for predicted_n, label_n in zip(predicted_nT.T, label_nT.T, strict=True):
+        known_n = ~np.isnan(label_n)
+        values_TR.append(metric(predicted_n[known_n], label_n[known_n], weight_Rn[:, known_n]))
+    with np.errstate(invalid="ignore"):
+        known_TR = np.isfinite(values_TR)
+        counts_R = known_TR.sum(axis=0)
+        means_R = np.where(known_TR, values_TR, 0).sum(axis=0) / np.where(counts_R > 0, counts_R, np.nan)
+    tail = 100 * (1 - level) / 2
+    if not np.isfinite(means_R).any():
+        return float("nan"), float("nan")
+    low, high = np.nanpercentile(means_R, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def summary(task: Task, predicted_nT: Array, label_nT: Array, seed: int = 0) -> dict[str, Any]:
+    """Means of all metrics, the interval of the primary one, the counts behind them."""
+    scores = score(task, predicted_nT, label_nT)
+    interval = confidence_interval(task, predicted_nT, label_nT, seed)
+    return {
+        **scores.means,
+        f"{PRIMARY[task]}_95": interval,
+        "molecules": len(label_nT),
+        "targets": label_nT.shape[1],
+        "targets_counted": scores.counted,
+    }
+
+
+def _classification(predicted_n: Array, label_n: Array) -> dict[str, float]:
+    if len(np.unique(label_n)) < 2:
+        return {"roc_auc": float("nan"), "average_precision": float("nan")}
+    return {
+        "roc_auc": float(roc_auc_score(label_n, predicted_n)),
+        "average_precision": float(average_precision_score(label_n, predicted_n)),
+    }
+
+
+def _regression(predicted_n: Array, label_n: Array) -> dict[str, float]:
+    if not len(label_n):
+        return dict.fromkeys(("rmse", "mae", "r2"), float("nan"))
+    return {
+        "rmse": float(np.sqrt(np.mean((predicted_n - label_n) ** 2))),
+        "mae": float(mean_absolute_error(label_n, predicted_n)),
+        "r2": float(r2_score(label_n, predicted_n)) if len(label_n) > 1 else float("nan"),
+    }
+
+
+def _weighted_auc(predicted_n: Array, label_n: Array, weight_Rn: Array) -> Array:
+    """ROC-AUC under R weightings of the molecules; nan where one class has no weight; -> [R]
+
+    The share of pairs of a molecule of class 1 and one of class 0 in which the former scores higher; a tie counts half.
+    """
+    if not len(label_n):
+        return np.full(len(weight_Rn), np.nan)
+    order_n = np.argsort(predicted_n, kind="stable")
+    _, first_U = np.unique(predicted_n[order_n], return_index=True)
+    positive_RU = np.add.reduceat(weight_Rn[:, order_n] * label_n[order_n], first_U, axis=1)
+    negative_RU = np.add.reduceat(weight_Rn[:, order_n] * (1 - label_n[order_n]), first_U, axis=1)
+    below_RU = np.cumsum(negative_RU, axis=1) - negative_RU / 2
+    pairs_R = positive_RU.sum(axis=1) * negative_RU.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (positive_RU * below_RU).sum(axis=1) / pairs_R
+
+
+def _weighted_rmse(predicted_n: Array, label_n: Array, weight_Rn: Array) -> Array:
+    """Root of the mean squared error under R weightings of the molecules; -> [R]"""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.sqrt(weight_Rn @ (predicted_n - label_n) ** 2 / weight_Rn.sum(axis=1))

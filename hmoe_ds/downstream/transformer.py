@@ -1,0 +1,81 @@
+"""A scikit-learn transformer from SMILES to embeddings, for pipelines and grid searches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from data_pipeline.encode import encode_rows
+from data_pipeline.errors import UsageError
+from hmoe_ds.downstream.inference import infer
+from hmoe_ds.downstream.worker_model import WorkerModel
+from hmoe_ds.model.hmoe import HMoEModel
+
+
+class HMoETransformer(TransformerMixin, BaseEstimator):
+    """SMILES to embeddings, float32 [n, D], by an exported model, whose weights stay as they are.
+
+    Args:
+        model: folder made by `hmoe export`, or `owner/name` on the hub.
+        standardize: embed the standard form of each molecule; None: as the model was trained.
+        unreadable: what becomes of a text that is no molecule: `error`, or a row of `nan`.
+    """
+
+    def __init__(
+        self, model: str, standardize: bool | None = None, unreadable: Literal["error", "nan"] = "error"
+    ) -> None:
+        self.model = model
+        self.standardize = standardize
+        self.unreadable = unreadable
+
+    def fit(self, X: Sequence[str], y: object = None) -> HMoETransformer:
+        """Look at the model; there is nothing to learn from `X`.
+
+        Raises:
+            ModelFormatError: no exported model there.
+        """
+        self.described_ = WorkerModel.of(self.model)
+        self.n_features_out_ = self.described_.hidden_size
+        return self
+
+    def transform(self, X: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings of n SMILES, [n, D].
+
+        Raises:
+            UsageError: one of them is no molecule, and `unreadable` is `error`.
+        """
+        texts = [str(text) for text in np.asarray(X, dtype=object).reshape(-1)]
+        standardize = self.described_.standardize if self.standardize is None else self.standardize
+        encoded = encode_rows(texts, [""] * len(texts), standardize=standardize)
+        if encoded.rejects and self.unreadable == "error":
+            first = encoded.rejects[0]
+            raise UsageError(
+                f"{len(encoded.rejects)} of {len(texts)} texts are no molecules, the first at place {first.index}: "
+                f"{first.text[:60]!r} ({first.reason}); leave them out, or set unreadable to 'nan'"
+            )
+        embedding_nD = np.full((len(texts), self.n_features_out_), np.nan, np.float32)
+        embedding_nD[encoded.kept] = infer(self._loaded(), encoded.batch, _device()).embedding_XD
+        return embedding_nD
+
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[Any]:
+        """Names of the columns of what `transform` gives."""
+        return np.array([f"hmoe{number}" for number in range(self.n_features_out_)], dtype=object)
+
+    def _loaded(self) -> HMoEModel:
+        if getattr(self, "_model_of", None) != self.described_.identity:
+            self._model = HMoEModel.from_pretrained(self.described_.folder).to(_device())
+            self._model_of = self.described_.identity
+        return self._model
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies, such as those in other processes, load the weights anew."""
+        return {name: value for name, value in super().__getstate__().items() if name not in ("_model", "_model_of")}
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,68 @@
+"""Exported models on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from data_pipeline.errors import PipelineError
+from hmoe_ds.model.pretrained import CARD, CONFIG, WEIGHTS, ModelFormatError
+
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def find_model(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of an exported model: `source` itself, or a copy of the hub's model of that name in its cache.
+
+    Raises:
+        ModelFormatError: neither is there.
+        PipelineError: the hub is out of reach.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if not isinstance(source, str) or not _NAME.fullmatch(source):
+        raise ModelFormatError(
+            f"{source} is no folder: give one that `hmoe export` made, or owner/name of a model on the hub"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=[CARD, CONFIG, WEIGHTS]))
+    except (LocalEntryNotFoundError, OSError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            raise ModelFormatError(
+                f"{source} is no folder here, and the hub has no such model for you ({_first_line(error)}): check the "
+                "name, or log in with `hf auth login`"
+            ) from error
+        raise PipelineError(
+            f"{source} is no folder here, and the hub is out of reach ({_first_line(error)}): try again, or give the "
+            "folder of an exported model"
+        ) from error
+    except HFValidationError as error:
+        raise ModelFormatError(f"{source} is no folder here, and no name of a model on the hub: {error}") from error
+
+
+def push_folder(folder: str | Path, name: str, private: bool = True, revision: str | None = None) -> str:
+    """Upload an exported model; -> its address there. See `HMoEModel.push_to_hub`."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=name, folder_path=folder, revision=revision, allow_patterns=[CARD, CONFIG, WEIGHTS]
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise PipelineError(
+            f"{name} could not be written on the hub ({_first_line(error)}): log in with `hf auth login` as one who "
+            "may, or give another owner/name"
+        ) from error
+    return str(done)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

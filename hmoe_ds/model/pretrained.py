@@ -1,0 +1,148 @@
+"""Exported models as folders: `config.json` says what a model is, `model.safetensors` holds its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from data_pipeline.errors import UsageError
+from hmoe_ds.config import ConfigError, ModelConfig, MoleculeHeads, RouterConfig, RunConfig, section_from_dict
+from hmoe_ds.config_checks import check_config
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+# 1: always with the heads of masked atoms and bonds. 2: `molecule_heads` null, and none of them, for an encoder alone.
+FORMAT_VERSION = 2
+_READABLE = (1, 2)
+# Tensors whose name has this in it are of experts.
+_EXPERTS = ".executor.experts."
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class ModelFormatError(UsageError):
+    """A folder that is no exported model, or one that this version cannot read."""
+
+
+class Description(NamedTuple):
+    """What `config.json` says of a model.
+
+    Attributes:
+        model: sizes of the encoder.
+        router: gate and experts.
+        heads: of molecule-level objectives; None for an encoder without any pretraining heads.
+        training: where the weights come from.
+    """
+
+    model: ModelConfig
+    router: RouterConfig
+    heads: MoleculeHeads | None
+    training: dict[str, Any]
+
+
+def read_description(folder: Path) -> Description:
+    """What is in a folder that `write_pretrained` made.
+
+    Raises:
+        ModelFormatError: no exported model there, or one of another format version, or one that cannot be.
+    """
+    path = folder / CONFIG
+    if not path.is_file() or not (folder / WEIGHTS).is_file():
+        raise ModelFormatError(
+            f"{folder} is no exported model: expected {CONFIG} and {WEIGHTS} in it; `hmoe export` makes them"
+        )
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelFormatError(f"{folder} holds a damaged model ({error}): export the checkpoint again") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version not in _READABLE:
+        raise ModelFormatError(
+            f"{path} has format_version {version!r}: this version of hmoe_ds reads {_READABLE[0]} to {_READABLE[-1]}; "
+            "export the checkpoint again"
+        )
+    try:
+        model, router = (section_from_dict(name, content.get(name)) for name in ("model", "router"))
+        check_config(RunConfig(model=model, router=router))
+    except ConfigError as error:
+        raise ModelFormatError(f"{path}: {error}") from error
+    training = content.get("training")
+    return Description(model, router, _read_heads(path, content), training if isinstance(training, dict) else {})
+
+
+def _read_heads(path: Path, content: Mapping[str, Any]) -> MoleculeHeads | None:
+    # Models exported before there were heads of molecules have none.
+    heads = content.get("molecule_heads", {})
+    if heads is None and content["format_version"] > 1:
+        return None
+    if not isinstance(heads, dict) or not heads.keys() <= set(MoleculeHeads._fields):
+        raise ModelFormatError(f"{path} has molecule_heads {heads!r}: use the version of hmoe_ds that wrote it")
+    return MoleculeHeads(**heads)
+
+
+def load_weights(build: Callable[[], Model], folder: Path, map_experts: bool) -> Model:
+    """A model with the weights of `folder`, in evaluation mode; parameters and buffers have the dtypes of the file.
+
+    Args:
+        build: makes the model, its weights of no account.
+        folder: made by `write_pretrained`; `read_description` comes first.
+        map_experts: leave the experts in the file, which is mapped: the system reads what is used, and may forget it.
+
+    Raises:
+        ModelFormatError: the file is damaged, or its weights are not those of the model.
+    """
+    with torch.device("meta"):  # shapes without values: initialisation takes longer than loading
+        model = build()
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - nothing is read yet
+            _check_weights(folder, mapped, model.state_dict())
+            weights = {
+                name: value if map_experts and _EXPERTS in name else value.clone() for name, value in mapped.items()
+            }
+    except SafetensorError as error:
+        raise ModelFormatError(f"{folder} holds a damaged model ({error}): export the checkpoint again") from error
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def _check_weights(folder: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ModelFormatError unless they have the names, kinds and shapes that are expected."""
+    for name in sorted(expected.keys() | weights.keys()):
+        found, wanted = (_kind(state.get(name)) for state in (weights, expected))
+        if found != wanted:
+            raise ModelFormatError(
+                f"{folder / WEIGHTS} and {folder / CONFIG} are of different models: {name} is {found} in one, {wanted} "
+                "in the other; export the checkpoint again"
+            )
+
+
+def _kind(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "missing"
+    return f"{'floating' if tensor.is_floating_point() else str(tensor.dtype)} {list(tensor.shape)}"
+
+
+def write_pretrained(folder: str | Path, weights: Mapping[str, Tensor], description: Description) -> None:
+    """Write an export from a full state dict; the folder is made if need be."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The description comes last: a folder that has one is complete.
+    (folder / CONFIG).unlink(missing_ok=True)
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / WEIGHTS)
+    heads = description.heads
+    content = {
+        "format_version": FORMAT_VERSION,
+        "model": dataclasses.asdict(description.model),
+        "router": dataclasses.asdict(description.router),
+        "molecule_heads": None if heads is None else heads._asdict(),
+        "training": description.training,
+    }
+    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,118 @@
+"""Fits: they learn, the same each time, from what has a label; what a frozen encoder means; how layers learn."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from rdkit import Chem
+from rdkit.Chem import Descriptors
+
+from data_pipeline.encode import encode_rows
+from hmoe_ds.downstream.fitting import FitOptions, fit, label_scale, outputs_of, scaled_back
+from hmoe_ds.downstream.property_model import PropertyModel, parameter_groups
+from hmoe_ds.downstream.splits import Split
+from hmoe_ds.model.hmoe import HMoEModel
+from tests.unit.downstream.conftest import MODEL, ROUTER
+from tests.unit.downstream.test_splits import nci
+
+SMILES = nci(240)
+
+
+@pytest.fixture(scope="module")
+def molecules():
+    encoded = encode_rows(SMILES, [""] * len(SMILES), standardize=False)
+    assert encoded.kept.tolist() == list(range(len(SMILES)))
+    return encoded.batch
+
+
+@pytest.fixture(scope="module")
+def split():
+    order = np.random.default_rng(0).permutation(len(SMILES))
+    return Split(*(np.sort(rows) for rows in np.split(order, [160, 200])))
+
+
+def weights() -> np.ndarray:
+    return np.array([[Descriptors.HeavyAtomMolWt(Chem.MolFromSmiles(text))] for text in SMILES])
+
+
+def start(seed=0, targets=1):
+    return PropertyModel(HMoEModel(MODEL, ROUTER, seed=2), targets, dropout=0.1, seed=seed)
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("mode", ["full", "frozen"])
+def test_a_fit_learns_and_is_the_same_each_time(mode, molecules, split):
+    epochs, learning_rate = (15, 3e-3) if mode == "full" else (60, 1e-2)
+    options = FitOptions(mode=mode, epochs=epochs, learning_rate=learning_rate)
+    runs = []
+    for draw in (1, 2):
+        torch.manual_seed(draw)  # of no account
+        runs.append(fit(start(), molecules, weights(), split, "regression", options, seed=4))
+    assert runs[0].validation == runs[1].validation
+    assert same(runs[0].model, runs[1].model)
+    assert same(runs[0].model.encoder, start().encoder) == (mode == "frozen")
+    spread = weights()[split.validation].std()
+    assert min(runs[0].validation) < (0.7 if mode == "full" else 0.9) * spread
+    assert runs[0].best_epoch == 1 + int(np.argmin(runs[0].validation))
+    other = fit(start(), molecules, weights(), split, "regression", options, seed=5)
+    assert other.validation != runs[0].validation
+
+
+def test_the_weights_are_those_of_the_best_epoch(molecules, split):
+    options = FitOptions(epochs=12, patience=3, learning_rate=0.03)
+    fitted = fit(start(), molecules, weights(), split, "regression", options, seed=0)
+    assert len(fitted.validation) == min(12, fitted.best_epoch + 3)
+    predicted = scaled_back(outputs_of(fitted.model, molecules, "cpu"), fitted.scale)
+    rmse = np.sqrt(np.mean((predicted - weights())[split.validation] ** 2))
+    assert rmse == pytest.approx(fitted.validation[fitted.best_epoch - 1], rel=1e-5)
+
+
+def test_test_labels_and_missing_labels_take_no_part(molecules, split):
+    label = np.concatenate([weights(), weights()], axis=1)
+    label[split.train[::2], 1] = np.nan
+    options = FitOptions(epochs=2)
+    one = fit(start(targets=2), molecules, label, split, "regression", options, seed=0)
+    label[split.test] = 1e6
+    assert same(one.model, fit(start(targets=2), molecules, label, split, "regression", options, seed=0).model)
+    scale = label_scale("regression", label[split.train])
+    assert scale.mean_T[1] == pytest.approx(weights()[split.train[1::2]].mean())
+
+
+def test_class_weights_make_both_classes_count_alike(molecules, split):
+    """A head that sees nothing learns how frequent a class is, or that both are alike."""
+    label = (np.arange(len(SMILES)) % 8 == 0).astype(float)[:, None]
+    chances = {}
+    for weighed in (False, True):
+        model = start()
+        for parameter in model.head[1].parameters():
+            torch.nn.init.zeros_(parameter)
+        # All epochs score alike, so the first one counts.
+        options = FitOptions(mode="frozen", learning_rate=0.15, batch_size=16, class_weights=weighed, dropout=0)
+        fitted = fit(model, molecules, label, split, "classification", options, seed=0)
+        chances[weighed] = torch.sigmoid(fitted.model.head[-1].bias).item()
+    assert chances[False] < 0.3
+    assert 0.35 < chances[True] < 0.65
+
+
+def test_layers_further_down_learn_more_slowly():
+    model = start()
+    groups = parameter_groups(model, learning_rate=1.0, layer_decay=0.5)
+    assert [group["lr"] for group in groups] == [1.0, 0.5, 0.25, 0.125, 0.0625]  # head, two upper, lower, embeddings
+    place_of = {id(parameter): place for place, group in enumerate(groups) for parameter in group["params"]}
+    encoder = model.encoder.encoder
+    assert place_of[id(encoder.atom_embedding.table)] == 4
+    assert place_of[id(encoder.scaffold_gate.centers)] == 3
+    assert place_of[id(encoder.upper[1].feed_forward.gate.keys)] == 1
+    trained = {id(parameter) for parameter in [*encoder.parameters(), *model.head.parameters()]}
+    assert set(place_of) == trained
+
+
+def test_outputs_do_not_depend_on_the_other_molecules(molecules):
+    model = copy.deepcopy(start()).eval().double()
+    together = outputs_of(model, molecules, "cpu")
+    alone = np.concatenate([outputs_of(model, molecules.take([row]), "cpu") for row in range(0, 240, 40)])
+    np.testing.assert_allclose(alone, together[::40], rtol=1e-12)

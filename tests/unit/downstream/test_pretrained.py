@@ -1,0 +1,135 @@
+"""Exports: dtypes, without heads, of older versions, larger than the memory allows."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from data_pipeline.encode import encode_rows
+from hmoe_ds.config import MoleculeHeads, RouterConfig
+from hmoe_ds.downstream.inference import infer
+from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.pretrained import Description, ModelFormatError, read_description, write_pretrained
+from tests.unit.downstream.conftest import MODEL, ROUTER
+from tests.unit.downstream.test_splits import nci
+
+ROOT = Path(__file__).parents[3]
+SMILES = nci(50)
+
+
+@pytest.fixture(scope="module")
+def molecules():
+    return encode_rows(SMILES, SMILES).batch
+
+
+def embeddings(model, molecules):
+    return torch.from_numpy(infer(model, molecules, "cpu").embedding_XD)
+
+
+def test_an_encoder_alone_embeds_the_same_and_has_no_heads(exported, molecules, tmp_path):
+    model = HMoEModel.from_pretrained(exported)
+    alone = HMoEModel(MODEL, ROUTER, heads=None)
+    alone.load_state_dict({name: value for name, value in model.state_dict().items() if name in alone.state_dict()})
+    alone.save_pretrained(tmp_path / "alone")
+    again = HMoEModel.from_pretrained(tmp_path / "alone")
+    assert again.heads is None
+    assert not [name for name in load_file(tmp_path / "alone" / "model.safetensors") if "head" in name]
+    assert torch.equal(embeddings(again, molecules), embeddings(model, molecules))
+    assert read_description(tmp_path / "alone").heads is None
+    assert read_description(exported).heads == MoleculeHeads()
+
+
+def test_an_export_of_the_first_version_loads(exported, molecules, tmp_path):
+    """As it was written before there were exports without heads."""
+    description = json.loads((exported / "config.json").read_text())
+    old = {**description, "format_version": 1}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    (tmp_path / "model.safetensors").write_bytes((exported / "model.safetensors").read_bytes())
+    model = HMoEModel.from_pretrained(tmp_path)
+    assert model.heads == MoleculeHeads()
+    assert torch.equal(embeddings(model, molecules), embeddings(HMoEModel.from_pretrained(exported), molecules))
+    (tmp_path / "config.json").write_text(json.dumps({**old, "molecule_heads": None}))
+    with pytest.raises(ModelFormatError, match="molecule_heads None"):
+        HMoEModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 2e-2), (torch.bfloat16, 1e-1)])
+def test_half_precision_stays_near(dtype, error, molecules, tmp_path):
+    model = HMoEModel(MODEL, ROUTER, seed=1).eval()
+    parameters = {name for name, _ in model.named_parameters()}
+    state = {name: value.to(dtype) if name in parameters else value for name, value in model.state_dict().items()}
+    write_pretrained(tmp_path, state, Description(MODEL, ROUTER, MoleculeHeads(), {}))
+    half = HMoEModel.from_pretrained(tmp_path)
+    assert half.dtype == dtype
+    assert half.encoder.scaffold_gate.route_bias.dtype == torch.float32
+    # Near where routing is the same: a choice between two experts that are as good may fall the other way.
+    distances = (embeddings(half, molecules) - embeddings(model, molecules)).norm(dim=1)
+    assert distances.median() < error * embeddings(model, molecules).norm(dim=1).median()
+
+
+@pytest.mark.parametrize("form", ["hard", "soft", "flat"])
+def test_experts_in_the_file_compute_the_same(form, molecules, tmp_path):
+    router = RouterConfig(**{**ROUTER.__dict__, "form": form})
+    HMoEModel(MODEL, router, seed=3).save_pretrained(tmp_path)
+    expected = embeddings(HMoEModel.from_pretrained(tmp_path), molecules)
+    mapped = HMoEModel.from_pretrained(tmp_path, experts="file")
+    torch.testing.assert_close(embeddings(mapped, molecules), expected, rtol=1e-5, atol=1e-6)
+    moved = mapped.double()  # as to a device: the experts stay what they were
+    assert moved.encoder.moe_layers()[0].executor.experts.w1.dtype == torch.float32
+    assert moved.dtype == torch.float64
+    torch.testing.assert_close(embeddings(moved, molecules), expected, rtol=1e-4, atol=1e-5)
+
+
+LARGE = """
+import re, resource, sys
+import torch
+from data_pipeline.encode import encode_rows
+from hmoe_ds.downstream.inference import infer
+from hmoe_ds.model.hmoe import HMoEModel
+
+def anonymous():
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+molecules = encode_rows(["c1ccccc1CCO"], ["x"]).batch
+before = anonymous()
+model = HMoEModel.from_pretrained(sys.argv[1], experts=sys.argv[2])
+infer(model, molecules, "cpu")
+print(anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_model_larger_than_the_memory_it_takes(tmp_path):
+    """Pages of a mapped file, which the system may drop, are not what counts: only memory of the process's own is."""
+    router = RouterConfig(groups=4, experts=64, expert_size=2048, shared_size=16, gate_size=8)
+    model = HMoEModel(MODEL.__class__(**{**MODEL.__dict__, "hidden_size": 64}), router)
+    model.save_pretrained(tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert size > 200e6
+    taken = {}
+    for experts in ("memory", "file"):
+        done = subprocess.run(
+            [sys.executable, "-c", LARGE, str(tmp_path), experts], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        taken[experts] = int(done.stdout.splitlines()[-1])
+    assert taken["memory"] > 0.9 * size
+    assert taken["file"] < 0.2 * size
+
+
+def test_damage_is_told(exported, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((exported / name).read_bytes())
+    with safe_open(exported / "model.safetensors", framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del weights["encoder.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ModelFormatError, match=r"encoder\.norm\.weight is missing in one, floating \[16\] in the other"
+    ):
+        HMoEModel.from_pretrained(tmp_path)
