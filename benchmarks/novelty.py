@@ -3,9 +3,9 @@
     python -m benchmarks.novelty models/hmoe data/pretrain moleculenet/*.csv
 
 Familiar are molecules that the model was trained on; unfamiliar are those of the tables whose scaffold's skeleton no
-molecule of the dataset has. Prints one JSON line with the ROC-AUC of telling them apart (0.5: as a coin) by the distance
-from the nearest group centre and, to compare with, by the mean distances of the routing embedding, and of the molecule's
-embedding, from the nearest of 20,000 familiar molecules, and by the number of atoms; writes it to
+molecule of the dataset has. Prints one JSON line with the ROC-AUC of telling them apart (0.5: as a coin) by the
+distance from the nearest group centre and, to compare with, by the mean distances of the routing embedding, and of the
+molecule's embedding, from the nearest of 20,000 familiar molecules, and by the number of atoms; writes it to
 docs/results/novelty.json.
 """
 
