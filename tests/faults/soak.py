@@ -69,7 +69,7 @@ def kill_forked_ranks(out: Path, dataset: Path, logs: Path, kills: int, chosen: 
         )  # fmt: skip
         ranks, at_start = wait_for_ranks(process), processes.steps_logged(out)
         if len(lost) < kills:
-            time.sleep(chosen.uniform(0.5, 4))
+            wait_for_moment(out, at_start, process, chosen)
             kill(chosen.choice([ranks[:1], ranks[1:], ranks]))
             before = processes.steps_logged(out)
             if before == at_start:  # they may not have met yet: the launcher, which is not there, would end the other
@@ -87,6 +87,16 @@ def kill(ranks: list[psutil.Process]) -> None:
     for rank in ranks:
         with contextlib.suppress(psutil.NoSuchProcess):  # it has noticed that the other one is gone
             rank.kill()
+
+
+def wait_for_moment(out: Path, at_start: int, process: subprocess.Popen, chosen: random.Random) -> None:
+    """Wait until a random moment: of the start, or of the steps after it."""
+    if chosen.random() < 0.25:
+        time.sleep(chosen.uniform(0.5, 4))
+        return
+    step = at_start + chosen.randrange(1, 9)
+    processes.wait_until(lambda: processes.steps_logged(out) >= step or process.poll() is not None, f"step {step}")
+    time.sleep(chosen.uniform(0, 0.3))
 
 
 def wait_for_ranks(process: subprocess.Popen) -> list[psutil.Process]:
