@@ -203,9 +203,11 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> Result:
         name, sign, model = arm.partition("=")
         if not (name and sign and model):
             raise UsageError(f"--arm {arm}: expected NAME=MODEL, such as dense=models/dense")
+        if name in others:
+            raise UsageError(f"--arm {name} is given twice: give each a name of its own")
         others[name] = model
     settings = EvaluateOptions(tuple(options.sets), options.seeds, others, options.standardize, _fit_options(options))
     with Progress() as progress:
         result = evaluate(options.model, options.data, options.out, settings, progress.report)
-    print(result.pop("table"))
+    print(f"{options.suite}\n\n{result.pop('table')}")
     return result

@@ -14,7 +14,8 @@ from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.lines import MAX_LINE_LENGTH, read_lines
 from data_pipeline.streams import open_stream
 
-_MISSING = {"", "na", "nan", "none", "null"}
+# What a cell without a label may say, in lower case.
+MISSING = {"", "na", "n/a", "nan", "none", "null"}
 _DELIMITERS = ",;\t"
 
 
@@ -34,10 +35,10 @@ class Table:
 
     @classmethod
     def read(cls, path: str) -> Table:
-        """The table at a path or URL, of commas, semicolons or tabs, perhaps compressed. Empty lines are no rows.
+        """The table at a path or URL, of commas, semicolons or tabs, perhaps compressed. An empty line is an empty row.
 
         Raises:
-            UsageError: no such file, or two columns of one name.
+            UsageError: no such file, two columns of one name, a row with more cells than there are columns.
             PipelineError: it cannot be read.
         """
         # Global to the process, and only ever raised.
@@ -49,7 +50,7 @@ class Table:
             header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
             reader = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
             try:
-                rows = [[cell.strip() for cell in row] for row in reader if row]
+                rows = [[cell.strip() for cell in row] for row in reader]
             except csv.Error as error:
                 raise PipelineError(
                     f"{path} cannot be read as a table ({error}): write it anew as a CSV file"
@@ -57,6 +58,12 @@ class Table:
         twice = {name for name in header if header.count(name) > 1}
         if twice:
             raise UsageError(f"{path} has more than one column {listed(sorted(twice))}: rename one of them")
+        for number, row in enumerate(rows, start=1):
+            if any(row[len(header) :]):
+                raise UsageError(
+                    f"{path} has {len(row)} cells in row {number}, and {len(header)} columns: put a cell with a comma "
+                    "in quotes, and write numbers with a decimal point"
+                )
         return cls(path, header, rows)
 
     def column(self, name: str) -> list[str]:
@@ -92,10 +99,10 @@ class Table:
         return np.array([self._number(name, number, text) for number, text in enumerate(self.column(name), start=1)])
 
     def _number(self, column: str, row: int, text: str) -> float:
-        if text.lower() in _MISSING:
+        if text.lower() in MISSING:
             return math.nan
         try:
-            value = float(text)
+            value = math.inf if "_" in text else float(text)  # to Python, 1_0 is a number
         except ValueError:
             value = math.inf
         if math.isfinite(value):

@@ -25,11 +25,14 @@ def ecfp(smiles: Sequence[str]) -> NDArray[np.uint8]:
 def forest_predictions(fingerprint_nV: NDArray[np.uint8], label_nT: Array, train: Rows, task: Task, seed: int) -> Array:
     """Fit a forest of 500 trees to each target's labelled molecules of `train`; predictions of all molecules, [n, T].
 
-    A target with one class among them gets this class everywhere.
+    A target with one class among them gets this class everywhere, one without any labels 0.
     """
     columns = []
     for label_n in label_nT.T:
         rows = train[~np.isnan(label_n[train])]
+        if not len(rows):
+            columns.append(np.zeros(len(label_n)))
+            continue
         if task == "regression":
             forest = RandomForestRegressor(_TREES, random_state=seed, n_jobs=-1).fit(
                 fingerprint_nV[rows], label_n[rows]

@@ -5,6 +5,7 @@ Each worker is one core, and a chunk always has the same rows, so what is writte
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -144,13 +145,21 @@ class Done:
 
 @contextmanager
 def done_by_chunks(
-    source: str, out: Path, options: RowOptions, workers: int, stage: str, make_task: MakeTask, report: Report
+    source: str,
+    out: Path,
+    model: str,
+    options: RowOptions,
+    workers: int,
+    stage: str,
+    make_task: MakeTask,
+    report: Report,
 ) -> Iterator[Done]:
     """Work on all rows of `source`. The results lie in a folder beside `out`, which goes when the context ends well.
 
     Args:
         source: what `hmoe prepare` reads.
         out: file that is to be written of the results, in the context.
+        model: folder of what does the work, in which nothing may be written.
         options: how rows become molecules.
         workers: processes, one core each.
         stage: what the work is called.
@@ -158,14 +167,17 @@ def done_by_chunks(
         report: called with (stage, units done, all units).
 
     Raises:
-        UsageError: no such source or column; another command writes the same file.
+        UsageError: no such source or column; `out` is a folder, the source, or in the model's folder; another command
+            writes the same file.
         PipelineError: no row of the source is a molecule.
     """
+    _check_out(out, model)
     sources = resolve_sources([source])
     for entry in sources:
         check_columns(entry, options.smiles_column, options.id_column)
-    if out.is_dir():
-        raise UsageError(f"--out {out} is a folder: give a file to write")
+        if os.path.exists(entry.path) and out.exists() and os.path.samefile(entry.path, out):
+            raise UsageError(f"--out {out} is the source itself: give another file to write")
+    out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(out.name + ".work").absolute()
     with work_folder(work) as folder:
         tasks = list(_read(sources, options, folder, make_task, report))
@@ -176,6 +188,13 @@ def done_by_chunks(
         yield done
     with suppress(OSError):  # not empty
         work.rmdir()
+
+
+def _check_out(out: Path, model: str) -> None:
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder: give a file to write")
+    if Path(model).resolve() in out.resolve().parents:
+        raise UsageError(f"--out {out} is in the folder of {model}: give a file elsewhere")
 
 
 def _read(

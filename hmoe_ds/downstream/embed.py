@@ -68,12 +68,11 @@ def embed_source(
     """
     shared, out = WorkerModel.of(model), Path(out)
     rejects = out.with_name(out.stem + ".rejects.parquet")
-    out.parent.mkdir(parents=True, exist_ok=True)
 
     def make_task(work: str, read_key: str, name: str, chunk: int, first_row: int) -> EmbedTask:
         return EmbedTask(work, read_key, name, chunk, first_row, rows, shared, options)
 
-    with done_by_chunks(source, out, rows, workers, "embed", make_task, report) as done:
+    with done_by_chunks(source, out, shared.folder, rows, workers, "embed", make_task, report) as done:
         _write(rejects, REJECT_SCHEMA, done.rejects())
         _write(out, embedding_schema(shared, options), done.results())
     return {

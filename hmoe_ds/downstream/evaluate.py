@@ -17,10 +17,11 @@ import torch
 from data_pipeline.errors import UsageError
 from data_pipeline.keys import file_checksum
 from hmoe_ds.downstream.baselines import ecfp, forest_predictions
+from hmoe_ds.downstream.claim import claimed
 from hmoe_ds.downstream.fitting import FitOptions, fit, outputs_of, scaled_back
 from hmoe_ds.downstream.moleculenet import BenchmarkSet, available, read_set
 from hmoe_ds.downstream.property_model import PropertyModel
-from hmoe_ds.downstream.scores import PRIMARY, Array, score
+from hmoe_ds.downstream.scores import PRIMARY, Array, score, without_nan
 from hmoe_ds.downstream.splits import SIDES
 from hmoe_ds.downstream.worker_model import WorkerModel
 from hmoe_ds.durable import replace_text
@@ -87,8 +88,16 @@ def evaluate(
 
     Raises:
         ModelFormatError: no exported model there.
-        UsageError: no such sets; `out` holds results of something else.
+        UsageError: no such sets; a set that cannot be read or split; `out` holds results of something else, or another
+            command writes it.
+        FitError: a fit diverges from the beginning.
     """
+    out = Path(out)
+    if out.suffix != ".json":
+        raise UsageError(f"--out {out}: expected a file whose name ends with .json")
+    taken = [name for name in options.others if name in (FOREST, UNTRAINED, PRETRAINED)]
+    if taken:
+        raise UsageError(f"--arm {taken[0]}: that is the name of another arm; give this one a name of its own")
     files = available(Path(data))
     wrong = [name for name in options.sets if name not in files]
     if wrong:
@@ -101,43 +110,52 @@ def evaluate(
     standardize = models[PRETRAINED].standardize if options.standardize is None else options.standardize
     arms = list(_arms(models, options.fit))
     settings = _settings(models, options.fit, standardize)
-    results = _Results(Path(out), settings)
-    total = len(chosen) * len(arms) * options.seeds
-    for name, path in chosen.items():
-        results.begin(name, file_checksum(path))
-        cells = [(arm, seed) for arm in arms for seed in range(options.seeds) if not results.has(name, arm.name, seed)]
-        if not cells:
-            continue
-        benchmark = read_set(name, path, standardize)
-        results.describe(name, _describe(benchmark))
-        for arm, seed in cells:
-            report(f"{name}, {arm.name}, seed {seed}", results.done, total)
-            predicted_nT, notes = arm.predict(benchmark, seed)
-            results.add(name, arm.name, seed, {**_scores(benchmark, predicted_nT), **notes})
-    report("evaluate", total, total)
-    table = results_table(results.content, [arm.name for arm in arms])
-    replace_text(Path(out).with_suffix(".md"), table + "\n")
+    with claimed(out):
+        results = _Results(out, settings)
+        total = len(chosen) * len(arms) * options.seeds
+        for name, path in chosen.items():
+            results.begin(name, file_checksum(path))
+            wanted = [(arm, seed) for arm in arms for seed in range(options.seeds)]
+            cells = [(arm, seed) for arm, seed in wanted if not results.has(name, arm.name, seed)]
+            if not cells:
+                continue
+            benchmark = read_set(name, path, standardize)
+            results.describe(name, _describe(benchmark))
+            for arm, seed in cells:
+                report("evaluate", results.done, total)
+                predicted_nT, notes = arm.predict(benchmark, seed)
+                results.add(name, arm.name, seed, {**_scores(benchmark, predicted_nT), **notes})
+        report("evaluate", total, total)
+        table = results_table(results.content, [arm.name for arm in arms])
+        replace_text(out.with_suffix(".md"), table + "\n")
     return {**results.content, "out": str(out), "table": table}
 
 
 def results_table(content: Mapping[str, Any], arms: Sequence[str]) -> str:
-    """Test scores as Markdown: mean and standard deviation over seeds, ROC-AUC in percent, and RMSE."""
-    lines = ["| set | metric | test molecules | " + " | ".join(arms) + " |", "|---" * (3 + len(arms)) + "|"]
+    """Test scores as Markdown: mean and standard deviation over seeds, ROC-AUC in percent, and RMSE.
+
+    `targets` are those with both classes in the test set, of all.
+    """
+    head = ["set", "metric", "train / validation / test / unreadable", "targets", *arms]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     means: dict[str, list[list[float]]] = {"classification": [], "regression": []}
     for name, entry in content["sets"].items():
         factor = 100 if entry["task"] == "classification" else 1
         cells, row = [], []
         for arm in arms:
-            values = [factor * cell["test"] for cell in entry["arms"].get(arm, {}).values()]
+            cells_of_arm = entry["arms"].get(arm, {}).values()
+            values = [factor * cell["test"] for cell in cells_of_arm if cell["test"] is not None]
             row.append(float(np.mean(values)) if values else float("nan"))
             digits = 1 if factor == 100 else 3
             cells.append(f"{row[-1]:.{digits}f} ± {np.std(values):.{digits}f}" if values else "")
         means[entry["task"]].append(row)
-        lines.append(f"| {name} | {_METRICS[entry['task']]} | {entry['rows']['test']} | {' | '.join(cells)} |")
+        counted = {cell["targets_counted"]["test"] for arm in entry["arms"].values() for cell in arm.values()}
+        counts = [" / ".join(map(str, entry["rows"].values())), f"{max(counted)} of {entry['targets']}"]
+        lines.append("| " + " | ".join([name, _METRICS[entry["task"]], *counts, *cells]) + " |")
     for task, digits in (("classification", 1), ("regression", 3)):
         if len(means[task]) > 1:
             shown = " | ".join(f"{value:.{digits}f}" for value in np.mean(means[task], axis=0))
-            lines.append(f"| mean of {len(means[task])} | {_METRICS[task]} | | {shown} |")
+            lines.append(f"| mean of {len(means[task])} | {_METRICS[task]} | | | {shown} |")
     return "\n".join(lines)
 
 
@@ -211,7 +229,9 @@ class _Results:
             return
         try:
             found = json.loads(path.read_text())
-            before = found["settings"]
+            before = dict(found["settings"])
+            if not isinstance(found["sets"], dict):
+                raise TypeError("sets")
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"--out {path} is no results file of hmoe evaluate: give another file") from error
         if before != json.loads(json.dumps(settings)):
@@ -242,6 +262,6 @@ class _Results:
 
     def add(self, name: str, arm: str, seed: int, cell: dict[str, Any]) -> None:
         """Keep a cell."""
-        self.content["sets"][name]["arms"].setdefault(arm, {})[str(seed)] = cell
+        self.content["sets"][name]["arms"].setdefault(arm, {})[str(seed)] = without_nan(cell)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(self._path, json.dumps(self.content, indent=1) + "\n")

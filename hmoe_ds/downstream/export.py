@@ -10,7 +10,6 @@ from torch import Tensor
 
 from data_pipeline.contained import contained_path
 from hmoe_ds.config import RunConfig
-from hmoe_ds.downstream.model_card import model_card
 from hmoe_ds.model.checkpoint_record import (
     RECORD_FILE,
     CheckpointError,
@@ -20,7 +19,7 @@ from hmoe_ds.model.checkpoint_record import (
     recorded_config,
 )
 from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.model.pretrained import CARD, Description, write_pretrained
+from hmoe_ds.model.pretrained import Description, write_pretrained
 from hmoe_ds.model.weight_files import read_weights, weight_files
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -58,7 +57,6 @@ def export_checkpoint(
     weights = _converted(weights, description, None if dtype is None else DTYPES[dtype])
     write_pretrained(out, weights, description)
     parameters = sum(value.numel() for value in weights.values())
-    (Path(out) / CARD).write_text(model_card(description, weights))
     return {"checkpoint": str(folder), "step": record["step"], "parameters": parameters, "out": str(out)}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +14,14 @@ import numpy as np
 import torch
 
 from data_pipeline.errors import UsageError
+from data_pipeline.redact import redacted
+from data_pipeline.streams import file_name
+from hmoe_ds.downstream.claim import claimed
 from hmoe_ds.downstream.fitting import Fit, FitOptions, fit, outputs_of, scaled_back
 from hmoe_ds.downstream.labelled_table import Conflicts, LabelledTable, read_labelled_table
 from hmoe_ds.downstream.predictor import Prediction, combine, save_predictor
 from hmoe_ds.downstream.property_model import PropertyModel
-from hmoe_ds.downstream.scores import PRIMARY, Array, Task, score, summary
+from hmoe_ds.downstream.scores import PRIMARY, Array, Task, score, summary, without_nan
 from hmoe_ds.downstream.splits import (
     SIDES,
     Rows,
@@ -63,6 +68,21 @@ class FinetuneOptions:
     standardize: bool | None = None
     fit: FitOptions = field(default_factory=FitOptions)
 
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise UsageError("--target names no column: give one, or several with commas between them")
+        columns = _columns(self.targets)
+        twice = sorted({name for name in columns if columns.count(name) > 1})
+        if twice:
+            raise UsageError(
+                f"--target {','.join(self.targets)}: the table of predictions would have more than one column "
+                f"{twice[0]!r}; rename a column"
+            )
+        if self.split_seed < 0:
+            raise UsageError(f"--split-seed is {self.split_seed}: expected a number from 0")
+        if self.conflicts == "mean" and self.task == "classification":
+            raise UsageError("--conflicts mean is for quantities: give error, keep or drop for classes")
+
 
 def finetune(
     model: str | Path,
@@ -88,11 +108,10 @@ def finetune(
     Raises:
         ModelFormatError: no exported model at `model`.
         UsageError: the table cannot be learned from (`read_labelled_table`); the split leaves a side without labels;
-            `out` holds something.
+            `out` holds something, or another command writes it.
+        FitError: a fit diverges from the beginning.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} holds something already: give a new folder")
     folder = find_model(model)
     training = read_description(folder).training
     standardize = training.get("standardize", True) is not False if options.standardize is None else options.standardize
@@ -100,29 +119,37 @@ def finetune(
         table, options.targets, options.task, options.smiles_column, standardize, options.conflicts
     )
     split = split_table(found, options)
-    fits = []
-    for seed in range(options.seeds):
-        fits.append(fit_member(folder, found, split, options, seed, report))
-    outputs = [_outputs(each, found) for each in fits]
-    prediction = combine(options.task, outputs)
-    result = {
-        "rows": {"all": len(found.smiles), **{side: len(rows) for side, rows in zip(SIDES, split, strict=True)}},
-        "left_out": _counts(found),
-        "epochs": [each.best_epoch for each in fits],
-        **{
-            side: _scored(options.task, outputs, prediction, found.label_nT, rows)
-            for side, rows in (("validation", split.validation), ("test", split.test))
-            if len(rows)
-        },
-    }
+    with claimed(out), _new_folder(out):
+        fits = [fit_member(folder, found, split, options, seed, report) for seed in range(options.seeds)]
+        outputs = [_outputs(each, found) for each in fits]
+        prediction = combine(options.task, outputs)
+        sides = {side: rows for side, rows in zip(SIDES, split, strict=True) if side != "train" and len(rows)}
+        result = {
+            "rows": {"all": len(found.smiles), **{side: len(rows) for side, rows in zip(SIDES, split, strict=True)}},
+            "left_out": _counts(found),
+            "epochs": [each.best_epoch for each in fits],
+            **{side: _scored(options.task, outputs, prediction, found.label_nT, rows) for side, rows in sides.items()},
+        }
+        _write_predictions(out / PREDICTIONS, found, split, prediction, options)
+        description = {
+            "task": options.task, "targets": list(options.targets), "standardize": standardize,
+            "model": redacted(str(model)), "table": file_name(table), "options": asdict(options), "result": result,
+        }  # fmt: skip
+        save_predictor(out, fits, description, training, frozen=options.fit.mode == "frozen")
+    return {**without_nan(result), "out": str(out), "predictions": str(out / PREDICTIONS)}
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[None]:
+    """Make the folder `out`, which goes again if the context fails."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} holds something already: give a new folder")
     out.mkdir(parents=True, exist_ok=True)
-    _write_predictions(out / PREDICTIONS, found, split, prediction, options)
-    description = {
-        "task": options.task, "targets": list(options.targets), "standardize": standardize, "model": str(model),
-        "table": Path(table).name, "options": asdict(options), "result": result,
-    }  # fmt: skip
-    save_predictor(out, fits, description, training, frozen=options.fit.mode == "frozen")
-    return {**result, "out": str(out), "predictions": str(out / PREDICTIONS)}
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(out)
+        raise
 
 
 def split_table(found: LabelledTable, options: FinetuneOptions) -> Split:
@@ -133,9 +160,9 @@ def split_table(found: LabelledTable, options: FinetuneOptions) -> Split:
     """
     match options.split:
         case "scaffold":
-            split = scaffold_split(found.texts)
+            split = scaffold_split(found.canonical)
         case "balanced-scaffold":
-            split = balanced_scaffold_split(found.texts, options.split_seed)
+            split = balanced_scaffold_split(found.canonical, options.split_seed)
         case "random":
             split = random_split(found.keys, options.split_seed)
         case "column":
@@ -152,16 +179,13 @@ def _check_side(side: str, label_nT: Array, options: FinetuneOptions) -> None:
     mend = "give more molecules, or another --split"
     if not len(label_nT):
         raise UsageError(f"--split {options.split} leaves no molecule for {side}: {mend}")
+    least = 2 if options.task == "classification" else 1
     values = [np.unique(label_n[~np.isnan(label_n)]) for label_n in label_nT.T]
-    if options.task == "regression":
-        lacking = [name for name, found in zip(options.targets, values, strict=True) if not len(found)]
-        if (lacking and side == "train") or len(lacking) == len(values):
-            raise UsageError(f"--split {options.split} leaves no label of {lacking[0]!r} for {side}: {mend}")
-        return
-    lacking = [name for name, found in zip(options.targets, values, strict=True) if len(found) < 2]
-    # Of many targets some may lack a class there; they are fitted, and not counted in the score.
-    if len(lacking) == len(values):
-        raise UsageError(f"--split {options.split} leaves only one class of {lacking[0]!r} for {side}: {mend}")
+    lacking = [name for name, found in zip(options.targets, values, strict=True) if len(found) < least]
+    # A target that lacks a class in validation is fitted, and not counted in the score there.
+    if len(lacking) == len(values) or (lacking and side == "train"):
+        what = "only one class, or no label," if options.task == "classification" else "no label"
+        raise UsageError(f"--split {options.split} leaves {what} of {lacking[0]!r} for {side}: {mend}")
 
 
 def fit_member(
@@ -178,7 +202,7 @@ def fit_member(
     stage, epochs = f"fit {seed + 1} of {options.seeds}", options.fit.epochs
     return fit(
         start, found.molecules, found.label_nT, split, options.task, options.fit, seed,
-        lambda epoch, value: report(f"{stage}, validation {PRIMARY[options.task]} {value:.3f}", epoch, epochs),
+        lambda epoch: report(stage, epoch, epochs),
     )  # fmt: skip
 
 
@@ -206,21 +230,27 @@ def _write_predictions(
     """Every row of the table: its molecule's side, labels and predictions, or why it has none."""
     side_of = {int(place): side for side, places in zip(SIDES, split, strict=True) for place in places}
     place_of = {int(row): place for place, row in enumerate(found.row_n)}
-    names = [name for target in options.targets for name in (target, f"{target}_predicted", f"{target}_deviation")]
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
-        writer.writerow(["row", "smiles", "side", *names, "reason"])
+        columns = _columns(options.targets)
+        writer.writerow(columns)
         for row, smiles in enumerate(found.smiles):
             place = place_of.get(row)
             if place is None:
-                writer.writerow([row + 1, smiles, "", *[""] * len(names), found.reasons[row]])
+                writer.writerow([row, smiles, *[""] * (len(columns) - 3), found.reasons[row]])
                 continue
             cells = []
             for target in range(len(options.targets)):
                 label = found.label_nT[place, target]
                 cells += ["" if np.isnan(label) else f"{label:.10g}", f"{prediction.mean_nT[place, target]:.6g}"]
                 cells += [f"{prediction.deviation_nT[place, target]:.6g}"]
-            writer.writerow([row + 1, smiles, side_of.get(place, ""), *cells, ""])
+            writer.writerow([row, smiles, side_of.get(place, ""), *cells, ""])
+
+
+def _columns(targets: Sequence[str]) -> list[str]:
+    """Of the table of predictions; `row` counts from 0, as elsewhere."""
+    numbers = [name for target in targets for name in (target, f"{target}_predicted", f"{target}_deviation")]
+    return ["row", "smiles", "side", *numbers, "reason"]
 
 
 def describe_result(result: dict[str, Any], options: FinetuneOptions) -> str:
@@ -232,9 +262,10 @@ def describe_result(result: dict[str, Any], options: FinetuneOptions) -> str:
     for side in ("validation", "test"):
         if side in result:
             scores = result[side]
-            low, high = scores[f"{primary}_95"]
+            low, high = (np.nan if value is None else value for value in scores[f"{primary}_95"])
+            found = np.nan if scores[primary] is None else scores[primary]
             counted = f", {scores['targets_counted']} of {scores['targets']} targets" if scores["targets"] > 1 else ""
-            lines.append(f"{side}: {primary} {scores[primary]:.3f} (95% {low:.3f} to {high:.3f}{counted})")
+            lines.append(f"{side}: {primary} {found:.3f} (95% {low:.3f} to {high:.3f}{counted})")
     return "\n".join(
         [*lines, f"the predictor is in {result['out']}, what it says of the table in {result['predictions']}"]
     )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_pipeline.errors import PipelineError, UsageError
 from hmoe_ds.data.batch import gather
 from hmoe_ds.data.store import BatchStore
 from hmoe_ds.downstream.inference import batches_of
@@ -50,6 +51,21 @@ class FitOptions:
     dropout: float = 0.1
     class_weights: bool = False
 
+    def __post_init__(self) -> None:
+        ranges = {
+            "learning_rate": (self.learning_rate, 0 < self.learning_rate < float("inf"), "a number above 0"),
+            "layer_decay": (self.layer_decay, 0 < self.layer_decay <= 1, "a number above 0, up to 1"),
+            "weight_decay": (self.weight_decay, 0 <= self.weight_decay < float("inf"), "a number from 0"),
+            "dropout": (self.dropout, 0 <= self.dropout < 1, "a number from 0, below 1"),
+        }
+        for name, (value, is_right, expected) in ranges.items():
+            if not is_right:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}: expected {expected}")
+
+
+class FitError(PipelineError):
+    """A fit that leads nowhere."""
+
 
 class LabelScale(NamedTuple):
     """Mean and standard deviation of quantities on the training side, by which a head is fitted; 0 and 1 for classes.
@@ -69,8 +85,8 @@ class Fit(NamedTuple):
     Attributes:
         model: in evaluation mode.
         scale: of its outputs.
-        best_epoch: from 1; 0 when none was better than nothing, such as without a score on validation.
-        validation: primary metric on validation after each epoch.
+        best_epoch: from 1; the last one where validation has no score, as it has only one class.
+        validation: primary metric on validation after each epoch, of quantities on the scale of the fit.
     """
 
     model: PropertyModel
@@ -87,7 +103,7 @@ def fit(
     task: Task,
     options: FitOptions,
     seed: int,
-    report: Callable[[int, float], None] = lambda epoch, value: None,
+    report: Callable[[int], None] = lambda epoch: None,
 ) -> Fit:
     """Fit `model`, in place.
 
@@ -99,25 +115,37 @@ def fit(
         task: what the labels are.
         options: how.
         seed: of the order of molecules and of dropout; torch's own generators stay as they are.
-        report: called with (epoch, primary metric on validation).
+        report: called with each epoch that is done.
+
+    Raises:
+        FitError: the loss was not finite from the beginning. Later, the fit ends, and the best epoch so far counts.
     """
     scale = label_scale(task, label_nT[split.train])
-    fitting = _Fitting(model, molecules, (label_nT - scale.mean_T) / scale.deviation_T, task, options)
+    scaled_nT = (label_nT - scale.mean_T) / scale.deviation_T
+    fitting = _Fitting(model, molecules, scaled_nT, task, options)
     best, best_epoch, validation = worst(task), 0, []
-    weights = copy.deepcopy(fitting.trained.state_dict())
+    weights = fitting.copy_weights()
     devices = [fitting.device] if fitting.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for epoch in range(1, options.epochs + 1):
-            fitting.run_epoch(split.train)
-            predicted = scaled_back(fitting.predict(split.validation), scale)
-            value = score(task, predicted, label_nT[split.validation]).means[PRIMARY[task]]
+            if not fitting.run_epoch(split.train):
+                break
+            # On the scale of the fit, so that all targets count alike.
+            value = score(task, fitting.predict(split.validation), scaled_nT[split.validation]).means[PRIMARY[task]]
             validation.append(value)
-            report(epoch, value)
+            report(epoch)
             if is_better(task, value, best):
-                best, best_epoch, weights = value, epoch, copy.deepcopy(fitting.trained.state_dict())
+                best, best_epoch, weights = value, epoch, fitting.copy_weights()
+            elif np.isnan(value):  # without a score, the last epoch is as good as any
+                best_epoch, weights = epoch, fitting.copy_weights()
             if epoch - best_epoch >= options.patience:
                 break
+    if not best_epoch:
+        raise FitError(
+            f"the loss was not finite in the first epoch, with the learning rate {options.learning_rate:g}: lower "
+            "--learning-rate, or look for labels that are far from all others"
+        )
     fitting.trained.load_state_dict(weights)
     return Fit(model.eval(), scale, best_epoch, validation)
 
@@ -169,8 +197,12 @@ class _Fitting:
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
 
-    def run_epoch(self, rows: Rows) -> None:
-        """One pass over `rows` in random order."""
+    def copy_weights(self) -> dict[str, Any]:
+        """Of what is trained."""
+        return copy.deepcopy(self.trained.state_dict())
+
+    def run_epoch(self, rows: Rows) -> bool:
+        """One pass over `rows` in random order; -> whether all losses were finite."""
         self.trained.train()
         order = rows[torch.randperm(len(rows)).numpy()]
         weight_nT = self._weights(rows)
@@ -179,10 +211,13 @@ class _Fitting:
             weight = weight_nT[places]
             losses = self._loss(self._outputs(part), self._label_nT[places], reduction="none")
             loss = (losses * weight).sum() / weight.sum().clamp(min=1e-12)
+            if not loss.isfinite():
+                return False
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self._parameters, _LARGEST_GRADIENT)
             self._optimizer.step()
+        return True
 
     @torch.no_grad()
     def predict(self, rows: Rows) -> Array:

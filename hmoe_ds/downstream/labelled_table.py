@@ -40,9 +40,9 @@ class LabelledTable:
     reasons: dict[int, str]
 
     @property
-    def texts(self) -> list[str]:
-        """SMILES of the n molecules as they are written."""
-        return [self.smiles[row] for row in self.row_n]
+    def canonical(self) -> list[str]:
+        """Canonical SMILES of each of the n molecules, in the form that is learned from."""
+        return self.molecules.column("smiles").to_pylist()
 
     @property
     def keys(self) -> list[bytes]:
@@ -122,8 +122,6 @@ def _without_conflicts(
     if not bad or conflicts == "keep":
         return found
     if conflicts == "mean":
-        if task == "classification":
-            raise UsageError("--conflicts mean is for quantities: give error, keep or drop for classes")
         label_nT = found.label_nT.copy()
         for places, target in bad:
             known = [place for place in places if not np.isnan(label_nT[place, target])]
@@ -159,6 +157,11 @@ def _check_learnable(path: str, targets: Sequence[str], task: Task, found: Label
     for target, label_n in zip(targets, found.label_nT.T, strict=True):
         values = np.unique(_known(label_n))
         if len(values) > 1:
+            with np.errstate(over="ignore"):
+                if not np.isfinite(np.std(_known(label_n))):
+                    raise UsageError(
+                        f"{path} has labels up to {abs(values).max():g} in column {target!r}: scale them down"
+                    )
             continue
         what = f"only the label {values[0]:g}" if len(values) else "no label"
         expected = "both classes, 0 and 1" if task == "classification" else "a quantity that varies"

@@ -12,16 +12,28 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from rdkit import Chem, rdBase
 
+from data_pipeline.columns import listed
 from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
-from hmoe_ds.data.table import Table
+from hmoe_ds.data.table import MISSING, Table
 from hmoe_ds.downstream.scores import Array, Task
-from hmoe_ds.downstream.splits import Split, scaffold_split
+from hmoe_ds.downstream.splits import SIDES, Split, scaffold_split
 
 TASKS: dict[str, Task] = {
     **dict.fromkeys(("bbbp", "bace", "clintox", "sider", "tox21", "toxcast", "hiv", "muv"), "classification"),
     **dict.fromkeys(("esol", "freesolv", "lipo"), "regression"),
+}
+# Names of the labels in files that have other columns of numbers. Of other sets, all columns of classes are labels.
+_LABELS = {
+    "bbbp": ("p_np",),
+    "bace": ("Class",),
+    "clintox": ("FDA_APPROVED", "CT_TOX"),
+    "hiv": ("HIV_active",),
+    "esol": ("logSolubility", "measured log solubility in mols per litre"),
+    "freesolv": ("freesolv", "expt"),
+    "lipo": ("lipo", "exp"),
 }
 _ENDINGS = (".csv", ".csv.gz")
 
@@ -72,17 +84,43 @@ def read_set(name: str, path: Path, standardize: bool) -> BenchmarkSet:
 
     Args:
         name: as in `TASKS`.
-        path: of its file; all columns but that of SMILES are labels.
+        path: of its file.
         standardize: encode the standard form of each molecule. The split is by the molecules as they are written.
+
+    Raises:
+        UsageError: no column of SMILES or of labels; a side of the split without molecules.
     """
     table = Table.read(str(path))
     smiles = table.smiles(None, option="a header `smiles`")
-    structure = next(column for column in table.header if table.column(column) == smiles)
-    targets = [column for column in table.header if column and column != structure]
+    targets = _targets(name, path, table)
     label_RT = np.stack([table.labels(column) for column in targets], axis=1)
     encoded = encode_rows(smiles, [""] * len(smiles), standardize=standardize)
-    kept = [smiles[row] for row in encoded.kept]
+    with rdBase.BlockLogs():  # an InChI can be encoded, but the protocol is of SMILES
+        is_smiles_n = [Chem.MolFromSmiles(smiles[row]) is not None for row in encoded.kept]
+    rows = encoded.kept[is_smiles_n]
+    kept = [smiles[row] for row in rows]
     split = scaffold_split(kept)
-    return BenchmarkSet(
-        name, TASKS[name], kept, encoded.batch, label_RT[encoded.kept], targets, split, len(encoded.rejects)
-    )
+    for side, places in zip(SIDES, split, strict=True):
+        if not len(places):
+            raise UsageError(
+                f"{path}: the scaffold split of its {len(kept)} molecules leaves none for {side}: leave it out"
+            )
+    molecules = encoded.batch.filter(pa.array(is_smiles_n))
+    return BenchmarkSet(name, TASKS[name], kept, molecules, label_RT[rows], targets, split, len(smiles) - len(kept))
+
+
+def _targets(name: str, path: Path, table: Table) -> list[str]:
+    """The columns of labels."""
+    if name in _LABELS:
+        found = [column for column in table.header if column in _LABELS[name]]
+    else:
+        found = [column for column in table.header if column and _holds_classes(table.column(column))]
+    if not found:
+        expected = " or ".join(map(repr, _LABELS.get(name, ("columns of 0 and 1",))))
+        raise UsageError(f"{path} has no column of labels among {listed(table.header)}: expected {expected}")
+    return found
+
+
+def _holds_classes(cells: list[str]) -> bool:
+    known = {cell for cell in cells if cell.lower() not in MISSING}
+    return bool(known) and known <= {"0", "1", "0.0", "1.0"}

@@ -21,6 +21,7 @@ from data_pipeline.sources import SourceChunk
 from data_pipeline.task import atomically, digest
 from hmoe_ds.downstream.chunked import ChunkTask, Report, RowOptions, done_by_chunks
 from hmoe_ds.downstream.predictor import Predictor, load_predictor, read_predictor
+from hmoe_ds.downstream.worker_model import check_stamps, stamps_of
 
 
 def predict_source(
@@ -33,9 +34,9 @@ def predict_source(
 ) -> dict[str, Any]:
     """Write one line per row of the source, in its order.
 
-    Columns: `row` from 0, `source_id`, `smiles` as it was read, then for each target its prediction (the chance of
-    class 1, or the quantity) and, behind it, `TARGET_deviation`, its standard deviation over the ensemble; and
-    `reason`, for a row that is no molecule and so has none.
+    Columns: `source` and `row`, from 0, `source_id`, `smiles` as it was read, then for each target its prediction (the
+    chance of class 1, or the quantity) and, behind it, `TARGET_deviation`, its standard deviation over the ensemble;
+    and `reason`, for a row that is no molecule and so has none.
 
     Args:
         predictor: folder made by `hmoe finetune`.
@@ -53,12 +54,11 @@ def predict_source(
         UsageError, PipelineError: as `done_by_chunks`.
     """
     shared, out = WorkerPredictor.of(predictor), Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
 
     def make_task(work: str, read_key: str, name: str, chunk: int, first_row: int) -> PredictTask:
         return PredictTask(work, read_key, name, chunk, first_row, rows, shared)
 
-    with done_by_chunks(source, out, rows, workers, "predict", make_task, report) as done:
+    with done_by_chunks(source, out, shared.folder, rows, workers, "predict", make_task, report) as done:
         _write(out, _schema(shared.targets), done.results())
     return {"molecules": done.molecules, "rejected": done.rejected, "targets": list(shared.targets), "out": str(out)}
 
@@ -70,12 +70,16 @@ class WorkerPredictor:
     Args:
         folder: of the predictor, on this machine.
         identity: changes with its files, and with the code that runs it.
+        files: of it, relative to the folder.
+        stamps: size and time of these, to notice that they have changed.
         targets: names of what it predicts.
         standardize: whether it was fitted to molecules in their standard form.
     """
 
     folder: str
     identity: str
+    files: tuple[str, ...]
+    stamps: tuple[tuple[int, int], ...]
     targets: tuple[str, ...]
     standardize: bool
 
@@ -84,15 +88,23 @@ class WorkerPredictor:
         """The predictor in `folder`. Raises PredictorError when there is none."""
         folder = Path(folder).absolute()
         content = read_predictor(folder)
-        files = (file_checksum(path) for path in sorted(folder.rglob("*")) if path.suffix in (".json", ".safetensors"))
+        found = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors"))
+        files = tuple(str(path.relative_to(folder)) for path in found)
         code = (path.read_bytes() for path in sorted(Path(hmoe_ds.__file__).parent.rglob("*.py")))
-        targets, standardize = tuple(content["targets"]), content["standardize"] is not False
-        return cls(str(folder), digest(*files, *code, torch.__version__), targets, standardize)
+        identity = digest(*map(file_checksum, found), *code, torch.__version__)
+        targets, standardize = tuple(content["targets"]), content["standardize"]
+        return cls(str(folder), identity, files, stamps_of(folder, files), targets, standardize)
 
     def loaded(self) -> Predictor:
-        """The predictor in this process. A worker is one core."""
+        """The predictor in this process. A worker is one core.
+
+        Raises:
+            PipelineError: its files have changed since they were looked at.
+        """
         torch.set_num_threads(1)
-        return _load(self.folder, self.identity)
+        predictor = _load(self.folder, self.identity)
+        check_stamps(Path(self.folder), self.files, self.stamps)
+        return predictor
 
 
 @cache
@@ -125,6 +137,7 @@ class PredictTask(ChunkTask):
         for reject in encoded.rejects:
             reasons[reject.index] = reject.reason
         columns = [
+            pa.array([storable(self.name)] * rows),
             pa.array(range(chunk.first_row, chunk.first_row + rows), pa.int64()),
             pa.array([storable(text) for text in chunk.ids]),
             pa.array([storable(text) for text in chunk.texts]),
@@ -137,7 +150,7 @@ class PredictTask(ChunkTask):
 def _schema(targets: Iterable[str]) -> pa.Schema:
     numbers = [(name, pa.float64()) for target in targets for name in (target, f"{target}_deviation")]
     texts = [("source_id", pa.string()), ("smiles", pa.string())]
-    return pa.schema([("row", pa.int64()), *texts, *numbers, ("reason", pa.string())])
+    return pa.schema([("source", pa.string()), ("row", pa.int64()), *texts, *numbers, ("reason", pa.string())])
 
 
 def _spread(values: np.ndarray, places: np.ndarray, rows: int) -> pa.Array:

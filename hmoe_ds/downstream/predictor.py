@@ -24,7 +24,7 @@ from data_pipeline.errors import UsageError
 from hmoe_ds.downstream.fitting import Fit, LabelScale, scaled_back
 from hmoe_ds.downstream.inference import batches_of
 from hmoe_ds.downstream.property_model import PropertyModel
-from hmoe_ds.downstream.scores import Array, Task
+from hmoe_ds.downstream.scores import Array, Task, without_nan
 from hmoe_ds.durable import replace_text
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.pretrained import Description, write_pretrained
@@ -122,7 +122,7 @@ def save_predictor(
         )
         members.append({"head": folder.name, "encoder": encoder, "scale": fit.scale._asdict()})
     content = {"format_version": FORMAT_VERSION, **description, "members": members}
-    replace_text(out / DESCRIPTION, json.dumps(content, indent=2) + "\n")
+    replace_text(out / DESCRIPTION, json.dumps(without_nan(content), indent=2) + "\n")
 
 
 def write_encoder(folder: Path, model: HMoEModel, training: dict[str, Any]) -> None:
@@ -153,12 +153,17 @@ def read_predictor(folder: Path) -> dict[str, Any]:
         raise PredictorError(f"{path} has format_version {version!r}: this version of hmoe_ds reads {FORMAT_VERSION}")
     try:
         members = [(each["head"], each["encoder"], LabelScale(**each["scale"])) for each in content["members"]]
-        names = [name for head, encoder, _ in members for name in (head, encoder)]
-        targets, wrong = content["targets"], [name for name in names if not _MEMBER.fullmatch(name)]
-        if wrong or not members or content["task"] not in ("classification", "regression"):
-            raise ValueError(f"members {names}, task {content['task']!r}")
-        if not all(len(values) == len(targets) for _, _, scale in members for values in scale):
-            raise ValueError(f"{len(targets)} targets, and scales of another number")
+        targets, names = content["targets"], [name for head, encoder, _ in members for name in (head, encoder)]
+        if not (isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)):
+            raise ValueError(f"targets {targets!r}")
+        if not members or not all(_MEMBER.fullmatch(name) for name in names):
+            raise ValueError(f"members {names}")
+        if content["task"] not in ("classification", "regression") or not isinstance(content["standardize"], bool):
+            raise ValueError(f"task {content['task']!r}, standardize {content['standardize']!r}")
+        for _, _, scale in members:
+            numbers = np.array([*scale], dtype=np.float64)
+            if numbers.shape != (2, len(targets)) or not np.isfinite(numbers).all() or (numbers[1] <= 0).any():
+                raise ValueError(f"scale {scale}")
     except (KeyError, TypeError, ValueError) as error:
         raise PredictorError(f"{path} is damaged ({error!r}): fine-tune again") from error
     return content
@@ -182,6 +187,7 @@ def load_predictor(folder: str | Path) -> Predictor:
         try:
             model.head.load_state_dict(load_file(folder / each["head"] / HEAD))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise PredictorError(f"{folder / each['head'] / HEAD} is damaged ({error}): fine-tune again") from error
+            told = str(error).partition("\n")[0]
+            raise PredictorError(f"{folder / each['head'] / HEAD} is damaged ({told}): fine-tune again") from error
         members.append(Member(model.eval(), LabelScale(**each["scale"])))
-    return Predictor(content["task"], content["targets"], content["standardize"] is not False, members)
+    return Predictor(content["task"], content["targets"], content["standardize"], members)

@@ -32,10 +32,10 @@ class PropertyHead(nn.Sequential):
 
 
 class PropertyModel(nn.Module):
-    """Predicts T properties of molecules.
+    """Predicts T properties of molecules, in fp32: in half precision, small steps of a fit would be lost.
 
     Args:
-        encoder: pretrained, or not.
+        encoder: pretrained, or not; it is converted.
         targets: T.
         dropout: of the head.
         seed: of the head's initialisation.
@@ -43,7 +43,7 @@ class PropertyModel(nn.Module):
 
     def __init__(self, encoder: HMoEModel, targets: int, dropout: float, seed: int) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder = encoder.float()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = PropertyHead(encoder.config.hidden_size, targets, dropout)

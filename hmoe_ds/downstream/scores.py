@@ -13,7 +13,8 @@ Array = NDArray[np.float64]
 
 # What a fit is chosen by, and a table shows.
 PRIMARY: dict[Task, str] = {"classification": "roc_auc", "regression": "rmse"}
-_RESAMPLES = 1000
+# Resamples, and how many of them are in memory at a time.
+_RESAMPLES, _BLOCK = 1000, 50
 
 
 class Scores(NamedTuple):
@@ -73,23 +74,31 @@ def confidence_interval(
         seed: of the resamples.
         level: how often such an interval should hold the true value.
     """
-    n = len(label_nT)
-    draws_RS = np.random.default_rng(seed).integers(0, n, (_RESAMPLES, n))
-    weight_Rn = np.stack([np.bincount(draws, minlength=n) for draws in draws_RS]).astype(np.float64)
-    metric = _weighted_auc if task == "classification" else _weighted_rmse
-    values_TR = []
-    for predicted_n, label_n in zip(predicted_nT.T, label_nT.T, strict=True):
-        known_n = ~np.isnan(label_n)
-        values_TR.append(metric(predicted_n[known_n], label_n[known_n], weight_Rn[:, known_n]))
-    with np.errstate(invalid="ignore"):
-        known_TR = np.isfinite(values_TR)
-        counts_R = known_TR.sum(axis=0)
-        means_R = np.where(known_TR, values_TR, 0).sum(axis=0) / np.where(counts_R > 0, counts_R, np.nan)
+    n, generator = len(label_nT), np.random.default_rng(seed)
+    blocks = []
+    for _ in range(_RESAMPLES // _BLOCK):
+        draws_RS = generator.integers(0, n, (_BLOCK, n))
+        weight_Rn = np.stack([np.bincount(draws, minlength=n) for draws in draws_RS]).astype(np.float64)
+        blocks.append(_resampled_means(task, predicted_nT, label_nT, weight_Rn))
+    means_R = np.concatenate(blocks)
     tail = 100 * (1 - level) / 2
-    if not np.isfinite(means_R).any():
+    if not np.isfinite(means_R).any() or not np.isfinite(predicted_nT).all():
         return float("nan"), float("nan")
     low, high = np.nanpercentile(means_R, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def _resampled_means(task: Task, predicted_nT: Array, label_nT: Array, weight_Rn: Array) -> Array:
+    """The primary metric's mean over targets under R weightings of the molecules; nan where no target has it; -> [R]"""
+    metric = _weighted_auc if task == "classification" else _weighted_rmse
+    values = []
+    for predicted_n, label_n in zip(predicted_nT.T, label_nT.T, strict=True):
+        known_n = ~np.isnan(label_n)
+        values.append(metric(predicted_n[known_n], label_n[known_n], weight_Rn[:, known_n]))
+    values_TR = np.stack(values)
+    known_TR = np.isfinite(values_TR)
+    counts_R = known_TR.sum(axis=0)
+    return np.where(known_TR, values_TR, 0).sum(axis=0) / np.where(counts_R > 0, counts_R, np.nan)
 
 
 def summary(task: Task, predicted_nT: Array, label_nT: Array, seed: int = 0) -> dict[str, Any]:
@@ -106,7 +115,7 @@ def summary(task: Task, predicted_nT: Array, label_nT: Array, seed: int = 0) -> 
 
 
 def _classification(predicted_n: Array, label_n: Array) -> dict[str, float]:
-    if len(np.unique(label_n)) < 2:
+    if len(np.unique(label_n)) < 2 or not np.isfinite(predicted_n).all():
         return {"roc_auc": float("nan"), "average_precision": float("nan")}
     return {
         "roc_auc": float(roc_auc_score(label_n, predicted_n)),
@@ -115,7 +124,7 @@ def _classification(predicted_n: Array, label_n: Array) -> dict[str, float]:
 
 
 def _regression(predicted_n: Array, label_n: Array) -> dict[str, float]:
-    if not len(label_n):
+    if not len(label_n) or not np.isfinite(predicted_n).all():
         return dict.fromkeys(("rmse", "mae", "r2"), float("nan"))
     return {
         "rmse": float(np.sqrt(np.mean((predicted_n - label_n) ** 2))),
@@ -145,3 +154,12 @@ def _weighted_rmse(predicted_n: Array, label_n: Array, weight_Rn: Array) -> Arra
     """Root of the mean squared error under R weightings of the molecules; -> [R]"""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.sqrt(weight_Rn @ (predicted_n - label_n) ** 2 / weight_Rn.sum(axis=1))
+
+
+def without_nan(value: Any) -> Any:
+    """Plain values for JSON, which knows no nan: None in its place."""
+    if isinstance(value, dict):
+        return {name: without_nan(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

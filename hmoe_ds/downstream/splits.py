@@ -67,12 +67,11 @@ def balanced_scaffold_split(smiles: Sequence[str], seed: int, fractions: tuple[f
     without rings have no scaffold, and each goes by itself.
 
     Args:
-        smiles: of the molecules; RDKit can read them.
+        smiles: of the molecules, canonical: equal ones are one molecule.
         seed: of the order.
         fractions: of molecules for training and validation; the rest is for the test.
     """
-    keys = [scaffold_with_chirality(text) or index for index, text in enumerate(smiles)]
-    groups = _groups(keys)
+    groups = _groups(scaffold_with_chirality(text) or text for text in smiles)
     order = np.random.default_rng(seed).permutation(len(groups))
     smallest = min(fractions[1], 1 - sum(fractions)) * len(smiles)
     large = [groups[place] for place in order if len(groups[place]) > smallest / 2]

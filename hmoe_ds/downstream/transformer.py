@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
 
 from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
@@ -47,9 +49,14 @@ class HMoETransformer(TransformerMixin, BaseEstimator):
         """Embeddings of n SMILES, [n, D].
 
         Raises:
-            UsageError: one of them is no molecule, and `unreadable` is `error`.
+            UsageError: one of them is no molecule, and `unreadable` is `error`; `X` has more than one column; the model
+                is not the one it was fitted with.
         """
-        texts = [str(text) for text in np.asarray(X, dtype=object).reshape(-1)]
+        check_is_fitted(self, "described_")
+        array = np.asarray(X, dtype=object)
+        if array.ndim > 1 and array.shape[1:] != (1,):
+            raise UsageError(f"X has the shape {array.shape}: expected one column of SMILES")
+        texts = [str(text) for text in array.reshape(-1)]
         standardize = self.described_.standardize if self.standardize is None else self.standardize
         encoded = encode_rows(texts, [""] * len(texts), standardize=standardize)
         if encoded.rejects and self.unreadable == "error":
@@ -67,14 +74,16 @@ class HMoETransformer(TransformerMixin, BaseEstimator):
         return np.array([f"hmoe{number}" for number in range(self.n_features_out_)], dtype=object)
 
     def _loaded(self) -> HMoEModel:
-        if getattr(self, "_model_of", None) != self.described_.identity:
-            self._model = HMoEModel.from_pretrained(self.described_.folder).to(_device())
-            self._model_of = self.described_.identity
-        return self._model
+        folder = self.described_.folder
+        if WorkerModel.of(folder).weights != self.described_.weights:
+            raise UsageError(f"{folder} holds another model than when the transformer was fitted: fit it again")
+        return _load(folder, self.described_.weights, _device())
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies, such as those in other processes, load the weights anew."""
-        return {name: value for name, value in super().__getstate__().items() if name not in ("_model", "_model_of")}
+
+@lru_cache(maxsize=2)
+def _load(folder: str, weights: str, device: str) -> HMoEModel:
+    """For all copies of a transformer in this process."""
+    return HMoEModel.from_pretrained(folder).to(device)
 
 
 def _device() -> str:

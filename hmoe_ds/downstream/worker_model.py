@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 import hmoe_ds
+from data_pipeline.errors import PipelineError
 from data_pipeline.keys import file_checksum
 from data_pipeline.task import digest
 from hmoe_ds.model.hmoe import HMoEModel
@@ -25,6 +27,7 @@ class WorkerModel:
         folder: of the exported model, on this machine.
         weights: changes with its files.
         identity: changes with its files, and with the code that runs it.
+        stamps: size and time of its files, to notice that they have changed.
         hidden_size: width D of its embeddings.
         layers: with experts.
         standardize: whether it was trained on molecules in their standard form.
@@ -33,6 +36,7 @@ class WorkerModel:
     folder: str
     weights: str
     identity: str
+    stamps: tuple[tuple[int, int], ...]
     hidden_size: int
     layers: int
     standardize: bool
@@ -51,16 +55,36 @@ class WorkerModel:
         identity = digest(weights, *code, torch.__version__)
         standardize = described.training.get("standardize", True) is not False
         sizes = (described.model.hidden_size, moe_layers(described.model))
-        return cls(str(folder), weights, identity, *sizes, standardize)
+        return cls(str(folder), weights, identity, stamps_of(folder, (CONFIG, WEIGHTS)), *sizes, standardize)
 
     def loaded(self) -> tuple[HMoEModel, str]:
-        """The model in this process, and the device on which it lies. A worker is one core."""
+        """The model in this process, and the device on which it lies. A worker is one core.
+
+        Raises:
+            PipelineError: its files have changed since they were looked at.
+        """
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return _load(self.folder, self.identity, device), device
+        model = _load(self.folder, self.identity, device)
+        check_stamps(Path(self.folder), (CONFIG, WEIGHTS), self.stamps)
+        return model, device
 
 
 @cache
 def _load(folder: str, identity: str, device: str) -> HMoEModel:
-    # The workers of a machine share the pages of the file.
-    return HMoEModel.from_pretrained(folder, experts="file").to(device)
+    # On CPUs the workers of a machine share the pages of the file.
+    return HMoEModel.from_pretrained(folder, experts="file" if device == "cpu" else "memory").to(device)
+
+
+def stamps_of(folder: Path, names: Iterable[str]) -> tuple[tuple[int, int], ...]:
+    """Size and time of files."""
+    found = [(folder / name).stat() for name in names]
+    return tuple((each.st_size, each.st_mtime_ns) for each in found)
+
+
+def check_stamps(folder: Path, names: Iterable[str], stamps: tuple[tuple[int, int], ...]) -> None:
+    """Raise PipelineError when the files are not those that had these stamps."""
+    if stamps_of(folder, names) != stamps:
+        raise PipelineError(
+            f"{folder} has changed while it was used: start again, which begins anew with what is there"
+        )

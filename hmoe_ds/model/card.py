@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from hmoe_ds.config import ModelConfig, MoleculeHeads, RouterConfig
-from hmoe_ds.model.pretrained import Description
 from hmoe_ds.model.size import count_parameters, moe_layers
 
 # Of what a validation measures, that a reader who did not train the model can make something of.
@@ -22,8 +21,22 @@ _METRICS = {
 }
 
 
-def model_card(description: Description, weights: Mapping[str, Tensor]) -> str:
-    """The text, in the Markdown of the Hugging Face hub."""
+def model_card(
+    model: ModelConfig,
+    router: RouterConfig,
+    heads: MoleculeHeads | None,
+    training: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+) -> str:
+    """The text, in the Markdown of the Hugging Face hub.
+
+    Args:
+        model: sizes of the encoder.
+        router: gate and experts.
+        heads: of molecule-level objectives; None for an encoder without any pretraining heads.
+        training: where the weights come from.
+        weights: all of them.
+    """
     return "\n".join(
         [
             "---",
@@ -33,7 +46,7 @@ def model_card(description: Description, weights: Mapping[str, Tensor]) -> str:
             "",
             "# A pretrained encoder of molecules",
             "",
-            *_what_it_is(description.model, description.router, description.heads, weights),
+            *_what_it_is(model, router, heads, weights),
             "",
             "## Use",
             "",
@@ -48,7 +61,7 @@ def model_card(description: Description, weights: Mapping[str, Tensor]) -> str:
             "",
             "## Training",
             "",
-            *_training(description.training),
+            *_training(training),
             "",
         ]
     )

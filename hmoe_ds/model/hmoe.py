@@ -33,6 +33,9 @@ class HMoEModel(nn.Module):
         seed: of the initialisation; everything is drawn from it, whatever torch's global generator holds.
         executor: makes what runs the experts; the default runs them in this process.
         heads: of molecule-level objectives; None for an encoder without any pretraining heads.
+
+    Attributes:
+        provenance: where the weights come from, as far as that is known (`pretrained.Description.training`).
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class HMoEModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.router, self.heads = model, router, heads
+        self.provenance: dict[str, Any] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder = Encoder(model, router, seed, executor)
@@ -74,13 +78,14 @@ class HMoEModel(nn.Module):
         return (total_BD / batch.ptr_B.diff().unsqueeze(-1)).to(h_ND.dtype)
 
     def save_pretrained(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
-        """Write `model.safetensors` and `config.json`.
+        """Write `model.safetensors`, `config.json` and a model card.
 
         Args:
             path: folder, made if need be.
-            metadata: where the weights come from, kept in `config.json` under `training`.
+            metadata: where the weights come from, kept in `config.json` under `training`; without it `provenance`.
         """
-        write_pretrained(path, self.state_dict(), Description(self.config, self.router, self.heads, metadata or {}))
+        training = self.provenance if metadata is None else metadata
+        write_pretrained(path, self.state_dict(), Description(self.config, self.router, self.heads, training))
 
     @classmethod
     def from_pretrained(
@@ -105,7 +110,9 @@ class HMoEModel(nn.Module):
         described = read_description(folder)
         executor = LocalExecutor if experts == "memory" else StationaryExecutor
         build = partial(cls, described.model, described.router, executor=executor, heads=described.heads)
-        return load_weights(build, folder, map_experts=experts == "file")
+        model = load_weights(build, folder, map_experts=experts == "file")
+        model.provenance = described.training
+        return model
 
     def push_to_hub(
         self, name: str, private: bool = True, revision: str | None = None, metadata: dict[str, Any] | None = None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from data_pipeline.errors import UsageError
 from hmoe_ds.config import ConfigError, ModelConfig, MoleculeHeads, RouterConfig, RunConfig, section_from_dict
 from hmoe_ds.config_checks import check_config
+from hmoe_ds.model.card import model_card
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 # 1: always with the heads of masked atoms and bonds. 2: `molecule_heads` null, and none of them, for an encoder alone.
@@ -131,7 +132,7 @@ def _kind(tensor: Tensor | None) -> str:
 
 
 def write_pretrained(folder: str | Path, weights: Mapping[str, Tensor], description: Description) -> None:
-    """Write an export from a full state dict; the folder is made if need be."""
+    """Write an export from a full state dict, with a model card; the folder is made if need be."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The description comes last: a folder that has one is complete.
@@ -145,4 +146,5 @@ def write_pretrained(folder: str | Path, weights: Mapping[str, Tensor], descript
         "molecule_heads": None if heads is None else heads._asdict(),
         "training": description.training,
     }
+    (folder / CARD).write_text(model_card(*description, weights))
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from rdkit import Chem
 
 from data_pipeline.encode import encode_rows
+from data_pipeline.errors import PipelineError, UsageError
 from hmoe_ds.cli import main
 from hmoe_ds.config import RouterConfig
 from hmoe_ds.data.batch import gather
 from hmoe_ds.data.store import BatchStore
-from hmoe_ds.downstream.predictor import load_predictor
+from hmoe_ds.downstream.claim import claimed
+from hmoe_ds.downstream.moleculenet import read_set
+from hmoe_ds.downstream.predictor import PredictorError, load_predictor, read_predictor
+from hmoe_ds.downstream.worker_model import WorkerModel
 from hmoe_ds.model.hmoe import HMoEModel
 from tests.cli.test_cli import ROOT
 from tests.unit.downstream.conftest import MODEL, ROUTER
@@ -178,7 +184,8 @@ def test_finetune_a_frozen_encoder_on_two_quantities_by_scaffold(exported, hmoe,
     assert math.isfinite(result["test"]["rmse"])
     assert result["test"]["targets"] == 2
     rows = [row for row in rows_of(tmp_path / "out" / "predictions.csv") if not row["reason"]]
-    expected = hu_split([row["smiles"] for row in rows])
+    texts = [row["smiles"] for row in rows]
+    expected = hu_split(encode_rows(texts, texts).batch.column("smiles").to_pylist())
     for side, places in zip(("train", "validation", "test"), expected, strict=True):
         assert {rows[place]["side"] for place in places} == {side}
     assert not (tmp_path / "out" / "member1" / "model.safetensors").exists()
@@ -211,6 +218,97 @@ def test_what_cannot_be_learned_from_ends_with_one_line(words, message, exported
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", ","], "--target names no column"),
+        (["--target", "size,size_deviation"], "more than one column 'size_deviation'"),
+        (["--target", "size,reason"], "more than one column 'reason'"),
+        (["--target", "size", "--split-seed", "-1"], "--split-seed is -1"),
+        (["--target", "size", "--dropout", "2"], "--dropout is 2.0: expected a number from 0, below 1"),
+    ],
+)
+def test_requests_that_make_no_sense(words, message, exported, hmoe, tmp_path):
+    table = write_table(tmp_path / "t.csv", 60)
+    _, _, said = hmoe("finetune", exported, table, *words, "--task", "regression", "--out", tmp_path / "out", expect=2)
+    assert message in said
+    assert said.strip().count("\n") == 0
+
+
+def test_a_target_without_both_classes_in_training_is_refused(exported, hmoe, tmp_path):
+    lines = []
+    for row, text in enumerate(SMILES[:60]):
+        side = "train" if row < 40 else "validation" if row < 50 else "test"
+        lines.append(f"{text},{side},{row % 2},{row % 2 if side == 'test' else ''}")
+    (tmp_path / "t.csv").write_text("smiles,side,a,b\n" + "\n".join(lines) + "\n")
+    what = (exported, tmp_path / "t.csv", "--target", "a,b", "--task", "classification", "--out", tmp_path / "out")
+    _, _, said = hmoe("finetune", *what, "--split", "column", "--split-column", "side", expect=2)
+    assert "leaves only one class, or no label, of 'b' for train" in said
+
+
+def test_a_salt_is_on_the_side_of_its_base(exported, hmoe, tmp_path):
+    bases = [f"C{'C' * length}N1CCCCC1" for length in range(20)] + [f"c1ccc(CN2CCCC2)cc1C{'C' * n}" for n in range(20)]
+    salts = [text.replace("N1CCCCC1", "[NH+]1CCCCC1.[Cl-]") for text in bases[:20]]
+    rows = [f"{text},{len(text)}" for text in [*bases, *salts]]
+    (tmp_path / "t.csv").write_text("smiles,y\n" + "\n".join(rows) + "\n")
+    hmoe("finetune", exported, tmp_path / "t.csv", "--target", "y", "--task", "regression", "--split", "random",
+         "--conflicts", "keep", "--mode", "frozen", "--epochs", 1, "--out", tmp_path / "out")  # fmt: skip
+    side = [row["side"] for row in rows_of(tmp_path / "out" / "predictions.csv")]
+    assert side[:20] == side[40:]
+    assert len(set(side)) == 3
+
+
+def test_a_diverging_fit_leaves_no_folder(exported, hmoe, tmp_path):
+    table = write_table(tmp_path / "t.csv", 100)
+    _, _, said = hmoe("finetune", exported, table, "--target", "size", "--task", "regression", "--split", "random",
+                      "--learning-rate", 1e30, "--out", tmp_path / "out", expect=1)  # fmt: skip
+    assert "lower --learning-rate" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_over_what_is_read(exported, hmoe, tmp_path):
+    source = tmp_path / "m.csv"
+    source.write_text("smiles\nCCO\n")
+    _, _, said = hmoe("embed", exported, source, "--out", source, expect=2)
+    assert "is the source itself" in said
+    _, _, said = hmoe("embed", exported, source, "--out", exported / "model.safetensors", expect=2)
+    assert "is in the folder of" in said
+    assert source.read_text() == "smiles\nCCO\n"
+
+
+def test_a_model_that_is_replaced_under_way_is_noticed(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "model")
+    shared = WorkerModel.of(tmp_path / "model")
+    shared.loaded()
+    HMoEModel(MODEL, ROUTER, seed=7).save_pretrained(tmp_path / "model")
+    with pytest.raises(PipelineError, match="has changed while it was used"):
+        shared.loaded()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"standardize": None},
+        {"targets": "y"},
+        {"members": []},
+        {"members": [{"head": "../member0", "encoder": "member0", "scale": {"mean_T": [0], "deviation_T": [1]}}]},
+        {"members": [{"head": "member0", "encoder": "member0", "scale": {"mean_T": [0], "deviation_T": [0]}}]},
+        {"members": [{"head": "member0", "encoder": "member0", "scale": {"mean_T": ["x"], "deviation_T": [1]}}]},
+        {"members": [{"head": "member0", "encoder": "member0", "scale": {"mean_T": [None], "deviation_T": [1]}}]},
+        {"format_version": 9},
+    ],
+)
+def test_a_predictor_that_was_edited_is_refused(change, tmp_path):
+    scale = {"mean_T": [0.0], "deviation_T": [1.0]}
+    good = {"format_version": 1, "task": "regression", "targets": ["y"], "standardize": True,
+            "members": [{"head": "member0", "encoder": "member0", "scale": scale}]}  # fmt: skip
+    (tmp_path / "predictor.json").write_text(json.dumps(good))
+    read_predictor(tmp_path)
+    (tmp_path / "predictor.json").write_text(json.dumps(good | change))
+    with pytest.raises(PredictorError, match=r"predictor\.json"):
+        read_predictor(tmp_path)
+
+
 def test_predict_needs_a_predictor(exported, hmoe, tmp_path):
     _, _, said = hmoe("predict", exported, "nci5k", "--out", tmp_path / "p.csv", expect=2)
     assert "hmoe finetune" in said
@@ -226,7 +324,9 @@ def test_evaluate_goes_on_where_it_was(exported, hmoe, tmp_path):
         for number, (text, (one, other)) in enumerate(zip(smiles, labels, strict=True))
     ]
     (data / "tox21.csv").write_text("smiles,a,b\n" + "\n".join(lines) + "\n")
-    (data / "esol.csv").write_text("smiles,y\n" + "\n".join(f"{text},{len(text) / 10}" for text in smiles) + "\n")
+    (data / "esol.csv").write_text(
+        "smiles,logSolubility\n" + "\n".join(f"{text},{len(text) / 10}" for text in smiles) + "\n"
+    )
     dense = tmp_path / "dense"
     one = RouterConfig(groups=1, experts=1, expert_size=16, shared_size=0, gate_size=8)
     HMoEModel(MODEL, one, seed=1).save_pretrained(dense)
@@ -242,10 +342,51 @@ def test_evaluate_goes_on_where_it_was(exported, hmoe, tmp_path):
     assert [len(rows) for rows in hu_split(smiles)] == [128, 16, 16]
     for arm in cell["arms"].values():
         assert 0 <= arm["0"]["test"] <= 1
-    assert "| tox21 | ROC-AUC, % | 16 |" in said
+    assert "| tox21 | ROC-AUC, % | 128 / 16 / 16 / 0 | 2 of 2 |" in said or "| 1 of 2 |" in said
     assert (tmp_path / "r.md").read_text() in said
     stamp = (tmp_path / "r.json").stat().st_mtime_ns
     hmoe(*words)  # nothing is left to do
     assert (tmp_path / "r.json").stat().st_mtime_ns == stamp
     _, _, said = hmoe(*words, "--learning-rate", 0.1, expect=2)
     assert "holds results of other fit" in said
+    for wrong, message in (
+        (["--arm", f"pretrained={dense}"], "that is the name of another arm"),
+        (["--arm", f"dense={dense}"], "--arm dense is given twice"),
+        (["--sets", "hiv"], "--sets hiv"),
+    ):
+        _, _, said = hmoe(*words, *wrong, expect=2)
+        assert message in said
+    _, _, said = hmoe("evaluate", exported, "--data", data, "--out", tmp_path / "r.md", expect=2)
+    assert "ends with .json" in said
+
+
+def test_a_set_that_cannot_be_split_or_has_other_columns(tmp_path):
+    acyclic = [f"{'C' * length}O" for length in range(1, 60)]
+    (tmp_path / "esol.csv").write_text("smiles,logSolubility\n" + "\n".join(f"{text},1.5" for text in acyclic) + "\n")
+    with pytest.raises(UsageError, match=r"the scaffold split of .*59 molecules leaves none for train"):
+        read_set("esol", tmp_path / "esol.csv", standardize=True)
+    rows = [f"{number},x,{text},{number % 2}" for number, text in enumerate(SMILES[:100])]
+    rows[3] = f'3,x,"{Chem.MolToInchi(Chem.MolFromSmiles(SMILES[3]))}",1'
+    (tmp_path / "bbbp.csv").write_text("num,name,smiles,p_np\n" + "\n".join(rows) + "\n")
+    found = read_set("bbbp", tmp_path / "bbbp.csv", standardize=True)
+    assert found.targets == ["p_np"]
+    assert found.unreadable >= 1
+    assert len(found.smiles) == found.molecules.num_rows == len(found.label_nT)
+    (tmp_path / "tox21.csv").write_text("mol_id,smiles,a\nT1,CCO,1\nT2,CCC,0\n")
+    with pytest.raises(UsageError, match="leaves none for train"):
+        read_set("tox21", tmp_path / "tox21.csv", standardize=True)
+    (tmp_path / "lipo.csv").write_text("smiles,other\nCCO,1\n")
+    with pytest.raises(UsageError, match="no column of labels among 'smiles', 'other': expected 'lipo' or 'exp'"):
+        read_set("lipo", tmp_path / "lipo.csv", standardize=True)
+
+
+def test_two_evaluations_of_one_file_are_one_too_many(tmp_path):
+    with (
+        claimed(tmp_path / "r.json"),
+        pytest.raises(UsageError, match="another command writes it"),
+        claimed(tmp_path / "r.json"),
+    ):
+        pass
+    with claimed(tmp_path / "r.json"):
+        pass
+    assert not any(tmp_path.iterdir())

@@ -9,7 +9,8 @@ from rdkit import Chem
 from rdkit.Chem import Descriptors
 
 from data_pipeline.encode import encode_rows
-from hmoe_ds.downstream.fitting import FitOptions, fit, label_scale, outputs_of, scaled_back
+from data_pipeline.errors import UsageError
+from hmoe_ds.downstream.fitting import FitError, FitOptions, fit, label_scale, outputs_of, scaled_back
 from hmoe_ds.downstream.property_model import PropertyModel, parameter_groups
 from hmoe_ds.downstream.splits import Split
 from hmoe_ds.model.hmoe import HMoEModel
@@ -55,7 +56,7 @@ def test_a_fit_learns_and_is_the_same_each_time(mode, molecules, split):
     assert runs[0].validation == runs[1].validation
     assert same(runs[0].model, runs[1].model)
     assert same(runs[0].model.encoder, start().encoder) == (mode == "frozen")
-    spread = weights()[split.validation].std()
+    spread = weights()[split.validation].std() / weights()[split.train].std()
     assert min(runs[0].validation) < (0.7 if mode == "full" else 0.9) * spread
     assert runs[0].best_epoch == 1 + int(np.argmin(runs[0].validation))
     other = fit(start(), molecules, weights(), split, "regression", options, seed=5)
@@ -68,7 +69,8 @@ def test_the_weights_are_those_of_the_best_epoch(molecules, split):
     assert len(fitted.validation) == min(12, fitted.best_epoch + 3)
     predicted = scaled_back(outputs_of(fitted.model, molecules, "cpu"), fitted.scale)
     rmse = np.sqrt(np.mean((predicted - weights())[split.validation] ** 2))
-    assert rmse == pytest.approx(fitted.validation[fitted.best_epoch - 1], rel=1e-5)
+    [deviation] = fitted.scale.deviation_T
+    assert rmse == pytest.approx(deviation * fitted.validation[fitted.best_epoch - 1], rel=1e-5)
 
 
 def test_test_labels_and_missing_labels_take_no_part(molecules, split):
@@ -80,6 +82,61 @@ def test_test_labels_and_missing_labels_take_no_part(molecules, split):
     assert same(one.model, fit(start(targets=2), molecules, label, split, "regression", options, seed=0).model)
     scale = label_scale("regression", label[split.train])
     assert scale.mean_T[1] == pytest.approx(weights()[split.train[1::2]].mean())
+
+
+def test_a_fit_that_diverges(molecules, split):
+    """At once it is an error; later, the best epoch so far counts."""
+    with pytest.raises(FitError, match=r"learning rate 1e\+30: lower --learning-rate"):
+        fit(start(), molecules, weights(), split, "regression", FitOptions(learning_rate=1e30, epochs=2), seed=0)
+    broken = start()
+    broken.head[1].register_forward_hook(BreaksAfter(calls=60))
+    fitted = fit(broken, molecules, weights(), split, "regression", FitOptions(epochs=50, patience=50), seed=0)
+    assert 0 < len(fitted.validation) < 50
+    assert 0 < fitted.best_epoch <= len(fitted.validation)
+    assert np.isfinite(fitted.validation).all()
+
+
+class BreaksAfter:
+    def __init__(self, calls):
+        self.left = calls
+
+    def __call__(self, module, inputs, output):
+        self.left -= 1
+        return output if self.left > 0 or not module.training else output * float("nan")
+
+
+def test_without_a_score_on_validation_the_last_epoch_counts(molecules, split):
+    label = (weights() > 150).astype(float)
+    label[split.validation] = 1
+    fitted = fit(start(), molecules, label, split, "classification", FitOptions(epochs=4), seed=0)
+    assert fitted.best_epoch == 4
+    assert np.isnan(fitted.validation).all()
+    assert not same(fitted.model, start())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["full", "frozen"])
+def test_a_model_in_half_precision_is_fitted_in_fp32(dtype, mode, molecules, split):
+    model = PropertyModel(HMoEModel(MODEL, ROUTER, seed=2).to(dtype), 1, dropout=0.1, seed=0)
+    fitted = fit(model, molecules, weights(), split, "regression", FitOptions(mode=mode, epochs=2), seed=0)
+    assert np.isfinite(fitted.validation).all()
+    assert fitted.model.encoder.dtype == torch.float32
+    assert np.isfinite(outputs_of(fitted.model, molecules, "cpu")).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("dropout", 1.0),
+        ("layer_decay", 1.5),
+        ("weight_decay", -1),
+    ],
+)
+def test_options_that_make_no_sense(name, value):
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} is {value}: expected a number"):
+        FitOptions(**{name: value})
 
 
 def test_class_weights_make_both_classes_count_alike(molecules, split):

@@ -30,7 +30,7 @@ def test_a_model_goes_up_and_comes_back(exported, hub, monkeypatch):
     address = model.push_to_hub("chemists/small", metadata={"step": 5})
     assert "chemists/small" in address
     assert hub.private == {"chemists/small": True}
-    assert set(hub.paths("chemists/small", "main")) == {"model.safetensors", "config.json"}
+    assert set(hub.paths("chemists/small", "main")) == {"model.safetensors", "config.json", "README.md"}
     again = HMoEModel.from_pretrained("chemists/small")
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])

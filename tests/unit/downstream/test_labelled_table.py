@@ -20,7 +20,7 @@ def test_rows_that_cannot_be_used_are_kept_with_the_reason(tmp_path):
     found = read_labelled_table(path, ["active"], "classification")
     assert found.row_n.tolist() == [0, 1]
     assert found.label_nT.tolist() == [[1], [0]]
-    assert found.texts == ["CCO", "c1ccccc1"]
+    assert found.canonical == ["CCO", "c1ccccc1"]
     assert set(found.reasons) == {2, 3, 4, 5}
     assert (found.reasons[2], found.reasons[5]) == ("no label", "no label")
     assert len(found.smiles) == 6
@@ -40,7 +40,7 @@ def test_forms_of_tables(form, tmp_path):
     elif form == "semicolons.csv":
         text = text.replace(",", ";")
     elif form == "quoted.csv":
-        text = '"smiles","y","note, with comma"\n"CCO","1","two\nlines"\n\nCCN,0\n'
+        text = '"smiles","y","note, with comma"\n"CCO","1","two\nlines"\nCCN,0\n'
     elif form == "marked.csv":
         text = "\ufeff" + text
     elif form == "windows.csv":
@@ -62,6 +62,9 @@ def test_forms_of_tables(form, tmp_path):
         ("smiles,y\nC,3\nCC,3\n", "y", "regression", "only the label 3 in column 'y', .*a quantity that varies"),
         ("smiles,y\nC,\nCC,nan\n", "y", "classification", "has no molecule with a label in 'y'"),
         ("smiles,y\nnonsense,1\n", "y", "classification", "has no molecule with a label in 'y'"),
+        ("smiles,y\nC,1,5\nCC,0,3\n", "y", "regression", "has 3 cells in row 1, and 2 columns: .*decimal point"),
+        ("smiles,y\nC,1_0\nCC,0\n", "y", "regression", "the label '1_0' in row 1"),
+        ("smiles,y\nC,1e200\nCC,-1e200\n", "y", "regression", r"labels up to 1e\+200 in column 'y': scale them down"),
         ("smiles,y,y\nC,1,0\n", "y", "classification", "has more than one column 'y'"),
         ("", "y", "classification", "has no SMILES column"),
     ],
@@ -96,10 +99,12 @@ def test_what_becomes_of_conflicts(conflicts, labels, tmp_path):
     assert found.reasons == ({0: "conflicting labels", 2: "conflicting labels"} if conflicts == "drop" else {})
 
 
-def test_classes_have_no_mean(tmp_path):
-    path = write(tmp_path / "t.csv", "smiles,y\nOCC,1\nCCO,0\n")
-    with pytest.raises(UsageError, match="--conflicts mean is for quantities"):
-        read_labelled_table(path, ["y"], "classification", conflicts="mean")
+def test_an_empty_line_is_a_row(tmp_path):
+    """So rows have the numbers that they have for other commands."""
+    found = read_labelled_table(write(tmp_path / "t.csv", "smiles,y\nCCO,1\n\nCCN,0\n"), ["y"], "classification")
+    assert found.row_n.tolist() == [0, 2]
+    assert len(found.smiles) == 3
+    assert found.reasons[1]
 
 
 def test_salts_conflict_only_in_standard_form(tmp_path):

@@ -85,6 +85,28 @@ def test_experts_in_the_file_compute_the_same(form, molecules, tmp_path):
     torch.testing.assert_close(embeddings(moved, molecules), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_copy_tells_where_the_weights_come_from(tmp_path):
+    told = {
+        "step": 7,
+        "standardize": False,
+        "molecules": 1234,
+        "sources": [{"name": "a|b.smi", "rows": 10, "licence": "CC BY-SA 3.0"}],
+        "validation": {"validation_loss": 0.25},
+    }
+    HMoEModel(MODEL, ROUTER).save_pretrained(tmp_path / "one", told)
+    HMoEModel.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
+    assert read_description(tmp_path / "two").training == told
+    card = (tmp_path / "two" / "README.md").read_text()
+    for words in ("7 steps, on 1,234 molecules", r"| a\|b.smi | 10 | CC BY-SA 3.0 |", "| 0.25 |", "16 |"):
+        assert words in card
+    assert "not noted" in (save_untold(tmp_path / "three") / "README.md").read_text()
+
+
+def save_untold(folder):
+    HMoEModel(MODEL, ROUTER).save_pretrained(folder)
+    return folder
+
+
 LARGE = """
 import re, resource, sys
 import torch

@@ -77,3 +77,14 @@ def test_a_summary_has_the_counts():
     assert (found["molecules"], found["targets"], found["targets_counted"]) == (120, 2, 2)
     low, high = found["roc_auc_95"]
     assert low < found["roc_auc"] < high
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_predictions_that_are_not_finite_have_no_score(task):
+    predicted, label = two_targets()
+    predicted[3, 0] = np.nan
+    found = score(task, predicted, label)
+    metric = {"classification": "roc_auc", "regression": "rmse"}[task]
+    assert math.isnan(found.by_target[metric][0])
+    assert math.isfinite(found.by_target[metric][1])
+    assert all(map(math.isnan, confidence_interval(task, predicted, label, seed=0)))

@@ -89,6 +89,14 @@ def test_a_balanced_split_spreads_scaffolds_and_parts_none(seed):
     assert any(not scaffold_with_chirality(smiles[row]) for row in split.test)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_molecule_without_rings_is_on_one_side_only(seed):
+    smiles = ["CCO"] * 10 + [f"{'C' * length}O" for length in range(3, 43)] * 2
+    split = balanced_scaffold_split(smiles, seed)
+    sides = [{smiles[row] for row in rows} for rows in split]
+    assert not (sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2])
+
+
 def test_seeds_give_different_splits():
     smiles = nci(300)
     assert balanced_scaffold_split(smiles, 0).test.tolist() != balanced_scaffold_split(smiles, 1).test.tolist()

@@ -1,10 +1,12 @@
 """The scikit-learn transformer in pipelines, in copies, with texts that are no molecules."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -15,6 +17,7 @@ from hmoe_ds.downstream.embed import embed_batch
 from hmoe_ds.downstream.transformer import HMoETransformer
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.pretrained import ModelFormatError
+from tests.unit.downstream.conftest import MODEL, ROUTER
 from tests.unit.downstream.test_splits import nci
 
 SMILES = nci(60)
@@ -51,3 +54,19 @@ def test_texts_that_are_no_molecules(exported):
 def test_no_model(tmp_path):
     with pytest.raises(ModelFormatError, match="hmoe export"):
         HMoETransformer(str(tmp_path)).fit(SMILES)
+
+
+def test_what_is_no_column_of_smiles(exported):
+    with pytest.raises(UsageError, match=r"X has the shape \(2, 2\): expected one column"):
+        HMoETransformer(str(exported)).fit_transform(np.array([["C", "CC"], ["C", "CC"]]))
+    assert HMoETransformer(str(exported)).fit_transform(np.array([["C"], ["CC"]])).shape == (2, 16)
+    with pytest.raises(NotFittedError):
+        HMoETransformer(str(exported)).transform(["C"])
+
+
+def test_a_model_that_was_replaced_is_noticed(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "model")
+    pipeline = pickle.dumps(HMoETransformer(str(tmp_path / "model")).fit(SMILES))
+    HMoEModel(MODEL, ROUTER, seed=7).save_pretrained(tmp_path / "model")
+    with pytest.raises(UsageError, match="holds another model than when the transformer was fitted"):
+        pickle.loads(pipeline).transform(SMILES)
