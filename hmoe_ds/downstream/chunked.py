@@ -134,6 +134,12 @@ class Done:
     def rejected(self) -> int:
         return self.counts.total() - self.molecules
 
+    def check(self, source: str, reasons: Path) -> None:
+        """Raise PipelineError if no row of the source is a molecule; the file `reasons` says why."""
+        if not self.molecules:
+            counts = ", ".join(f"{count:,} rows {reason}" for reason, count in self.counts.most_common())
+            raise PipelineError(f"{source} holds no readable molecule: see {reasons} ({counts or 'it has no rows'})")
+
     def results(self) -> Iterator[pa.RecordBatch]:
         """What was written of each chunk."""
         return (read_batch(task.results_file, 0) for task in self.tasks)
@@ -169,7 +175,7 @@ def done_by_chunks(
     Raises:
         UsageError: no such source or column; `out` is a folder, the source, or in the model's folder; another command
             writes the same file.
-        PipelineError: no row of the source is a molecule.
+        PipelineError: the source is damaged or out of reach.
     """
     _check_out(out, model)
     sources = resolve_sources([source])
@@ -182,9 +188,6 @@ def done_by_chunks(
     with work_folder(work) as folder:
         tasks = list(_read(sources, options, folder, make_task, report))
         done = Done(tasks, _do(tasks, min(workers, max(len(tasks), 1)), folder, stage, report))
-        if not done.molecules:
-            reasons = ", ".join(f"{count:,} rows {reason}" for reason, count in done.counts.most_common())
-            raise PipelineError(f"{source} holds no readable molecule: {reasons or 'it has no rows'}")
         yield done
     with suppress(OSError):  # not empty
         work.rmdir()

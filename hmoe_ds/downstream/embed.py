@@ -64,7 +64,7 @@ def embed_source(
 
     Raises:
         ModelFormatError: no exported model at `model`.
-        UsageError, PipelineError: as `done_by_chunks`.
+        UsageError, PipelineError: as `done_by_chunks`; no row of the source is a molecule.
     """
     shared, out = WorkerModel.of(model), Path(out)
     rejects = out.with_name(out.stem + ".rejects.parquet")
@@ -74,7 +74,9 @@ def embed_source(
 
     with done_by_chunks(source, out, shared.folder, rows, workers, "embed", make_task, report) as done:
         _write(rejects, REJECT_SCHEMA, done.rejects())
-        _write(out, embedding_schema(shared, options), done.results())
+        if done.molecules:
+            _write(out, embedding_schema(shared, options), done.results())
+    done.check(source, rejects)
     return {
         "molecules": done.molecules,
         "rejected": done.rejected,

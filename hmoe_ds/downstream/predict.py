@@ -51,7 +51,7 @@ def predict_source(
 
     Raises:
         PredictorError: no predictor at `predictor`.
-        UsageError, PipelineError: as `done_by_chunks`.
+        UsageError, PipelineError: as `done_by_chunks`; no row of the source is a molecule.
     """
     shared, out = WorkerPredictor.of(predictor), Path(out)
 
@@ -60,6 +60,7 @@ def predict_source(
 
     with done_by_chunks(source, out, shared.folder, rows, workers, "predict", make_task, report) as done:
         _write(out, _schema(shared.targets), done.results())
+    done.check(source, out)
     return {"molecules": done.molecules, "rejected": done.rejected, "targets": list(shared.targets), "out": str(out)}
 
 

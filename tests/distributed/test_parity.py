@@ -29,6 +29,7 @@ FP32 = dict(
         layout("2 ranks ep 2", "zero 3", "accumulation", "recompute"),
         layout("4 ranks ep 2", "zero 1", "two groups"),
         layout("4 ranks ep 2", "zero 2 offload", "accumulation"),
+        layout("4 ranks ep 2", "zero 3 spread", "", "recompute"),
         layout("2 ranks ep 2", "zero 1", "mixture"),
         layout("2 ranks ep 2", "zero 2", "soft", "recompute"),
         layout("2 ranks ep 2", "zero 3", "additive"),
