@@ -278,8 +278,8 @@ def test_nothing_is_written_over_what_is_read(exported, hmoe, tmp_path):
 
 def test_predicting_nothing_readable_says_so_and_why(exported, hmoe, tmp_path):
     table = write_table(tmp_path / "t.csv", 100)
-    hmoe("finetune", exported, table, "--target", "size", "--task", "regression", "--split", "random", "--mode", "frozen",
-         "--epochs", 1, "--out", tmp_path / "out")  # fmt: skip
+    what = (exported, table, "--target", "size", "--task", "regression", "--out", tmp_path / "out")
+    hmoe("finetune", *what, "--split", "random", "--mode", "frozen", "--epochs", 1)
     (tmp_path / "garbage.smi").write_text("not-a-molecule\n")
     _, _, said = hmoe("predict", tmp_path / "out", tmp_path / "garbage.smi", "--out", tmp_path / "p.csv", expect=1)
     assert "holds no readable molecule: see" in said
