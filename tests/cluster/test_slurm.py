@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,7 @@ class Slurm:
 
     def start_now(self, job: str) -> None:
         """A job that was queued again would wait for two minutes."""
+        time.sleep(3)  # within the second, nodes would take its new credential for the one that was revoked
         self.run("scontrol", "update", f"jobid={job}", "StartTime=now")
 
 
