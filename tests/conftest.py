@@ -36,6 +36,17 @@ def second_dataset_with_targets(tmp_path_factory) -> Path:
     return prepare_nci(tmp_path_factory.mktemp("second_targets"), 1500, 2200, targets=True)
 
 
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> Path:
+    """A small model that was not trained, as exported: for what does not depend on how good it is."""
+    from hmoe_ds.model.hmoe import HMoEModel
+    from tests.small_model import MODEL, ROUTER
+
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    HMoEModel(MODEL, ROUTER, seed=1).save_pretrained(folder, {"step": 5, "standardize": True})
+    return folder
+
+
 def prepare_nci(folder: Path, first: int, last: int, targets: bool = False) -> Path:
     from rdkit import RDConfig
 

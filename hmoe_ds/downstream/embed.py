@@ -72,7 +72,7 @@ def embed_source(
     def make_task(work: str, read_key: str, name: str, chunk: int, first_row: int) -> EmbedTask:
         return EmbedTask(work, read_key, name, chunk, first_row, rows, shared, options)
 
-    with done_by_chunks(source, out, shared.folder, rows, workers, "embed", make_task, report) as done:
+    with done_by_chunks(source, out, shared.files.folder, rows, workers, "embed", make_task, report) as done:
         _write(rejects, REJECT_SCHEMA, done.rejects())
         if done.molecules:
             _write(out, embedding_schema(shared, options), done.results())
@@ -110,7 +110,7 @@ class EmbedTask(ChunkTask):
 
     @property
     def settings(self) -> tuple[object, ...]:
-        return (self.model.identity, self.standardize, self.what.per_atom, self.what.routing)
+        return (self.model.files.identity, self.standardize, self.what.per_atom, self.what.routing)
 
     @property
     def standardize(self) -> bool:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from data_pipeline.errors import UsageError
 from data_pipeline.keys import file_checksum
-from hmoe_ds.downstream.baselines import ecfp, forest_predictions
+from hmoe_ds.downstream.baselines import forest_predictions
 from hmoe_ds.downstream.claim import claimed
-from hmoe_ds.downstream.fitting import FitOptions, fit, outputs_of, scaled_back
+from hmoe_ds.downstream.fitting import FitOptions, fit
+from hmoe_ds.downstream.inference import inference_device
 from hmoe_ds.downstream.moleculenet import BenchmarkSet, available, read_set
 from hmoe_ds.downstream.property_model import PropertyModel
 from hmoe_ds.downstream.scores import PRIMARY, Array, score, without_nan
@@ -161,7 +161,7 @@ def results_table(content: Mapping[str, Any], arms: Sequence[str]) -> str:
 
 def _arms(models: Mapping[str, WorkerModel], options: FitOptions) -> Iterator[Arm]:
     yield Arm(FOREST, _forest)
-    described = read_description(Path(models[PRETRAINED].folder))
+    described = read_description(Path(models[PRETRAINED].files.folder))
     yield Arm(
         UNTRAINED,
         lambda benchmark, seed: _fine_tuned(
@@ -173,22 +173,20 @@ def _arms(models: Mapping[str, WorkerModel], options: FitOptions) -> Iterator[Ar
 
 
 def _pretrained(model: WorkerModel, options: FitOptions) -> Callable[[BenchmarkSet, int], tuple[Array, dict[str, Any]]]:
-    return lambda benchmark, seed: _fine_tuned(HMoEModel.from_pretrained(model.folder), benchmark, options, seed)
+    return lambda benchmark, seed: _fine_tuned(HMoEModel.from_pretrained(model.files.folder), benchmark, options, seed)
 
 
 def _forest(benchmark: BenchmarkSet, seed: int) -> tuple[Array, dict[str, Any]]:
     labels = (benchmark.label_nT, benchmark.split.train, benchmark.task)
-    return forest_predictions(ecfp(benchmark.smiles), *labels, seed), {}
+    return forest_predictions(benchmark.fingerprint_nV, *labels, seed), {}
 
 
 def _fine_tuned(
     encoder: HMoEModel, benchmark: BenchmarkSet, options: FitOptions, seed: int
 ) -> tuple[Array, dict[str, Any]]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = PropertyModel(encoder, len(benchmark.targets), options.dropout, seed).to(device)
+    model = PropertyModel(encoder, len(benchmark.targets), options.dropout, seed).to(inference_device())
     fitted = fit(model, benchmark.molecules, benchmark.label_nT, benchmark.split, benchmark.task, options, seed)
-    outputs_nT = scaled_back(outputs_of(fitted.model, benchmark.molecules, device), fitted.scale)
-    return outputs_nT, {"best_epoch": fitted.best_epoch, "epochs": len(fitted.validation)}
+    return fitted.outputs(benchmark.molecules), {"best_epoch": fitted.best_epoch, "epochs": len(fitted.validation)}
 
 
 def _scores(benchmark: BenchmarkSet, predicted_nT: Array) -> dict[str, Any]:
@@ -215,7 +213,7 @@ def _describe(benchmark: BenchmarkSet) -> dict[str, Any]:
 
 def _settings(models: Mapping[str, WorkerModel], options: FitOptions, standardize: bool) -> dict[str, Any]:
     """What decides a cell, besides its set and seed."""
-    identities = {name: model.weights for name, model in models.items()}
+    identities = {name: model.files.contents for name, model in models.items()}
     return {"models": identities, "fit": asdict(options), "standardize": standardize}
 
 

@@ -18,7 +18,7 @@ from hmoe_ds.model.checkpoint_record import (
     read_record,
     recorded_config,
 )
-from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.hmoe import HMoEModel, weights_of
 from hmoe_ds.model.pretrained import Description, write_pretrained
 from hmoe_ds.model.weight_files import read_weights, weight_files
 
@@ -83,11 +83,11 @@ def _check_complete(folder: Path, weights: dict[str, Tensor], config: RunConfig)
 
 
 def _converted(weights: dict[str, Tensor], description: Description, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The weights of the model that is described, which may lack heads; its parameters as `dtype`."""
+    """The weights of the model that is described; its parameters as `dtype`."""
+    kept = weights_of(description, weights)
+    if dtype is None:
+        return kept
     with torch.device("meta"):
         model = HMoEModel(description.model, description.router, heads=description.heads)
     parameters = {name for name, _ in model.named_parameters()}
-    kept = {name: weights[name] for name in model.state_dict()}
-    if dtype is None:
-        return kept
     return {name: value.to(dtype) if name in parameters else value for name, value in kept.items()}

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from data_pipeline.errors import UsageError
 from data_pipeline.redact import redacted
 from data_pipeline.streams import file_name
 from hmoe_ds.downstream.claim import claimed
-from hmoe_ds.downstream.fitting import Fit, FitOptions, fit, outputs_of, scaled_back
+from hmoe_ds.downstream.fitting import Fit, FitOptions, fit
+from hmoe_ds.downstream.inference import inference_device
 from hmoe_ds.downstream.labelled_table import Conflicts, LabelledTable, read_labelled_table
 from hmoe_ds.downstream.predictor import Prediction, combine, save_predictor
 from hmoe_ds.downstream.property_model import PropertyModel
@@ -113,15 +113,15 @@ def finetune(
     """
     out = Path(out)
     folder = find_model(model)
-    training = read_description(folder).training
-    standardize = training.get("standardize", True) is not False if options.standardize is None else options.standardize
+    described = read_description(folder)
+    standardize = described.standardize if options.standardize is None else options.standardize
     found = read_labelled_table(
         table, options.targets, options.task, options.smiles_column, standardize, options.conflicts
     )
     split = split_table(found, options)
     with claimed(out), _new_folder(out):
         fits = [fit_member(folder, found, split, options, seed, report) for seed in range(options.seeds)]
-        outputs = [_outputs(each, found) for each in fits]
+        outputs = [each.outputs(found.molecules) for each in fits]
         prediction = combine(options.task, outputs)
         sides = {side: rows for side, rows in zip(SIDES, split, strict=True) if side != "train" and len(rows)}
         result = {
@@ -135,7 +135,7 @@ def finetune(
             "task": options.task, "targets": list(options.targets), "standardize": standardize,
             "model": redacted(str(model)), "table": file_name(table), "options": asdict(options), "result": result,
         }  # fmt: skip
-        save_predictor(out, fits, description, training, frozen=options.fit.mode == "frozen")
+        save_predictor(out, fits, description, described.training, frozen=options.fit.mode == "frozen")
     return {**without_nan(result), "out": str(out), "predictions": str(out / PREDICTIONS)}
 
 
@@ -197,18 +197,12 @@ def fit_member(
     report: Report = lambda stage, done, total: None,
 ) -> Fit:
     """Fit one member of the ensemble, from the exported model at `model`."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    start = PropertyModel(HMoEModel.from_pretrained(model), len(options.targets), options.fit.dropout, seed).to(device)
+    start = PropertyModel(HMoEModel.from_pretrained(model), len(options.targets), options.fit.dropout, seed)
     stage, epochs = f"fit {seed + 1} of {options.seeds}", options.fit.epochs
     return fit(
-        start, found.molecules, found.label_nT, split, options.task, options.fit, seed,
+        start.to(inference_device()), found.molecules, found.label_nT, split, options.task, options.fit, seed,
         lambda epoch: report(stage, epoch, epochs),
     )  # fmt: skip
-
-
-def _outputs(each: Fit, found: LabelledTable) -> Array:
-    device = next(each.model.parameters()).device
-    return scaled_back(outputs_of(each.model, found.molecules, device), each.scale)
 
 
 def _counts(found: LabelledTable) -> dict[str, int]:

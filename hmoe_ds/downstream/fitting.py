@@ -94,6 +94,11 @@ class Fit(NamedTuple):
     best_epoch: int
     validation: list[float]
 
+    def outputs(self, molecules: pa.RecordBatch) -> Array:
+        """Of encoded molecules, on the scale of the labels; [n, T]"""
+        device = next(self.model.parameters()).device
+        return scaled_back(outputs_of(self.model, molecules, device), self.scale)
+
 
 def fit(
     model: PropertyModel,

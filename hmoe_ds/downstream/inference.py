@@ -22,6 +22,11 @@ from hmoe_ds.model.hmoe import HMoEModel
 _BUDGETS = DataConfig(molecules_per_step=1024, atoms_per_step=8192, bonds_per_step=16384)
 
 
+def inference_device() -> str:
+    """Where models run: on the GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class Routing(NamedTuple):
     """How n molecules were routed.
 

@@ -8,16 +8,19 @@ ROC-AUC averaged over the targets that have both classes in the test set, and RM
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from rdkit import Chem, rdBase
 
 from data_pipeline.columns import listed
 from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
 from hmoe_ds.data.table import MISSING, Table
+from hmoe_ds.downstream.baselines import ecfp
 from hmoe_ds.downstream.scores import Array, Task
 from hmoe_ds.downstream.splits import SIDES, Split, scaffold_split
 
@@ -61,6 +64,11 @@ class BenchmarkSet:
     targets: list[str]
     split: Split
     unreadable: int
+
+    @cached_property
+    def fingerprint_nV(self) -> NDArray[np.uint8]:
+        """Of each molecule (`baselines.ecfp`)."""
+        return ecfp(self.smiles)
 
 
 def available(folder: Path) -> dict[str, Path]:

@@ -13,15 +13,14 @@ import pyarrow as pa
 import pyarrow.csv
 import torch
 
-import hmoe_ds
 from data_pipeline.encode import EncodedRows
-from data_pipeline.keys import file_checksum
 from data_pipeline.schema import storable
 from data_pipeline.sources import SourceChunk
-from data_pipeline.task import atomically, digest
+from data_pipeline.task import atomically
 from hmoe_ds.downstream.chunked import ChunkTask, Report, RowOptions, done_by_chunks
+from hmoe_ds.downstream.inference import inference_device
 from hmoe_ds.downstream.predictor import Predictor, load_predictor, read_predictor
-from hmoe_ds.downstream.worker_model import check_stamps, stamps_of
+from hmoe_ds.downstream.worker_files import WorkerFiles
 
 
 def predict_source(
@@ -58,7 +57,7 @@ def predict_source(
     def make_task(work: str, read_key: str, name: str, chunk: int, first_row: int) -> PredictTask:
         return PredictTask(work, read_key, name, chunk, first_row, rows, shared)
 
-    with done_by_chunks(source, out, shared.folder, rows, workers, "predict", make_task, report) as done:
+    with done_by_chunks(source, out, shared.files.folder, rows, workers, "predict", make_task, report) as done:
         _write(out, _schema(shared.targets), done.results())
     done.check(source, out)
     return {"molecules": done.molecules, "rejected": done.rejected, "targets": list(shared.targets), "out": str(out)}
@@ -66,21 +65,15 @@ def predict_source(
 
 @dataclass(frozen=True)
 class WorkerPredictor:
-    """Where a predictor lies, and what decides what it computes.
+    """Where a predictor lies, and what it is.
 
     Args:
-        folder: of the predictor, on this machine.
-        identity: changes with its files, and with the code that runs it.
-        files: of it, relative to the folder.
-        stamps: size and time of these, to notice that they have changed.
+        files: of the predictor.
         targets: names of what it predicts.
         standardize: whether it was fitted to molecules in their standard form.
     """
 
-    folder: str
-    identity: str
-    files: tuple[str, ...]
-    stamps: tuple[tuple[int, int], ...]
+    files: WorkerFiles
     targets: tuple[str, ...]
     standardize: bool
 
@@ -90,11 +83,8 @@ class WorkerPredictor:
         folder = Path(folder).absolute()
         content = read_predictor(folder)
         found = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors"))
-        files = tuple(str(path.relative_to(folder)) for path in found)
-        code = (path.read_bytes() for path in sorted(Path(hmoe_ds.__file__).parent.rglob("*.py")))
-        identity = digest(*map(file_checksum, found), *code, torch.__version__)
-        targets, standardize = tuple(content["targets"]), content["standardize"]
-        return cls(str(folder), identity, files, stamps_of(folder, files), targets, standardize)
+        files = WorkerFiles.of(folder, (str(path.relative_to(folder)) for path in found))
+        return cls(files, tuple(content["targets"]), content["standardize"])
 
     def loaded(self) -> Predictor:
         """The predictor in this process. A worker is one core.
@@ -103,14 +93,14 @@ class WorkerPredictor:
             PipelineError: its files have changed since they were looked at.
         """
         torch.set_num_threads(1)
-        predictor = _load(self.folder, self.identity)
-        check_stamps(Path(self.folder), self.files, self.stamps)
+        predictor = _load(self.files.folder, self.files.identity)
+        self.files.check()
         return predictor
 
 
 @cache
 def _load(folder: str, identity: str) -> Predictor:
-    return load_predictor(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    return load_predictor(folder).to(inference_device())
 
 
 @dataclass(frozen=True)
@@ -121,7 +111,7 @@ class PredictTask(ChunkTask):
 
     @property
     def settings(self) -> tuple[object, ...]:
-        return (self.predictor.identity,)
+        return (self.predictor.files.identity,)
 
     @property
     def standardize(self) -> bool:

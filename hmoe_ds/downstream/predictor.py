@@ -26,7 +26,7 @@ from hmoe_ds.downstream.inference import batches_of
 from hmoe_ds.downstream.property_model import PropertyModel
 from hmoe_ds.downstream.scores import Array, Task, without_nan
 from hmoe_ds.durable import replace_text
-from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.hmoe import HMoEModel, weights_of
 from hmoe_ds.model.pretrained import Description, write_pretrained
 
 FORMAT_VERSION = 1
@@ -127,12 +127,8 @@ def save_predictor(
 
 def write_encoder(folder: Path, model: HMoEModel, training: dict[str, Any]) -> None:
     """Export an encoder without the heads of its pretraining."""
-    with torch.device("meta"):
-        kept = HMoEModel(model.config, model.router, heads=None).state_dict()
-    state = model.state_dict()
-    write_pretrained(
-        folder, {name: state[name] for name in kept}, Description(model.config, model.router, None, training)
-    )
+    described = Description(model.config, model.router, None, training)
+    write_pretrained(folder, weights_of(described, model.state_dict()), described)
 
 
 def read_predictor(folder: Path) -> dict[str, Any]:

@@ -7,14 +7,13 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
-from hmoe_ds.downstream.inference import infer
+from hmoe_ds.downstream.inference import infer, inference_device
 from hmoe_ds.downstream.worker_model import WorkerModel
 from hmoe_ds.model.hmoe import HMoEModel
 
@@ -66,7 +65,7 @@ class HMoETransformer(TransformerMixin, BaseEstimator):
                 f"{first.text[:60]!r} ({first.reason}); leave them out, or set unreadable to 'nan'"
             )
         embedding_nD = np.full((len(texts), self.n_features_out_), np.nan, np.float32)
-        embedding_nD[encoded.kept] = infer(self._loaded(), encoded.batch, _device()).embedding_XD
+        embedding_nD[encoded.kept] = infer(self._loaded(), encoded.batch, inference_device()).embedding_XD
         return embedding_nD
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[Any]:
@@ -74,17 +73,14 @@ class HMoETransformer(TransformerMixin, BaseEstimator):
         return np.array([f"hmoe{number}" for number in range(self.n_features_out_)], dtype=object)
 
     def _loaded(self) -> HMoEModel:
-        folder = self.described_.folder
-        if WorkerModel.of(folder).weights != self.described_.weights:
-            raise UsageError(f"{folder} holds another model than when the transformer was fitted: fit it again")
-        return _load(folder, self.described_.weights, _device())
+        files = self.described_.files
+        # Where the files were copied to another machine, only what is in them tells.
+        if not files.are_unchanged and WorkerModel.of(files.folder).files.contents != files.contents:
+            raise UsageError(f"{files.folder} holds another model than when the transformer was fitted: fit it again")
+        return _load(files.folder, files.contents, inference_device())
 
 
 @lru_cache(maxsize=2)
-def _load(folder: str, weights: str, device: str) -> HMoEModel:
+def _load(folder: str, contents: str, device: str) -> HMoEModel:
     """For all copies of a transformer in this process."""
     return HMoEModel.from_pretrained(folder).to(device)
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

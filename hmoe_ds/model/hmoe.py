@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -131,3 +132,10 @@ class HMoEModel(nn.Module):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, metadata)
             return push_folder(folder, name, private, revision)
+
+
+def weights_of(described: Description, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the weights that the described model has, which may be without heads."""
+    with torch.device("meta"):  # names without values
+        names = HMoEModel(described.model, described.router, heads=described.heads).state_dict()
+    return {name: weights[name] for name in names}

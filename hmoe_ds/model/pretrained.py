@@ -47,6 +47,11 @@ class Description(NamedTuple):
     heads: MoleculeHeads | None
     training: dict[str, Any]
 
+    @property
+    def standardize(self) -> bool:
+        """Whether the model was trained on molecules in their standard form; so it was where that is not noted."""
+        return self.training.get("standardize", True) is not False
+
 
 def read_description(folder: Path) -> Description:
     """What is in a folder that `write_pretrained` made.

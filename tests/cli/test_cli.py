@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hmoe_ds.cli import main
 from hmoe_ds.downstream.embed import embed_batch
 from hmoe_ds.model.hmoe import HMoEModel
 from tests.distributed.harness import SMALL, free_port
@@ -34,22 +33,6 @@ def hmoe(*arguments, expect=0):
     assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     result = json.loads(done.stdout.splitlines()[-1]) if "--json" in arguments and expect == 0 else None
     return result, done.stdout, done.stderr
-
-
-@pytest.fixture
-def hmoe_here(capsys):
-    """`hmoe` within this process, which has imported what takes the command longest: for the many small requests."""
-
-    def run_here(*arguments, expect=0):
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as end:  # argparse
-            code = end.code
-        out, err = capsys.readouterr()
-        assert code == expect, f"exit {code}\n{out[-3000:]}\n{err[-3000:]}"
-        return json.loads(out.splitlines()[-1]) if "--json" in arguments and expect == 0 else None, out, err
-
-    return run_here
 
 
 @pytest.fixture(scope="module")

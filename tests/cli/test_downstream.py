@@ -19,7 +19,6 @@ from rdkit import Chem
 
 from data_pipeline.encode import encode_rows
 from data_pipeline.errors import PipelineError, UsageError
-from hmoe_ds.cli import main
 from hmoe_ds.config import RouterConfig
 from hmoe_ds.data.batch import gather
 from hmoe_ds.data.store import BatchStore
@@ -29,33 +28,10 @@ from hmoe_ds.downstream.predictor import PredictorError, load_predictor, read_pr
 from hmoe_ds.downstream.worker_model import WorkerModel
 from hmoe_ds.model.hmoe import HMoEModel
 from tests.cli.test_cli import ROOT
-from tests.unit.downstream.conftest import MODEL, ROUTER
+from tests.small_model import MODEL, ROUTER
 from tests.unit.downstream.test_splits import hu_split, nci
 
 SMILES = nci(400)
-
-
-@pytest.fixture
-def hmoe(capsys):
-    """Run a command in this process; -> (parsed JSON of the last line or None, stdout, stderr)."""
-
-    def run(*arguments, expect=0):
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as end:  # argparse
-            code = end.code
-        out, err = capsys.readouterr()
-        assert code == expect, f"exit {code}\n{out[-3000:]}\n{err[-3000:]}"
-        return json.loads(out.splitlines()[-1]) if "--json" in arguments and expect == 0 else None, out, err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    HMoEModel(MODEL, ROUTER, seed=1).save_pretrained(folder, {"step": 5, "standardize": True})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +53,11 @@ def finished(work):
     return [path for path in work.rglob("results-*") if not path.name.endswith(".tmp")]
 
 
-def test_embed_gives_the_same_bytes_with_more_workers_and_after_a_kill(exported, library, hmoe, tmp_path):
+def test_embed_gives_the_same_bytes_with_more_workers_and_after_a_kill(exported, library, hmoe_here, tmp_path):
     whole, more, killed = (tmp_path / f"{name}.parquet" for name in ("whole", "more", "killed"))
-    result, _, _ = hmoe("embed", exported, library, "--out", whole, "--workers", 1, "--json")
+    result, _, _ = hmoe_here("embed", exported, library, "--out", whole, "--workers", 1, "--json")
     assert (result["molecules"], result["rejected"], result["dimensions"]) == (8998, 2, 16)
-    hmoe("embed", exported, library, "--out", more, "--workers", 3)
+    hmoe_here("embed", exported, library, "--out", more, "--workers", 3)
     assert more.read_bytes() == whole.read_bytes()
     assert not more.with_name("more.parquet.work").exists()
 
@@ -98,15 +74,15 @@ def test_embed_gives_the_same_bytes_with_more_workers_and_after_a_kill(exported,
     assert not killed.exists()
     before = len(finished(work))
     assert before < 3
-    hmoe("embed", exported, library, "--out", killed, "--workers", 1)
+    hmoe_here("embed", exported, library, "--out", killed, "--workers", 1)
     assert killed.read_bytes() == whole.read_bytes()
     assert not work.exists()
 
 
-def test_embed_of_atoms_and_routing(exported, hmoe, tmp_path):
+def test_embed_of_atoms_and_routing(exported, hmoe_here, tmp_path):
     (tmp_path / "m.smi").write_text("\n".join(SMILES[:30]) + "\n")
     files = (exported, tmp_path / "m.smi", "--out", tmp_path / "e.parquet")
-    result, _, _ = hmoe("embed", *files, "--per-atom", "--routing", "--workers", 1, "--json")
+    result, _, _ = hmoe_here("embed", *files, "--per-atom", "--routing", "--workers", 1, "--json")
     table = pq.read_table(tmp_path / "e.parquet")
     assert result["molecules"] == table.num_rows == 30
     model = HMoEModel.from_pretrained(exported)
@@ -141,9 +117,9 @@ def write_table(path, count=300):
     return path
 
 
-def test_finetune_and_predict(exported, hmoe, tmp_path):
+def test_finetune_and_predict(exported, hmoe_here, tmp_path):
     table = write_table(tmp_path / "t.csv")
-    result, said, _ = hmoe("finetune", exported, table, "--target", "halogen", "--task", "classification",
+    result, said, _ = hmoe_here("finetune", exported, table, "--target", "halogen", "--task", "classification",
                            "--split", "random", "--out", tmp_path / "out", "--seeds", 2, "--epochs", 8,
                            "--learning-rate", 0.005, "--json")  # fmt: skip
     assert result["rows"]["all"] == 300
@@ -161,7 +137,7 @@ def test_finetune_and_predict(exported, hmoe, tmp_path):
     assert rows[8]["reason"] == "no label"
     assert {row["side"] for row in rows if not row["reason"]} == {"train", "validation", "test"}
 
-    hmoe("predict", tmp_path / "out", table, "--out", tmp_path / "p.csv", "--workers", 1)
+    hmoe_here("predict", tmp_path / "out", table, "--out", tmp_path / "p.csv", "--workers", 1)
     predicted = rows_of(tmp_path / "p.csv")
     assert [int(row["row"]) for row in predicted] == list(range(300))
     for row, other in zip(rows, predicted, strict=True):
@@ -172,15 +148,15 @@ def test_finetune_and_predict(exported, hmoe, tmp_path):
     assert min(float(row["halogen"]) for row in predicted if not row["reason"]) >= 0
     assert max(float(row["halogen_deviation"]) for row in predicted if not row["reason"]) > 0
     # A fine-tuned member is an encoder like any other.
-    hmoe("embed", tmp_path / "out" / "member1", table, "--out", tmp_path / "e.parquet", "--workers", 1)
-    hmoe("finetune", exported, table, "--target", "halogen", "--task", "classification", "--out", tmp_path / "out",
+    hmoe_here("embed", tmp_path / "out" / "member1", table, "--out", tmp_path / "e.parquet", "--workers", 1)
+    hmoe_here("finetune", exported, table, "--target", "halogen", "--task", "classification", "--out", tmp_path / "out",
          expect=2)  # fmt: skip
 
 
-def test_finetune_a_frozen_encoder_on_two_quantities_by_scaffold(exported, hmoe, tmp_path):
+def test_finetune_a_frozen_encoder_on_two_quantities_by_scaffold(exported, hmoe_here, tmp_path):
     table = write_table(tmp_path / "t.csv")
     what = (exported, table, "--target", "halogen,size", "--task", "regression", "--out", tmp_path / "out")
-    result, _, _ = hmoe("finetune", *what, "--mode", "frozen", "--seeds", 2, "--epochs", 20, "--json")
+    result, _, _ = hmoe_here("finetune", *what, "--mode", "frozen", "--seeds", 2, "--epochs", 20, "--json")
     assert math.isfinite(result["test"]["rmse"])
     assert result["test"]["targets"] == 2
     rows = [row for row in rows_of(tmp_path / "out" / "predictions.csv") if not row["reason"]]
@@ -210,9 +186,9 @@ def test_finetune_a_frozen_encoder_on_two_quantities_by_scaffold(exported, hmoe,
         ),
     ],
 )
-def test_what_cannot_be_learned_from_ends_with_one_line(words, message, exported, hmoe, tmp_path):
+def test_what_cannot_be_learned_from_ends_with_one_line(words, message, exported, hmoe_here, tmp_path):
     table = write_table(tmp_path / "t.csv", 60)
-    _, _, said = hmoe("finetune", exported, table, *words, "--out", tmp_path / "out", expect=2)
+    _, _, said = hmoe_here("finetune", exported, table, *words, "--out", tmp_path / "out", expect=2)
     assert message in said
     assert said.strip().count("\n") == 0
     assert not (tmp_path / "out").exists()
@@ -228,60 +204,62 @@ def test_what_cannot_be_learned_from_ends_with_one_line(words, message, exported
         (["--target", "size", "--dropout", "2"], "--dropout is 2.0: expected a number from 0, below 1"),
     ],
 )
-def test_requests_that_make_no_sense(words, message, exported, hmoe, tmp_path):
+def test_requests_that_make_no_sense(words, message, exported, hmoe_here, tmp_path):
     table = write_table(tmp_path / "t.csv", 60)
-    _, _, said = hmoe("finetune", exported, table, *words, "--task", "regression", "--out", tmp_path / "out", expect=2)
+    _, _, said = hmoe_here(
+        "finetune", exported, table, *words, "--task", "regression", "--out", tmp_path / "out", expect=2
+    )
     assert message in said
     assert said.strip().count("\n") == 0
 
 
-def test_a_target_without_both_classes_in_training_is_refused(exported, hmoe, tmp_path):
+def test_a_target_without_both_classes_in_training_is_refused(exported, hmoe_here, tmp_path):
     lines = []
     for row, text in enumerate(SMILES[:60]):
         side = "train" if row < 40 else "validation" if row < 50 else "test"
         lines.append(f"{text},{side},{row % 2},{row % 2 if side == 'test' else ''}")
     (tmp_path / "t.csv").write_text("smiles,side,a,b\n" + "\n".join(lines) + "\n")
     what = (exported, tmp_path / "t.csv", "--target", "a,b", "--task", "classification", "--out", tmp_path / "out")
-    _, _, said = hmoe("finetune", *what, "--split", "column", "--split-column", "side", expect=2)
+    _, _, said = hmoe_here("finetune", *what, "--split", "column", "--split-column", "side", expect=2)
     assert "leaves only one class, or no label, of 'b' for train" in said
 
 
-def test_a_salt_is_on_the_side_of_its_base(exported, hmoe, tmp_path):
+def test_a_salt_is_on_the_side_of_its_base(exported, hmoe_here, tmp_path):
     bases = [f"C{'C' * length}N1CCCCC1" for length in range(20)] + [f"c1ccc(CN2CCCC2)cc1C{'C' * n}" for n in range(20)]
     salts = [text.replace("N1CCCCC1", "[NH+]1CCCCC1.[Cl-]") for text in bases[:20]]
     rows = [f"{text},{len(text)}" for text in [*bases, *salts]]
     (tmp_path / "t.csv").write_text("smiles,y\n" + "\n".join(rows) + "\n")
-    hmoe("finetune", exported, tmp_path / "t.csv", "--target", "y", "--task", "regression", "--split", "random",
+    hmoe_here("finetune", exported, tmp_path / "t.csv", "--target", "y", "--task", "regression", "--split", "random",
          "--conflicts", "keep", "--mode", "frozen", "--epochs", 1, "--out", tmp_path / "out")  # fmt: skip
     side = [row["side"] for row in rows_of(tmp_path / "out" / "predictions.csv")]
     assert side[:20] == side[40:]
     assert len(set(side)) == 3
 
 
-def test_a_diverging_fit_leaves_no_folder(exported, hmoe, tmp_path):
+def test_a_diverging_fit_leaves_no_folder(exported, hmoe_here, tmp_path):
     table = write_table(tmp_path / "t.csv", 100)
-    _, _, said = hmoe("finetune", exported, table, "--target", "size", "--task", "regression", "--split", "random",
+    _, _, said = hmoe_here("finetune", exported, table, "--target", "size", "--task", "regression", "--split", "random",
                       "--learning-rate", 1e30, "--out", tmp_path / "out", expect=1)  # fmt: skip
     assert "lower --learning-rate" in said
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_written_over_what_is_read(exported, hmoe, tmp_path):
+def test_nothing_is_written_over_what_is_read(exported, hmoe_here, tmp_path):
     source = tmp_path / "m.csv"
     source.write_text("smiles\nCCO\n")
-    _, _, said = hmoe("embed", exported, source, "--out", source, expect=2)
+    _, _, said = hmoe_here("embed", exported, source, "--out", source, expect=2)
     assert "is the source itself" in said
-    _, _, said = hmoe("embed", exported, source, "--out", exported / "model.safetensors", expect=2)
+    _, _, said = hmoe_here("embed", exported, source, "--out", exported / "model.safetensors", expect=2)
     assert "is in the folder of" in said
     assert source.read_text() == "smiles\nCCO\n"
 
 
-def test_predicting_nothing_readable_says_so_and_why(exported, hmoe, tmp_path):
+def test_predicting_nothing_readable_says_so_and_why(exported, hmoe_here, tmp_path):
     table = write_table(tmp_path / "t.csv", 100)
     what = (exported, table, "--target", "size", "--task", "regression", "--out", tmp_path / "out")
-    hmoe("finetune", *what, "--split", "random", "--mode", "frozen", "--epochs", 1)
+    hmoe_here("finetune", *what, "--split", "random", "--mode", "frozen", "--epochs", 1)
     (tmp_path / "garbage.smi").write_text("not-a-molecule\n")
-    _, _, said = hmoe("predict", tmp_path / "out", tmp_path / "garbage.smi", "--out", tmp_path / "p.csv", expect=1)
+    _, _, said = hmoe_here("predict", tmp_path / "out", tmp_path / "garbage.smi", "--out", tmp_path / "p.csv", expect=1)
     assert "holds no readable molecule: see" in said
     assert [row["reason"] for row in rows_of(tmp_path / "p.csv")] == ["syntax"]
 
@@ -319,12 +297,12 @@ def test_a_predictor_that_was_edited_is_refused(change, tmp_path):
         read_predictor(tmp_path)
 
 
-def test_predict_needs_a_predictor(exported, hmoe, tmp_path):
-    _, _, said = hmoe("predict", exported, "nci5k", "--out", tmp_path / "p.csv", expect=2)
+def test_predict_needs_a_predictor(exported, hmoe_here, tmp_path):
+    _, _, said = hmoe_here("predict", exported, "nci5k", "--out", tmp_path / "p.csv", expect=2)
     assert "hmoe finetune" in said
 
 
-def test_evaluate_goes_on_where_it_was(exported, hmoe, tmp_path):
+def test_evaluate_goes_on_where_it_was(exported, hmoe_here, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     smiles = SMILES[:160]
@@ -342,9 +320,9 @@ def test_evaluate_goes_on_where_it_was(exported, hmoe, tmp_path):
     HMoEModel(MODEL, one, seed=1).save_pretrained(dense)
     words = ["evaluate", exported, "--data", data, "--out", tmp_path / "r.json", "--seeds", 1, "--epochs", 2,
              "--arm", f"dense={dense}", "--json"]  # fmt: skip
-    hmoe(*words, "--sets", "esol")
+    hmoe_here(*words, "--sets", "esol")
     before = json.loads((tmp_path / "r.json").read_text())["sets"]["esol"]
-    result, said, _ = hmoe(*words)
+    result, said, _ = hmoe_here(*words)
     assert result["sets"]["esol"] == before
     cell = result["sets"]["tox21"]
     assert set(cell["arms"]) == {"forest_ecfp", "no_pretraining", "pretrained", "dense"}
@@ -355,18 +333,18 @@ def test_evaluate_goes_on_where_it_was(exported, hmoe, tmp_path):
     assert "| tox21 | ROC-AUC, % | 128 / 16 / 16 / 0 | 2 of 2 |" in said or "| 1 of 2 |" in said
     assert (tmp_path / "r.md").read_text() in said
     stamp = (tmp_path / "r.json").stat().st_mtime_ns
-    hmoe(*words)  # nothing is left to do
+    hmoe_here(*words)  # nothing is left to do
     assert (tmp_path / "r.json").stat().st_mtime_ns == stamp
-    _, _, said = hmoe(*words, "--learning-rate", 0.1, expect=2)
+    _, _, said = hmoe_here(*words, "--learning-rate", 0.1, expect=2)
     assert "holds results of other fit" in said
     for wrong, message in (
         (["--arm", f"pretrained={dense}"], "that is the name of another arm"),
         (["--arm", f"dense={dense}"], "--arm dense is given twice"),
         (["--sets", "hiv"], "--sets hiv"),
     ):
-        _, _, said = hmoe(*words, *wrong, expect=2)
+        _, _, said = hmoe_here(*words, *wrong, expect=2)
         assert message in said
-    _, _, said = hmoe("evaluate", exported, "--data", data, "--out", tmp_path / "r.md", expect=2)
+    _, _, said = hmoe_here("evaluate", exported, "--data", data, "--out", tmp_path / "r.md", expect=2)
     assert "ends with .json" in said
 
 

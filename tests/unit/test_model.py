@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from hmoe_ds.config import ModelConfig, RouterConfig
 from hmoe_ds.config_parser import load_config, preset_names
 from hmoe_ds.data.batch import MolBatch, gather
 from hmoe_ds.data.store import ShardStore
@@ -15,9 +14,7 @@ from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.pretrained import ModelFormatError
 from hmoe_ds.moe.experts import GatedFeedForward
 from tests.presets import shrunken
-
-MODEL = ModelConfig(hidden_size=16, lower_blocks=1, upper_blocks=2, dense_size=24)
-ROUTER = RouterConfig(groups=4, experts=8, experts_per_atom=2, expert_size=16, shared_size=16, gate_size=8)
+from tests.small_model import MODEL, ROUTER
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from hmoe_ds.downstream.fitting import FitError, FitOptions, fit, label_scale, o
 from hmoe_ds.downstream.property_model import PropertyModel, parameter_groups
 from hmoe_ds.downstream.splits import Split
 from hmoe_ds.model.hmoe import HMoEModel
-from tests.unit.downstream.conftest import MODEL, ROUTER
+from tests.small_model import MODEL, ROUTER
 from tests.unit.downstream.test_splits import nci
 
 SMILES = nci(240)

@@ -15,7 +15,7 @@ from hmoe_ds.config import MoleculeHeads, RouterConfig
 from hmoe_ds.downstream.inference import infer
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.pretrained import Description, ModelFormatError, read_description, write_pretrained
-from tests.unit.downstream.conftest import MODEL, ROUTER
+from tests.small_model import MODEL, ROUTER
 from tests.unit.downstream.test_splits import nci
 
 ROOT = Path(__file__).parents[3]

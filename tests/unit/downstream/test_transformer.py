@@ -17,7 +17,7 @@ from hmoe_ds.downstream.embed import embed_batch
 from hmoe_ds.downstream.transformer import HMoETransformer
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.pretrained import ModelFormatError
-from tests.unit.downstream.conftest import MODEL, ROUTER
+from tests.small_model import MODEL, ROUTER
 from tests.unit.downstream.test_splits import nci
 
 SMILES = nci(60)
