@@ -33,8 +33,8 @@ class Routing(NamedTuple):
     Attributes:
         group_n: the top group of each.
         experts_nL: of each H-MoE layer, the expert with the largest weight over the molecule's atoms.
-        novelty_n: cosine distance, 0 to 2, of the routing embedding from the nearest group centre. Meant to be larger for
-            scaffolds that are less like those of the pretraining, which a first measurement did not find
+        novelty_n: cosine distance, 0 to 2, of the routing embedding from the nearest group centre. Meant to be larger
+            for scaffolds that are less like those of the pretraining, which a first measurement did not find
             (`benchmarks/novelty.py`).
     """
 
