@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.migration.replay import Ints, Placement, Routing
 from hmoe_ds.config import RouterConfig
+from hmoe_ds.moe.replay import Ints, Placement, Routing
 
 _DRAWS = 20
 

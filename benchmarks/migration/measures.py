@@ -12,8 +12,8 @@ from benchmarks.migration.gates import MOLECULES_PER_RANK, TWO_GROUPS, Gate, Set
 from benchmarks.migration.imbalance import Imbalance, imbalance
 from benchmarks.migration.ranks import ARMS, Job, measure
 from benchmarks.migration.record import Recording, record
-from benchmarks.migration.replay import Ints, off_node, place, sent_bytes
 from hmoe_ds.config import RunConfig
+from hmoe_ds.moe.replay import Ints, off_node, place, sent_bytes
 
 RANKS_PER_NODE = 8
 # Ranks: steps that are recorded, so that there are some thousand molecules.

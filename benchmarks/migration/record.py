@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.migration.replay import Ints, Routing, RowBytes
 from hmoe_ds.config import RunConfig
 from hmoe_ds.data.batch import Masks, MolBatch
 from hmoe_ds.data.mixture import open_mixture
@@ -18,6 +17,7 @@ from hmoe_ds.model.encoder import Encoding
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.moe.balance import update_route_bias
 from hmoe_ds.moe.migration import byte_columns
+from hmoe_ds.moe.replay import Ints, Routing, RowBytes
 from hmoe_ds.training.feed import rank_slice
 
 # Molecules that are encoded at once: routing does not depend on the company, memory does.

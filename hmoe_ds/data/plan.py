@@ -143,6 +143,12 @@ def deal(num_atoms_B: NDArray[np.int64], ranks: int) -> NDArray[np.int64]:
     return rank_B
 
 
+def dealt_order(num_atoms_B: NDArray[np.int64], ranks: int) -> tuple[NDArray[np.int64], list[int]]:
+    """The molecules of a slice in the order in which they lie when gathered rank by rank; how many each rank has."""
+    rank_B = deal(num_atoms_B, ranks)
+    return np.argsort(rank_B, kind="stable"), np.bincount(rank_B, minlength=ranks).tolist()
+
+
 def sequential_slices(mixture: Mixture, data: DataConfig, molecules: int) -> list[Slice]:
     """The first molecules of each dataset in stored order, `molecules` in all, cut to the budgets of one step.
 

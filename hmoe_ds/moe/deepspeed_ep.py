@@ -77,14 +77,15 @@ class ExpertParallelExecutor(AutoEPMoELayer):
     def forward(self, x_ND: Tensor, choices_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """Weighted sum of the chosen experts' outputs, wherever they are; [N, D] -> [N, D]."""
         assignments = sort_by_expert(choices_NK, self._router)
-        plan = compute_split_plan(
-            choices_NK,
-            self.num_experts,
-            self.ep_size,
-            self.num_local_experts,
-            self.ep_group,
-            assignments.counts_E,
-        )
+        with self._traffic.clock(x_ND.device):
+            plan = compute_split_plan(
+                choices_NK,
+                self.num_experts,
+                self.ep_size,
+                self.num_local_experts,
+                self.ep_group,
+                assignments.counts_E,
+            )
         x_AD = to_experts(x_ND, assignments)
         if self.ep_group is not None and self.ep_size > 1:
             # The plan told every rank how many rows come for each of its experts.

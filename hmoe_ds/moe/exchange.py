@@ -1,8 +1,10 @@
-"""Rows that ranks send each other, with gradient, and how many bytes of them leave a rank."""
+"""Rows that ranks send each other, with gradient; how many bytes of them leave a rank, and how long it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,10 +13,17 @@ from torch import Tensor
 
 
 class Traffic:
-    """Bytes that this rank sent to other ranks, in forwards and backwards."""
+    """Bytes that this rank sent to other ranks, in forwards and backwards, and the time of these exchanges.
 
-    def __init__(self) -> None:
+    Args:
+        timed: take the time, too; `seconds` must then be asked for it now and then.
+    """
+
+    def __init__(self, timed: bool = False) -> None:
         self._sent = 0
+        self._timed = timed
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def count(self, row_bytes: int, sent_R: Sequence[int], rank: int) -> None:
         """Count rows of `row_bytes` bytes, `sent_R[r]` to rank r, of which this rank is `rank`."""
@@ -23,6 +32,30 @@ class Traffic:
     def take(self) -> int:
         """The bytes since the last call."""
         taken, self._sent = self._sent, 0
+        return taken
+
+    @contextmanager
+    def clock(self, device: torch.device) -> Iterator[None]:
+        """Count the time of what is done inside, on `device`; the host does not wait for it."""
+        if not self._timed:
+            yield
+        elif device.type == "cuda":
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            yield
+            last.record()
+            self._events.append((first, last))
+        else:
+            started = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - started
+
+    def seconds(self) -> float:
+        """The time of the exchanges since the last call, waiting for other ranks included; waits for the device."""
+        for first, last in self._events:
+            last.synchronize()
+            self._seconds += first.elapsed_time(last) / 1000
+        taken, self._seconds, self._events = self._seconds, 0.0, []
         return taken
 
 
@@ -69,7 +102,8 @@ def exchange_columns(
     sent = columns[0].contiguous() if len(columns) == 1 else join_columns(columns)
     traffic.count(sent.shape[1] * sent.element_size(), sent_R, dist.get_rank(group))
     received = sent.new_empty(sum(received_R), sent.shape[1])
-    dist.all_to_all_single(received, sent, received_R, sent_R, group=group)
+    with traffic.clock(sent.device):
+        dist.all_to_all_single(received, sent, received_R, sent_R, group=group)
     return [received] if len(columns) == 1 else split_columns(received, columns)
 
 

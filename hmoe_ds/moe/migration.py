@@ -180,13 +180,15 @@ class Migration:
         """The rows of all ranks, in their order, as columns [3, B], and how many each has; values below 2^16."""
         count = torch.tensor([len(table_B3)], device=table_B3.device)
         counts = [torch.empty_like(count) for _ in range(self._ranks)]
-        dist.all_gather(counts, count, group=self._group)
+        with self._traffic.clock(count.device):
+            dist.all_gather(counts, count, group=self._group)
         counts_R = torch.cat(counts).tolist()
         # Every rank gets the table of every other one: six bytes for a molecule, not 24. Backends know no uint16.
         packed = torch.zeros(max(counts_R), 6, dtype=torch.uint8, device=table_B3.device)
         packed[: len(table_B3)] = table_B3.to(torch.int16).view(torch.uint8)
         tables = [torch.empty_like(packed) for _ in counts_R]
-        dist.all_gather(tables, packed, group=self._group)
+        with self._traffic.clock(packed.device):
+            dist.all_gather(tables, packed, group=self._group)
         self._traffic.count(1, [8 + packed.numel()] * self._ranks, self._rank)
         rows = torch.cat([table[:size] for table, size in zip(tables, counts_R, strict=True)]).cpu().numpy()
         return rows.view(np.uint16).T.astype(np.int64), counts_R
@@ -205,7 +207,8 @@ class Migration:
         )
         self._traffic.count(1, sent_R, self._rank)
         received = sent.new_empty(sum(received_R))
-        dist.all_to_all_single(received, sent, received_R, sent_R, group=self._group)
+        with self._traffic.clock(sent.device):
+            dist.all_to_all_single(received, sent, received_R, sent_R, group=self._group)
         lengths = [w * n for of_rank in zip(*moves.received, strict=True) for w, n in zip(widths, of_rank, strict=True)]
         parts = received.split(lengths)
         return [torch.cat(parts[kind::3]).view(-1, width) for kind, width in enumerate(widths)]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hmoe_ds.config import DataConfig, ObjectiveConfig
 from hmoe_ds.data.batch import bare_scaffolds, gather, scaffold_keys
 from hmoe_ds.data.mixture import Mixture
-from hmoe_ds.data.plan import Slice, deal, sequential_slices
+from hmoe_ds.data.plan import Slice, dealt_order, sequential_slices
 from hmoe_ds.objectives.contrast import is_alone
 from hmoe_ds.objectives.masking import draw_masks, hidden_rows
 from hmoe_ds.objectives.total import RankSlice
@@ -54,12 +52,6 @@ def rank_slice(
         views=views,
         viewed_V=viewed_V,
     )
-
-
-def dealt_order(num_atoms_B: NDArray[np.int64], ranks: int) -> tuple[NDArray[np.int64], list[int]]:
-    """The molecules of a slice in the order in which they lie when gathered rank by rank; how many each rank has."""
-    rank_B = deal(num_atoms_B, ranks)
-    return np.argsort(rank_B, kind="stable"), np.bincount(rank_B, minlength=ranks).tolist()
 
 
 def validation_slices(

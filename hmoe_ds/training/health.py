@@ -1,8 +1,9 @@
-"""Signs that routing has degenerated, told from the metrics in plain words, with what to try."""
+"""Signs that a run does badly, told from the metrics in plain words, with what to try."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from statistics import median
 
 from hmoe_ds.config import RouterConfig, RunConfig
 
@@ -11,21 +12,34 @@ _LEAST_P_OVER_CHANCE = 1.1
 # Beside a dense feed-forward the routed one starts at 1.
 _RMS_RATIOS = (0.1, 10.0)
 _LEAST_GROUP_ENTROPY = 0.5
+_MOST_STARVED = 0.1
+_MOST_DATA_WAIT = 0.1
+# A loss that jumps: over the median of the lines before by so much of it, and by so many median deviations.
+_SPIKE, _SPIKE_DEVIATIONS = 1.1, 10
+RECENT = 20
+_ENOUGH = 10
 
 
-def health_warnings(config: RunConfig, metrics: Mapping[str, float]) -> dict[str, str]:
-    """What is wrong with the routing after a step; {} while the learning rate warms up, and when all is well.
+def health_warnings(
+    config: RunConfig, metrics: Mapping[str, float], recent_losses: Collection[float] = ()
+) -> dict[str, str]:
+    """What is wrong after a step; {} while the learning rate warms up, and when all is well.
 
     Args:
         config: of the run.
-        metrics: of the step: `chosen_p`, `routed_over_dense_rms`, `group_entropy`.
+        metrics: the line of the step.
+        recent_losses: of up to `RECENT` lines before it.
 
     Returns:
         A sentence for each metric that has degenerated.
     """
-    router, found = config.router, {}
     if metrics["step"] <= config.optim.warmup_steps:
         return {}
+    return _routing_warnings(config, metrics) | _progress_warnings(metrics, recent_losses)
+
+
+def _routing_warnings(config: RunConfig, metrics: Mapping[str, float]) -> dict[str, str]:
+    router, found = config.router, {}
     chance = router.groups_per_molecule / router.groups
     if _weighs_by_p(router) and metrics["chosen_p"] < _LEAST_P_OVER_CHANCE * chance:
         found["chosen_p"] = (
@@ -45,6 +59,29 @@ def health_warnings(config: RunConfig, metrics: Mapping[str, float]) -> dict[str
             f"few groups take most molecules (entropy {metrics['group_entropy']:.2f} of 1): the gate collapses; raise "
             "objective.contrast_weight or router.group_balance_rate"
         )
+    if metrics["starved_experts"] > _MOST_STARVED:
+        found["starved_experts"] = (
+            f"{metrics['starved_experts']:.0%} of the experts get less than a tenth of the mean load and learn next to "
+            "nothing: raise router.expert_balance_rate, or take fewer experts (router.experts)"
+        )
+    return found
+
+
+def _progress_warnings(metrics: Mapping[str, float], recent_losses: Collection[float]) -> dict[str, str]:
+    found = {}
+    if metrics["data_wait"] > _MOST_DATA_WAIT:
+        found["data_wait"] = (
+            f"{metrics['data_wait']:.0%} of the time is spent waiting for molecules: have the dataset on a local disk, "
+            "or give the ranks more cores"
+        )
+    if len(recent_losses) >= _ENOUGH:
+        usual = median(recent_losses)
+        deviation = median(abs(loss - usual) for loss in recent_losses)
+        if metrics["loss"] > max(_SPIKE * usual, usual + _SPIKE_DEVIATIONS * deviation):
+            found["loss"] = (
+                f"the loss jumped to {metrics['loss']:.3g} from about {usual:.3g}: if it does not come back, go on "
+                "from an earlier checkpoint with a lower optim.learning_rate or optim.clip_norm"
+            )
     return found
 
 

@@ -76,7 +76,7 @@ def _train(config: RunConfig, rank: int, ranks: int, watchdog: Watchdog, stop: S
     plan = BatchPlan(molecules, config.data, config.optim.accumulation, config.run.seed)
     probe = Probe(config, molecules.standardized, rank, ranks)
     check_agreement(config, molecules.fingerprint + probe.fingerprint)
-    traffic = Traffic()
+    traffic = Traffic(timed=rank == 0)
     watchdog.progress(0)
     engine = build_engine(config, traffic)
     set_descriptor_scale(engine.module.model, molecules)
@@ -88,7 +88,7 @@ def _train(config: RunConfig, rank: int, ranks: int, watchdog: Watchdog, stop: S
     ahead = Prefetcher(molecules, plan, config, state.step, rank, ranks)
     mirror = Mirror(config, state.step, rank, lambda: watchdog.progress(config.run.steps))
     bound_collectives(config.run.hang_seconds)
-    with Recorder(config, state, rank) as recorder, mirror, ahead:
+    with Recorder(config, state, rank, traffic) as recorder, mirror, ahead:
         while state.step < config.run.steps:
             watchdog.progress(state.step + 1)
             started = time.perf_counter()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hmoe_ds.durable import flush, replace_text
@@ -36,54 +36,20 @@ def load_imbalance(atoms_LE: Tensor, live_L: Tensor | None = None) -> float:
     return float((atoms_LE.amax(dim=1) / mean_L).mean())
 
 
+def starved_share(atoms_LE: Tensor, live_L: Tensor | None = None) -> float:
+    """Share of the experts that have less than a tenth of the mean load of their layer.
+
+    `live_L`: how many experts of each layer live; the others, which have no load, do not count.
+    """
+    live_L = torch.full_like(atoms_LE[:, 0], atoms_LE.shape[1]) if live_L is None else live_L
+    mean_L = atoms_LE.sum(dim=1) / live_L
+    starved_L = (atoms_LE < 0.1 * mean_L.unsqueeze(1)).sum(dim=1) - (atoms_LE.shape[1] - live_L)
+    return float(starved_L.sum() / live_L.sum())
+
+
 def rms_ratio(squares_L2: Tensor) -> float:
     """RMS of the routed output over that of the dense one beside it, averaged over layers; nan without a dense one."""
     return float((squares_L2[:, 0] / squares_L2[:, 1]).sqrt().mean())
-
-
-def mutual_information(scaffold_key: NDArray[np.int64], group: NDArray[np.int64]) -> float:
-    """Normalised mutual information of scaffolds and groups: 2 I / (H_scaffold + H_group), in [0, 1].
-
-    Acyclic molecules (key 0) are left out; nan when there are no others, 0 when nothing varies. With many scaffolds of
-    few molecules it is above 0 by chance, so compare it between gates, on the same molecules.
-    """
-    cyclic = scaffold_key != 0
-    scaffold = np.unique(scaffold_key[cyclic], return_inverse=True)[1]
-    if not len(scaffold):
-        return float("nan")
-    table = np.zeros((scaffold.max() + 1, group.max() + 1))
-    np.add.at(table, (scaffold, group[cyclic]), 1)
-    joint, rows, columns = (_entropy(counts) for counts in (table.ravel(), table.sum(axis=1), table.sum(axis=0)))
-    return 2 * (rows + columns - joint) / (rows + columns) if rows + columns > 0 else 0.0
-
-
-def _entropy(counts: NDArray[np.float64]) -> float:
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log(share)).sum())
-
-
-def consistency(scaffold_key: NDArray[np.int64], group: NDArray[np.int64]) -> float:
-    """Do molecules with one scaffold go to one group, beyond chance?
-
-    `(A_same - A_diff) / (1 - A_diff)`: A_same is the agreement of the group among pairs with one scaffold, averaged per
-    scaffold; A_diff is the agreement among pairs with different scaffolds. Acyclic molecules (key 0) are left
-    out. A gate that sends all molecules to one group scores 0; nan when there are no pairs to compare.
-    """
-    cyclic = scaffold_key != 0
-    scaffold = np.unique(scaffold_key[cyclic], return_inverse=True)[1]
-    table = np.zeros((scaffold.max(initial=-1) + 1, group.max(initial=0) + 1))
-    np.add.at(table, (scaffold, group[cyclic]), 1)
-    size_S = table.sum(axis=1)
-    agreeing_S = (table * (table - 1)).sum(axis=1)
-    pairs_S = size_S * (size_S - 1)
-    totals = table.sum(axis=0)
-    different_pairs = size_S.sum() * (size_S.sum() - 1) - pairs_S.sum()
-    different_agreeing = (totals * (totals - 1)).sum() - agreeing_S.sum()
-    if not pairs_S.any() or not different_pairs:
-        return float("nan")
-    a_same = float((agreeing_S[pairs_S > 0] / pairs_S[pairs_S > 0]).mean())
-    a_diff = float(different_agreeing / different_pairs)
-    return (a_same - a_diff) / (1 - a_diff) if a_diff < 1 else 0.0
 
 
 class StepSums(NamedTuple):
@@ -146,15 +112,28 @@ class StepFile:
         replace_text(path, "".join(line + "\n" for line in kept))
         self._path = path
 
-    def write(self, figures: dict[str, float]) -> None:
-        """Append one line; what is not a finite number becomes null, since JSON knows no other."""
-        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    def write(self, figures: Mapping[str, Any]) -> None:
+        """Append one line; a number that is not finite becomes null, since JSON knows no other."""
+        finite = {name: _finite(value) for name, value in figures.items()}
         with self._path.open("a") as file:
             file.write(json.dumps(finite) + "\n")
 
     def flush(self) -> None:
         """Have all lines on the disk."""
         flush(self._path)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def last_line_with(name: str, path: Path) -> dict[str, float]:
+    """The last line of a file of steps that has a number of that name; {} if none has."""
+    for line in reversed(path.read_text().splitlines()):
+        figures: dict[str, float] = json.loads(line)
+        if figures.get(name) is not None:
+            return {name: value for name, value in figures.items() if value is not None}
+    return {}
 
 
 def _step_of(line: str) -> float:

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from hmoe_ds.config import DataConfig, RunConfig
 from hmoe_ds.data.batch import MolBatch, gather
 from hmoe_ds.data.labelled import LabelledMolecules, read_labelled
-from hmoe_ds.data.plan import within_budgets
+from hmoe_ds.data.plan import dealt_order, within_budgets
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.objectives.gather import gather_rows
-from hmoe_ds.training.feed import dealt_order
 from hmoe_ds.training.linear_probe import r_squared, ridge_predictions, roc_auc
 
 

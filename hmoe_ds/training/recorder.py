@@ -1,4 +1,4 @@
-"""Reports of a run: a line on the terminal, `metrics.jsonl`, MLflow; splits of experts, in `allocation.jsonl`.
+"""Reports of a run: on the terminal, in `metrics.jsonl`, MLflow; loads in `load.jsonl`, splits in `allocation.jsonl`.
 
 Does nothing on ranks other than 0.
 """
@@ -6,6 +6,7 @@ Does nothing on ranks other than 0.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,18 +15,31 @@ from torch import Tensor
 
 from hmoe_ds.config import RunConfig
 from hmoe_ds.moe.allocation import Split
+from hmoe_ds.moe.balance import RouterLoad
+from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import Normalizers
 from hmoe_ds.training.checkpoint import TrainState
 from hmoe_ds.training.curriculum import Stage
-from hmoe_ds.training.health import health_warnings
-from hmoe_ds.training.metrics import StepFile, StepSums, group_entropy, load_imbalance, rms_ratio
+from hmoe_ds.training.health import RECENT, health_warnings
+from hmoe_ds.training.memory_used import memory_used
+from hmoe_ds.training.metrics import (
+    StepFile,
+    StepSums,
+    group_entropy,
+    last_line_with,
+    load_imbalance,
+    rms_ratio,
+    starved_share,
+)
 from hmoe_ds.training.skipped import SKIPPED
 from hmoe_ds.training.spool import FAILED, FINISHED, KILLED, METRICS
 from hmoe_ds.training.stop import StoppedError
+from hmoe_ds.training.terminal import Terminal
 from hmoe_ds.training.throughput import Throughput
 from hmoe_ds.training.tracking import Tracker
 
 ALLOCATION = "allocation.jsonl"
+LOAD = "load.jsonl"
 
 
 class Recorder:
@@ -35,19 +49,27 @@ class Recorder:
         config: of the run, whose folder is there (`run_folder.begin_run`).
         state: where the run starts.
         rank: this rank.
+        traffic: of this rank.
     """
 
-    def __init__(self, config: RunConfig, state: TrainState, rank: int) -> None:
+    def __init__(self, config: RunConfig, state: TrainState, rank: int, traffic: Traffic) -> None:
         self._config = config
         self._active = rank == 0
         self._file: StepFile | None = None
         self._splits: StepFile | None = None
         self._tracker: Tracker | None = None
-        self._throughput = Throughput(config)
-        self._warned: set[str] = set()
+        self._load: StepFile | None = None
+        self._throughput = Throughput(config, traffic)
+        self._terminal = Terminal(config.run.steps)
+        self._validated: Mapping[str, float] = {}
+        self._losses: deque[float] = deque(maxlen=RECENT)
+        self._lines = 0
+        self._warned: dict[str, int] = {}  # the last line with each sign of trouble
         if self._active:
             folder = Path(config.run.out)
             self._file = StepFile(folder / METRICS, after_step=state.step)
+            self._load = StepFile(folder / LOAD, after_step=state.step)
+            self._validated = last_line_with("validation_loss", folder / METRICS)
             if config.router.experts_at_start:
                 self._splits = StepFile(folder / ALLOCATION, after_step=state.step)
             if (folder / SKIPPED).exists():
@@ -59,6 +81,7 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._terminal.close()
         if self._tracker is not None:
             self._tracker.close(FINISHED if kind is None else KILLED if kind is StoppedError else FAILED)
 
@@ -122,6 +145,7 @@ class Recorder:
             "skipped_steps": skipped,
             "group_entropy": group_entropy(load.molecules_G),
             "expert_load_max_over_mean": load_imbalance(load.atoms_LE, live_L),
+            "starved_experts": starved_share(load.atoms_LE, live_L),
             "chosen_p": load.chosen_p.item() / molecules,
             "experts_per_atom": load.atoms_LE.sum(dim=1).mean().item() / atoms,
             "routed_over_dense_rms": rms_ratio(load.squares_L2),
@@ -130,23 +154,20 @@ class Recorder:
             **({"exchanged_bytes": exchanged_bytes.item()} if is_spread else {}),
             **({} if live_L is None else {"experts_live": live_L.double().mean().item()}),
             **(stage._asdict() if self._config.curriculum.active else {}),
+            **memory_used(),
             **validation,
         }
         self._write(metrics)
-        self._warn(metrics)
-        print(
-            f"step {step}/{self._config.run.steps}  loss {metrics['loss']:.4f}  atom {metrics['loss_atom']:.4f}  "
-            f"contrast {metrics['loss_contrast']:.3f}  group entropy {metrics['group_entropy']:.2f}  "
-            f"{metrics['molecules_per_second']:.0f} molecules/s",
-            flush=True,
-        )
+        self._record_load(step, load)
+        self._terminal.step(step, metrics["loss"], metrics["molecules_per_second"])
         if validation:
-            shown = "  ".join(f"{name.removeprefix('validation_')} {value:.4f}" for name, value in validation.items())
-            print(f"validation after step {step}: {shown}", flush=True)
+            self._terminal.validation(step, validation, self._validated)
+            self._validated = metrics if "validation_loss" in validation else self._validated
+        self._warn(metrics)
 
     def flush(self) -> None:
         """Have on the disk what was recorded so far."""
-        for file in (self._file, self._splits):
+        for file in (self._file, self._load, self._splits):
             if file is not None:
                 file.flush()
 
@@ -155,12 +176,20 @@ class Recorder:
             for layer, split in splits.items():
                 self._splits.write({"step": step, "layer": layer, **split._asdict()})
 
+    def _record_load(self, step: int, load: RouterLoad) -> None:
+        """The load of every group and every expert, which would be too many names for `metrics.jsonl`."""
+        if self._load is not None:
+            counts = {"molecules_G": load.molecules_G, "atoms_LE": load.atoms_LE}
+            self._load.write({"step": step, **{name: value.int().tolist() for name, value in counts.items()}})
+
     def _warn(self, metrics: dict[str, float]) -> None:
-        """Say what is wrong, once while it lasts."""
-        found = health_warnings(self._config, metrics)
-        for sign in found.keys() - self._warned:
-            print(f"warning at step {metrics['step']}: {found[sign]}", flush=True)
-        self._warned = set(found)
+        """Say what is wrong, once while it lasts; what comes and goes within a few lines is the same trouble."""
+        self._lines += 1
+        for sign, text in health_warnings(self._config, metrics, self._losses).items():
+            if self._lines - self._warned.get(sign, -RECENT) >= RECENT:
+                self._terminal.warn(int(metrics["step"]), text)
+            self._warned[sign] = self._lines
+        self._losses.append(metrics["loss"])
 
     def _write(self, metrics: dict[str, float]) -> None:
         if self._file is not None:

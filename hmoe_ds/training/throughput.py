@@ -8,6 +8,7 @@ from torch import Tensor
 from hmoe_ds.config import RunConfig
 from hmoe_ds.model.size import Work, training_flops
 from hmoe_ds.moe.balance import RouterLoad
+from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import Normalizers
 
 
@@ -16,10 +17,11 @@ class Throughput:
 
     Args:
         config: of the run.
+        traffic: of this rank.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
+    def __init__(self, config: RunConfig, traffic: Traffic) -> None:
+        self._config, self._traffic = config, traffic
         self._done: Tensor | None = None
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0
 
@@ -53,6 +55,7 @@ class Throughput:
             "molecules_per_second": work.molecules / seconds,
             "flops_per_second": training_flops(self._config, work).total / seconds,
             "data_wait": waited / seconds,
+            **({"exchange_share": self._traffic.seconds() / seconds} if self._config.parallel.ep_size > 1 else {}),
             "atom_fill": fill["atoms"],
             "budget_fill": max(fill.values()),
         }

@@ -7,12 +7,13 @@ import torch
 from data_pipeline.schema import ATOM_FEATURE_SIZES
 from hmoe_ds.config import RunConfig
 from hmoe_ds.data.mixture import Mixture
+from hmoe_ds.moe.agreement import consistency, mutual_information
 from hmoe_ds.moe.balance import measure_load
 from hmoe_ds.objectives.gather import gather_rows, sum_over_ranks
 from hmoe_ds.objectives.molecule import count_targets
 from hmoe_ds.objectives.total import Normalizers, PretrainingTask
 from hmoe_ds.training.feed import validation_slices
-from hmoe_ds.training.metrics import consistency, group_entropy, load_imbalance, mutual_information, rms_ratio
+from hmoe_ds.training.metrics import group_entropy, load_imbalance, rms_ratio
 
 _UNIT = Normalizers(*torch.ones(len(Normalizers._fields)).unbind())
 

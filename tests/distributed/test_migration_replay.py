@@ -5,11 +5,11 @@ import pytest
 
 from benchmarks.migration.ranks import Job, measure
 from benchmarks.migration.record import record
-from benchmarks.migration.replay import Routing, RowBytes, off_node, sent_bytes
 from hmoe_ds.config import RouterConfig
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.moe.replay import Routing, RowBytes, off_node, sent_bytes
 from tests.distributed.harness import train_all
 
 STEPS = 3

@@ -6,6 +6,7 @@ from hmoe_ds.config_parser import load_config
 from hmoe_ds.training.health import health_warnings
 
 HEALTHY = {"step": 1000, "chosen_p": 0.36, "routed_over_dense_rms": 1.2, "group_entropy": 0.98}
+HEALTHY |= {"starved_experts": 0.0, "data_wait": 0.01, "loss": 1.0}
 
 
 def config(*overrides):
@@ -19,6 +20,8 @@ def config(*overrides):
         ("routed_over_dense_rms", 0.03, "0.03 times as large as the dense one beside it (1 at the start): the experts"),
         ("routed_over_dense_rms", 50.0, "the experts drown the rest"),
         ("group_entropy", 0.2, "few groups take most molecules (entropy 0.20 of 1)"),
+        ("starved_experts", 0.25, "25% of the experts get less than a tenth of the mean load"),
+        ("data_wait", 0.4, "40% of the time is spent waiting for molecules"),
     ],
 )
 def test_a_degenerate_gate_is_told_of(metric, value, words):
@@ -39,3 +42,11 @@ def test_a_probability_that_no_weight_contains_is_of_no_concern(overrides):
 
 def test_groups_that_say_nothing_are_of_no_concern():
     assert health_warnings(config("--router.form=flat"), HEALTHY | {"group_entropy": 0.2}) == {}
+
+
+def test_a_loss_that_jumps_is_told_of_and_one_that_wavers_is_not():
+    recent = [1.0, 1.03, 0.98, 1.01, 0.99, 1.02, 0.97, 1.0, 1.01, 0.99]
+    for loss in (0.5, 1.08):
+        assert health_warnings(config(), HEALTHY | {"loss": loss}, recent) == {}
+    assert "jumped to 1.5 from about 1:" in health_warnings(config(), HEALTHY | {"loss": 1.5}, recent)["loss"]
+    assert health_warnings(config(), HEALTHY | {"loss": 1.5}, recent[:5]) == {}, "too few to tell"

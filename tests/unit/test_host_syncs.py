@@ -110,7 +110,7 @@ def step(config, store, waits):
             totals.add(losses, load)
         sums = totals.reduce()
         balance_routers(task, sums.load, config)
-        Throughput(config).add(norm, sums.load, seconds=1.0, waited=0.0)
+        Throughput(config, Traffic()).add(norm, sums.load, seconds=1.0, waited=0.0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

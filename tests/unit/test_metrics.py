@@ -9,14 +9,14 @@ import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 
+from hmoe_ds.moe.agreement import consistency, mutual_information
 from hmoe_ds.moe.balance import update_route_bias
 from hmoe_ds.training.metrics import (
     StepFile,
-    consistency,
     group_entropy,
     load_imbalance,
-    mutual_information,
     rms_ratio,
+    starved_share,
 )
 
 
@@ -89,3 +89,9 @@ def test_metrics_file_drops_later_steps_and_fragments(tmp_path):
     path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
     StepFile(path, after_step=2).write({"step": 3, "loss": 1.5})
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [3.0, 2.0, 1.5]
+
+
+def test_starved_experts_have_less_than_a_tenth_of_the_mean_of_those_that_live():
+    atoms_LE = torch.tensor([[100.0, 100.0, 5.0, 0.0], [50.0, 50.0, 50.0, 0.0]]).double()
+    assert starved_share(atoms_LE) == pytest.approx(3 / 8)  # means 51.25 and 37.5
+    assert starved_share(atoms_LE, torch.tensor([3, 3])) == pytest.approx(1 / 6)  # the last slot is free

@@ -1,11 +1,14 @@
 """What a report says of the steps since the one before."""
 
+import time
+
 import pytest
 import torch
 
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.model.size import Work, training_flops
 from hmoe_ds.moe.balance import RouterLoad
+from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import Normalizers
 from hmoe_ds.training.due import due_after
 from hmoe_ds.training.throughput import Throughput
@@ -25,7 +28,7 @@ def load(routed) -> RouterLoad:
 
 def test_rates_and_fills_are_of_all_steps_since_the_last_report():
     config = load_config(BUDGETS)
-    throughput = Throughput(config)
+    throughput = Throughput(config, Traffic())
     throughput.add(counts(90, 1800, 1000), load(400), seconds=2.0, waited=0.5)
     throughput.add(counts(70, 1400, 1800), load(800), seconds=3.0, waited=0.0)
     report = throughput.report()
@@ -54,3 +57,17 @@ def test_what_is_due():
         (False, False, False, False),
         (True, True, True, True),
     ]
+
+
+def test_the_share_of_exchanges_is_of_ranks_that_exchange():
+    traffic = Traffic(timed=True)
+    throughput = Throughput(load_config([*BUDGETS, "--parallel.ep_size=2"]), traffic)
+    with traffic.clock(torch.device("cpu")):
+        time.sleep(0.02)
+    throughput.add(counts(90, 1800, 1000), load(400), seconds=0.2, waited=0.0)
+    assert 0.1 <= throughput.report()["exchange_share"] < 1
+    throughput.add(counts(90, 1800, 1000), load(400), seconds=0.2, waited=0.0)
+    assert throughput.report()["exchange_share"] == 0
+    alone = Throughput(load_config(BUDGETS), Traffic())
+    alone.add(counts(90, 1800, 1000), load(400), seconds=0.2, waited=0.0)
+    assert "exchange_share" not in alone.report()

@@ -16,6 +16,7 @@ import torch
 from hmoe_ds.config import ConfigError
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.moe.balance import RouterLoad
+from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import Losses, Normalizers
 from hmoe_ds.training import tracking
 from hmoe_ds.training.checkpoint import TrainState
@@ -69,7 +70,8 @@ class Run:
         self.folder = folder
         config = load_config(["--run.out", str(folder), f"--run.steps={steps}", "--run.log_every=1"])
         begin_run(config, ranks=1, dataset="fingerprint of molecules", shards=[])
-        self.recorder = Recorder(config, TrainState(step=step, plan={}, mlflow_run=mlflow_run), rank=0)
+        state = TrainState(step=step, plan={}, mlflow_run=mlflow_run)
+        self.recorder = Recorder(config, state, rank=0, traffic=Traffic())
 
     def record(self, steps) -> None:
         ones = torch.ones(4, dtype=torch.float64)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmoe_ds.config import RouterConfig
+from hmoe_ds.data.plan import dealt_order
 from hmoe_ds.moe.migration import assign
-from hmoe_ds.training.feed import dealt_order
 
 Ints = NDArray[np.int64]
 

@@ -1,0 +1,87 @@
+"""What a person sees of a run: one line that says how far it is, a table at each validation, warnings."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+_CLEAR_LINE = "\r\x1b[K"
+
+
+class Terminal:
+    """Prints to `stream` (default: standard output).
+
+    On a terminal the line of a step takes the place of the one before; elsewhere each is a line of its own.
+
+    Args:
+        steps: of the whole run.
+        stream: where to print.
+    """
+
+    def __init__(self, steps: int, stream: TextIO | None = None) -> None:
+        self._steps, self._stream = steps, stream or sys.stdout
+        self._first: tuple[int, float] | None = None
+        self._open = False
+
+    def step(self, step: int, loss: float, molecules_per_second: float) -> None:
+        """Say that `step` steps are done; the time left is told from the second call on."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = step, now
+        first, began = self._first
+        left = ""
+        if step > first:
+            left = f"  {duration((self._steps - step) * (now - began) / (step - first))} left"
+        line = f"step {step}/{self._steps}  loss {loss:.4f}  {molecules_per_second:,.0f} molecules/s{left}"
+        if self._stream.isatty():
+            print(_CLEAR_LINE + line, end="", file=self._stream, flush=True)
+            self._open = True
+        else:
+            print(line, file=self._stream, flush=True)
+
+    def validation(self, step: int, figures: Mapping[str, float], earlier: Mapping[str, float]) -> None:
+        """A table of what was measured after a step, beside the line of an earlier step that has the same figures."""
+        self.close()
+        rows = [(_title(name), _shown(value), _shown(earlier.get(name))) for name, value in figures.items()]
+        title = f"validation after step {step}"
+        width = max(len(title), *(len(name) + 2 for name, *_ in rows))
+        before = f"step {int(earlier['step'])}" if earlier else ""
+        lines = [f"{title:<{width}}  {'now':>10}  {before:>12}"]
+        lines += [f"  {name:<{width - 2}}  {value:>10}  {was:>12}" for name, value, was in rows]
+        print("\n".join(line.rstrip() for line in lines), file=self._stream, flush=True)
+
+    def warn(self, step: int, text: str) -> None:
+        """Say what is wrong at a step."""
+        self.close()
+        print(f"warning at step {step}: {text}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """End the line that the next one would have replaced."""
+        if self._open:
+            print(file=self._stream, flush=True)
+        self._open = False
+
+
+def duration(seconds: float) -> str:
+    """Such as `40 s`, `3 min`, `2 h 05 min`, `4 d 3 h`."""
+    minutes, hours = round(seconds / 60), int(seconds // 3600)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _title(name: str) -> str:
+    return name.removeprefix("validation_").replace("_", " ")
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if math.isfinite(value) and abs(value) >= 100 else f"{value:.4f}"
