@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.redact import redacted
-from hmoe_ds.commands import doctor, downstream, prepare, pretrain
+from hmoe_ds.commands import doctor, downstream, prepare, pretrain, report
 from hmoe_ds.commands.arguments import Run
 
 
@@ -60,6 +60,7 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
     prepare.add_commands(command)
     pretrain_parser = pretrain.add_command(command)
     downstream.add_commands(command)
+    report.add_command(command)
     doctor.add_command(command)
     if argv[:1] == ["pretrain"]:
         if {"-h", "--help"} & set(argv):

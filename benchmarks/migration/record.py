@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from hmoe_ds.config import RunConfig
-from hmoe_ds.data.batch import Masks, MolBatch
 from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import BatchPlan, Slice
-from hmoe_ds.model.encoder import Encoding
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.moe.balance import update_route_bias
-from hmoe_ds.moe.migration import byte_columns
-from hmoe_ds.moe.replay import Ints, Routing, RowBytes
+from hmoe_ds.moe.replay import Routing, RowBytes, joined
+from hmoe_ds.report.recording import routing_of, row_bytes
 from hmoe_ds.training.feed import rank_slice
 
 # Molecules that are encoded at once: routing does not depend on the company, memory does.
@@ -54,9 +50,9 @@ def record(model: HMoEModel, config: RunConfig, steps: int) -> Recording:
             for piece in _pieces(whole):
                 part = rank_slice(mixture, piece, config.objective.mask_ratio, config.run.seed, rank=0, ranks=1)
                 encoding = model(part.batch, part.masks)
-                pieces.append(_routing(part.batch, encoding))
-                rows = _row_bytes(part.batch, part.masks, encoding)
-            slices.append(_joined(pieces))
+                pieces.append(routing_of(part.batch, encoding))
+                rows = row_bytes(part.batch, part.masks, encoding)
+            slices.append(joined(pieces))
     return Recording(slices, rows)
 
 
@@ -85,33 +81,3 @@ def settle(model: HMoEModel, config: RunConfig, steps: int) -> None:
 def _pieces(whole: Slice) -> Iterator[Slice]:
     for first in range(0, len(whole.rows_B), _AT_ONCE):
         yield Slice(*(column[first : first + _AT_ONCE] for column in whole))
-
-
-def _routing(batch: MolBatch, encoding: Encoding) -> Routing:
-    bond_molecule_M = batch.molecule_N[batch.edge_index_2M[0, ::2]]
-    return Routing(
-        atoms_B=_ints(batch.ptr_B.diff()),
-        bonds_B=_ints(torch.bincount(bond_molecule_M, minlength=batch.num_molecules)),
-        scaffold_B=_ints(batch.scaffold_key_B),
-        groups_BC=_ints(encoding.scaffold.groups_BC),
-        experts_LNK=_ints(torch.stack([routing.choices_NK for routing in encoding.atoms])),
-    )
-
-
-def _ints(values: Tensor) -> Ints:
-    return values.numpy().astype(np.int64, copy=False)
-
-
-def _joined(pieces: list[Routing]) -> Routing:
-    atoms, bonds, scaffold, groups, experts = zip(*pieces, strict=True)
-    atoms_B, bonds_B, scaffold_B, groups_BC = (np.concatenate(of) for of in (atoms, bonds, scaffold, groups))
-    return Routing(atoms_B, bonds_B, scaffold_B, groups_BC, np.concatenate(experts, axis=1))
-
-
-def _row_bytes(batch: MolBatch, masks: Masks, encoding: Encoding) -> RowBytes:
-    """Widths of the rows that a rank with these molecules sends."""
-    scaffold = encoding.scaffold
-    shares = scaffold.groups_BC.shape[1] * scaffold.log_p_BG.element_size()
-    columns = byte_columns(batch, masks, scaffold.groups_BC)
-    widths = [sum(column.shape[1] * column.element_size() for column in of_kind) for of_kind in columns]
-    return RowBytes(encoding.h_ND.shape[1] * encoding.h_ND.element_size(), shares, *widths)

@@ -8,6 +8,7 @@ backward of a slice; its diagonal is 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,25 @@ class Routing(NamedTuple):
     scaffold_B: Ints
     groups_BC: Ints
     experts_LNK: Ints
+
+
+def joined(pieces: Sequence[Routing]) -> Routing:
+    """Several, one after the other, as one."""
+    *of_molecules, experts = zip(*pieces, strict=True)
+    atoms_B, bonds_B, scaffold_B, groups_BC = map(np.concatenate, of_molecules)
+    return Routing(atoms_B, bonds_B, scaffold_B, groups_BC, np.concatenate(experts, axis=1))
+
+
+def sliced(routing: Routing, molecules: int) -> list[Routing]:
+    """Pieces of so many molecules; what is left in the end is left out."""
+    ends_B = np.concatenate([[0], np.cumsum(routing.atoms_B)])
+    pieces = []
+    for first in range(0, len(routing.atoms_B) - molecules + 1, molecules):
+        here, atoms = slice(first, first + molecules), slice(ends_B[first], ends_B[first + molecules])
+        *of_molecules, experts = routing
+        atoms_B, bonds_B, scaffold_B, groups_BC = (column[here] for column in of_molecules)
+        pieces.append(Routing(atoms_B, bonds_B, scaffold_B, groups_BC, experts[:, atoms]))
+    return pieces
 
 
 class RowBytes(NamedTuple):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data_pipeline.redact import redacted, without_credentials
+from hmoe_ds.run_files import CONFIG
 from hmoe_ds.training.run_folder import read_run_record
 from hmoe_ds.training.spool import RUNNING, Spool
 
@@ -189,7 +190,7 @@ class Sender:
 
     def _send_config(self) -> None:
         try:
-            self._connect().log_artifact(self._run_id, str(self._folder / "config.yaml"))
+            self._connect().log_artifact(self._run_id, str(self._folder / CONFIG))
         except Exception as error:  # a server may have no artifact store, or one that this machine cannot write to
             self._say(f"{self} does not take config.yaml as an artifact, it has the parameters: {reason(error)}")
         self._spool.update(config_sent=True)

@@ -18,6 +18,7 @@ from hmoe_ds.moe.allocation import Split
 from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import Normalizers
+from hmoe_ds.run_files import ALLOCATION, LOAD, METRICS
 from hmoe_ds.training.checkpoint import TrainState
 from hmoe_ds.training.curriculum import Stage
 from hmoe_ds.training.health import RECENT, health_warnings
@@ -32,14 +33,11 @@ from hmoe_ds.training.metrics import (
     starved_share,
 )
 from hmoe_ds.training.skipped import SKIPPED
-from hmoe_ds.training.spool import FAILED, FINISHED, KILLED, METRICS
+from hmoe_ds.training.spool import FAILED, FINISHED, KILLED
 from hmoe_ds.training.stop import StoppedError
 from hmoe_ds.training.terminal import Terminal
 from hmoe_ds.training.throughput import Throughput
 from hmoe_ds.training.tracking import Tracker
-
-ALLOCATION = "allocation.jsonl"
-LOAD = "load.jsonl"
 
 
 class Recorder:

@@ -22,6 +22,7 @@ from hmoe_ds.model.checkpoint_record import (
     read_list,
     read_record,
 )
+from hmoe_ds.run_files import CONFIG
 from hmoe_ds.training.outcome import forget_outcome
 
 RECORD, CHECKPOINTS, LATEST = "run.json", "checkpoints", "latest"
@@ -239,7 +240,7 @@ def begin_run(config: RunConfig, ranks: int, dataset: str, shards: list[dict[str
     out = Path(config.run.out)
     make_folder(out)
     forget_outcome(out)
-    save_config(config, out / "config.yaml")
+    save_config(config, out / CONFIG)
     done = steps_done(config)
     before = read_run_record(out).get("starts", []) if done else []
     start = {"step": done, "ranks": ranks, **asdict(config.parallel)}

@@ -12,8 +12,8 @@ from typing import Any
 
 from hmoe_ds.config import ConfigError
 from hmoe_ds.durable import replace_text
+from hmoe_ds.run_files import METRICS
 
-METRICS = "metrics.jsonl"
 DELIVERY = "mlflow.json"
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_pipeline.errors import PipelineError, UsageError
+from hmoe_ds.run_files import METRICS
 from hmoe_ds.training.mlflow_sender import Sender, SystemMetrics, reason
 from hmoe_ds.training.run_folder import read_run_record
-from hmoe_ds.training.spool import DELIVERY, METRICS, RUNNING, Delivery, Spool, read_delivery
+from hmoe_ds.training.spool import DELIVERY, RUNNING, Delivery, Spool, read_delivery
 
 PAUSE_SECONDS = 0.2  # between two batches, at least
 PROCESSOR_SHARE = 0.1  # of one core, that sending a long backlog takes from the training, at most

@@ -1,0 +1,47 @@
+"""What ranks would send each other for a step of the run, with and without migration."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hmoe_ds.config import RunConfig
+from hmoe_ds.moe.replay import Routing, RowBytes, sent_bytes, sliced
+
+_RANKS = (2, 4, 8, 16, 32, 64)
+
+
+class Traffic(NamedTuple):
+    """Bytes that leave all ranks together in a step.
+
+    Attributes:
+        ranks: that share the experts.
+        without: migration.
+        migrated: with it; None where the form of the gate does not allow it.
+    """
+
+    ranks: int
+    without: float
+    migrated: float | None
+
+
+def replayed_traffic(routing: Routing, rows: RowBytes, config: RunConfig) -> list[Traffic]:
+    """For each number of ranks over which the run's experts could lie, from molecules as many as a step has.
+
+    Empty where there are no molecules for a single step.
+    """
+    router = config.router
+    steps = sliced(routing, config.data.molecules_per_step)
+    possible = [ranks for ranks in _RANKS if router.experts % ranks == 0 and router.groups % ranks == 0]
+    if not steps:
+        return []
+
+    def mean_bytes(ranks: int, budget: float | None) -> float:
+        return float(np.mean([sent_bytes(step, rows, router, ranks, budget).sum() for step in steps]))
+
+    budget = config.parallel.migration_budget if router.form == "hard" else None
+    return [
+        Traffic(ranks, mean_bytes(ranks, None), None if budget is None else mean_bytes(ranks, budget))
+        for ranks in possible
+    ]
