@@ -19,7 +19,7 @@ from hmoe_ds.training.checkpoint import TrainState
 from hmoe_ds.training.curriculum import Stage
 from hmoe_ds.training.health import health_warnings
 from hmoe_ds.training.metrics import StepFile, StepSums, group_entropy, load_imbalance, rms_ratio
-from hmoe_ds.training.skipped import SKIPPED
+from hmoe_ds.training.run_folder import SKIPPED
 from hmoe_ds.training.spool import FAILED, FINISHED, KILLED, METRICS
 from hmoe_ds.training.stop import StoppedError
 from hmoe_ds.training.throughput import Throughput
