@@ -9,11 +9,10 @@ from hmoe_ds.commands.arguments import Command, Result
 
 def add_command(command: Command) -> None:
     """Declare it."""
-    inspect = command(
-        "inspect", _inspect, "What a dataset, run, checkpoint, model or predictor is, and if it is whole."
-    )
-    inspect.add_argument("path", metavar="PATH", help="its folder; of a dataset also a URL")
-    inspect.add_argument("--verify", action="store_true", help="read all files and compare their checksums")
+    about = "What a dataset, a run, a checkpoint, a model or a predictor is, and whether it is whole."
+    inspect = command("inspect", _inspect, about)
+    inspect.add_argument("path", metavar="PATH", help="folder of one of them, or the URL of a dataset")
+    inspect.add_argument("--verify", action="store_true", help="read files that have checksums, and compare them")
 
 
 def _inspect(options: argparse.Namespace, rest: list[str]) -> Result:

@@ -23,6 +23,7 @@ from hmoe_ds.model.checkpoint_record import (
     read_record,
     recorded_config,
 )
+from hmoe_ds.training.run_folder import LATEST
 
 
 class Kept(NamedTuple):
@@ -53,9 +54,11 @@ def inspect_checkpoint(path: Path, verify: bool) -> Report:
         verify: compare the files with their checksums, not with their sizes alone.
 
     Raises:
-        CheckpointError: it is of another version, or a record in it makes no sense.
+        CheckpointError: `latest` names one that is not there; or it is of another version, or makes no sense.
     """
-    folder = find_checkpoint(path) if (path / "latest").is_file() else path
+    folder = find_checkpoint(path) if (path / LATEST).is_file() else path
+    if not folder.is_dir():
+        raise CheckpointError(f"{path / LATEST} names {folder.name}, which is not there: give a checkpoint in {path}")
     kept = look_at(folder, verify)
     try:
         record = read_record(folder)

@@ -20,6 +20,8 @@ from hmoe_ds.model.description import CONFIG, ModelFormatError, read_description
 
 _INTERVAL, _OF_MEMBERS = "_95", "_of_members"
 _SHOWN_TARGETS = 8
+# Of a side's scores those that are no metric.
+_COUNTS = ("molecules", "targets", "targets_counted")
 
 
 def inspect_predictor(path: Path, verify: bool) -> Report:
@@ -66,11 +68,11 @@ def inspect_predictor(path: Path, verify: bool) -> Report:
         *(_score_fact(side, scores) for side, scores in figures["scores"].items()),
         fact("split", f"{figures['split'] or 'not noted'}: {_sides(figures)}"),
         fact("table", figures["table"] or "not noted"),
-        fact("pretrained", figures["model"] or "not noted"),
-        fact("fit", *_fit(figures)),
+        fact("fit", _fit(figures)),
         fact("input", f"molecules, {form}"),
         fact("encoder", figures["architecture"]),
         parameters_fact(figures["parameters"]),
+        fact("pretrained", figures["model"] or "not noted"),
         *trained_facts(notes),
         fact("files", whole + ("; a predictor has no checksums to verify" if verify else "")),
         fact("to predict", figures["predict"]),
@@ -126,9 +128,6 @@ def _score_fact(side: str, scores: Mapping[str, Any]) -> str:
     return fact(side, ", ".join(words) + over + of)
 
 
-_COUNTS = ("molecules", "targets", "targets_counted")
-
-
 def _interval(bounds: list[float | None] | None) -> str:
     return "" if bounds is None else f" (95% {number(bounds[0])} to {number(bounds[1])})"
 
@@ -139,14 +138,16 @@ def _targets(targets: list[str]) -> str:
 
 
 def _sides(figures: Mapping[str, Any]) -> str:
+    sides = {"train": "training", "validation": "validation", "test": "test"}
     rows, left_out = figures["rows"], figures["left_out"]
-    words = ", ".join(f"{rows[side]:,} for {side}" for side in ("train", "validation", "test") if side in rows)
+    words = ", ".join(f"{rows[side]:,} for {name}" for side, name in sides.items() if side in rows)
     out = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
     return (words or "rows not noted") + (f"; left out: {out}" if out else "")
 
 
-def _fit(figures: Mapping[str, Any]) -> list[str]:
+def _fit(figures: Mapping[str, Any]) -> str:
     what = {"full": "encoder and head", "frozen": "the head alone, on a frozen encoder"}
-    how = what.get(figures["mode"] or "", "how is not noted")
     members = figures["members"]
-    return [how, f"an ensemble of {members}" if members > 1 else "one member, so no deviation"]
+    return f"{what.get(figures['mode'] or '', 'how is not noted')}; " + (
+        f"an ensemble of {members}" if members > 1 else "one member, so its predictions come without a deviation"
+    )

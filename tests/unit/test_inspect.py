@@ -319,6 +319,12 @@ def test_the_latest_checkpoint_of_a_folder_of_them(originals):
     assert (report.kind, report.figures["name"]) == ("checkpoint", "step00000200")
 
 
+def test_a_latest_checkpoint_that_is_gone(copies):
+    shutil.rmtree(copies["run"] / "checkpoints" / "step00000200")
+    with pytest.raises(CheckpointError, match="names step00000200, which is not there"):
+        examine(str(copies["run"] / "checkpoints"), verify=False)
+
+
 def test_a_checkpoint_with_a_file_that_is_damaged(copies):
     for folder in (copies["checkpoint"], copies["run"] / "checkpoints" / "step00000100"):
         path = folder / "checkpoint.json"
@@ -417,7 +423,7 @@ def test_a_predictor(originals):
     assert figures["trained"]["sources"] == NOTES["sources"]
     assert "classification of a, b" in report.text
     assert "test        roc_auc 0.810 (95% 0.700 to 0.900) over 1 of 2 targets; 2 molecules" in report.text
-    assert "scaffold: 16 for train, 2 for validation, 2 for test; left out: 1 no label" in report.text
+    assert "scaffold: 16 for training, 2 for validation, 2 for test; left out: 1 no label" in report.text
     assert "standard form" in report.text
 
 
