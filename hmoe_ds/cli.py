@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.redact import redacted
-from hmoe_ds.commands import doctor, downstream, prepare, pretrain, report
+from hmoe_ds.commands import doctor, downstream, inspect, prepare, pretrain, report
 from hmoe_ds.commands.arguments import Run
 
 
@@ -57,7 +57,8 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
         sub.add_argument("--json", action="store_true", help="print a JSON object as the last line")
         return sub
 
-    prepare.add_commands(command)
+    prepare.add_command(command)
+    inspect.add_command(command)
     pretrain_parser = pretrain.add_command(command)
     downstream.add_commands(command)
     report.add_command(command)

@@ -14,8 +14,8 @@ from benchmarks.migration.record import settle
 from hmoe_ds.config import RunConfig
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.downstream.export import export_checkpoint
+from hmoe_ds.model.description import CONFIG
 from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.model.pretrained import CONFIG
 
 Settings = Mapping[str, float | int | str]
 

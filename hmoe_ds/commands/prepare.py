@@ -1,4 +1,4 @@
-"""`hmoe prepare` and `hmoe inspect`: molecule files to a dataset directory, and what is in one."""
+"""`hmoe prepare`: molecule files to a dataset directory."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from data_pipeline.sources import Source
 
 
-def add_commands(command: Command) -> None:
-    """Declare them."""
+def add_command(command: Command) -> None:
+    """Declare it."""
     prepare = command("prepare", _prepare, "Molecule files to a dataset directory.")
     prepare.add_argument("sources", nargs="+", metavar="SOURCE", help=SOURCES_HELP)
     prepare.add_argument("--out", required=True, help="dataset directory to write, or a URL")
@@ -59,10 +59,6 @@ def add_commands(command: Command) -> None:
     existing = prepare.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace the dataset that is in --out")
     existing.add_argument("--append", action="store_true", help="add what is new to the dataset that is in --out")
-
-    inspect = command("inspect", _inspect, "What a dataset directory holds, and whether it is intact.")
-    inspect.add_argument("path", metavar="DIR", help="dataset directory, or its URL")
-    inspect.add_argument("--verify", action="store_true", help="read all files and compare their checksums")
 
 
 def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
@@ -133,15 +129,3 @@ def _estimate(sources: list[Source], settings: PrepareOptions, workers: int) -> 
     figures = estimate(sources, settings, workers)
     print(describe_estimate(figures))
     return dataclasses.asdict(figures)
-
-
-def _inspect(options: argparse.Namespace, rest: list[str]) -> Result:
-    from data_pipeline.describe import describe
-    from data_pipeline.manifest import Manifest, verify
-
-    manifest = Manifest.load(options.path)
-    print(describe(manifest))
-    problems = verify(options.path, read=options.verify)
-    found = "all files are as they were written" if options.verify else "all files have the size they were written with"
-    print("files       " + ("; ".join(problems) or found) + ("" if options.verify else "; --verify reads them"))
-    return {**dataclasses.asdict(manifest), "problems": problems, "exit_code": 1 if problems else 0}

@@ -25,8 +25,8 @@ from hmoe_ds.downstream.scores import PRIMARY, Array, score, without_nan
 from hmoe_ds.downstream.splits import SIDES
 from hmoe_ds.downstream.worker_model import WorkerModel
 from hmoe_ds.durable import replace_text
+from hmoe_ds.model.description import read_description
 from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.model.pretrained import read_description
 
 FOREST, UNTRAINED, PRETRAINED = "forest_ecfp", "no_pretraining", "pretrained"
 _METRICS = {"classification": "ROC-AUC, %", "regression": "RMSE"}

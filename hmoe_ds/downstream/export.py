@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_pipeline.contained import contained_path
 from hmoe_ds.config import RunConfig
 from hmoe_ds.model.checkpoint_record import (
-    RECORD_FILE,
     CheckpointError,
     check_files,
+    find_checkpoint,
     read_list,
     read_record,
     recorded_config,
 )
+from hmoe_ds.model.description import Description
 from hmoe_ds.model.hmoe import HMoEModel, weights_of
-from hmoe_ds.model.pretrained import Description, write_pretrained
+from hmoe_ds.model.pretrained import write_pretrained
 from hmoe_ds.model.weight_files import read_weights, weight_files
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -58,18 +58,6 @@ def export_checkpoint(
     write_pretrained(out, weights, description)
     parameters = sum(value.numel() for value in weights.values())
     return {"checkpoint": str(folder), "step": record["step"], "parameters": parameters, "out": str(out)}
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that `path` means; see `export_checkpoint`."""
-    for parent in (path / "checkpoints", path):
-        if (parent / "latest").is_file():
-            return contained_path(parent, (parent / "latest").read_text(errors="replace").strip(), parent / "latest")
-    if not (path / RECORD_FILE).is_file():
-        raise CheckpointError(
-            f"{path} holds no checkpoint: give a run's folder, its checkpoints folder or one checkpoint in it"
-        )
-    return path
 
 
 def _check_complete(folder: Path, weights: dict[str, Tensor], config: RunConfig) -> None:

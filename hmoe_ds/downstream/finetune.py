@@ -31,9 +31,9 @@ from hmoe_ds.downstream.splits import (
     random_split,
     scaffold_split,
 )
+from hmoe_ds.model.description import read_description
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.hub import find_model
-from hmoe_ds.model.pretrained import read_description
 
 PREDICTIONS = "predictions.csv"
 

@@ -18,6 +18,7 @@ from data_pipeline.errors import PipelineError, UsageError
 from hmoe_ds.data.batch import gather
 from hmoe_ds.data.store import BatchStore
 from hmoe_ds.downstream.inference import batches_of
+from hmoe_ds.downstream.label_scale import LabelScale, label_scale, scaled_back
 from hmoe_ds.downstream.property_model import PropertyModel, parameter_groups
 from hmoe_ds.downstream.scores import PRIMARY, Array, Task, is_better, score, worst
 from hmoe_ds.downstream.splits import Rows, Split
@@ -65,18 +66,6 @@ class FitOptions:
 
 class FitError(PipelineError):
     """A fit that leads nowhere."""
-
-
-class LabelScale(NamedTuple):
-    """Mean and standard deviation of quantities on the training side, by which a head is fitted; 0 and 1 for classes.
-
-    Attributes:
-        mean_T: of each target.
-        deviation_T: of each target.
-    """
-
-    mean_T: list[float]
-    deviation_T: list[float]
 
 
 class Fit(NamedTuple):
@@ -153,20 +142,6 @@ def fit(
         )
     fitting.trained.load_state_dict(weights)
     return Fit(model.eval(), scale, best_epoch, validation)
-
-
-def label_scale(task: Task, label_nT: Array) -> LabelScale:
-    """Of the labels of a training side; a target that does not vary there has deviation 1."""
-    targets = label_nT.shape[1]
-    if task == "classification":
-        return LabelScale([0.0] * targets, [1.0] * targets)
-    deviation_T = np.nanstd(label_nT, axis=0)
-    return LabelScale(np.nanmean(label_nT, axis=0).tolist(), np.where(deviation_T > 0, deviation_T, 1.0).tolist())
-
-
-def scaled_back(output_nT: Array, scale: LabelScale) -> Array:
-    """Outputs of a head on the scale of the labels."""
-    return output_nT * scale.deviation_T + scale.mean_T
 
 
 @torch.no_grad()

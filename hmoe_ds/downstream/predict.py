@@ -19,7 +19,8 @@ from data_pipeline.sources import SourceChunk
 from data_pipeline.task import atomically
 from hmoe_ds.downstream.chunked import ChunkTask, Report, RowOptions, done_by_chunks
 from hmoe_ds.downstream.inference import inference_device
-from hmoe_ds.downstream.predictor import Predictor, load_predictor, read_predictor
+from hmoe_ds.downstream.predictor import Predictor, load_predictor
+from hmoe_ds.downstream.predictor_record import read_predictor
 from hmoe_ds.downstream.worker_files import WorkerFiles
 
 

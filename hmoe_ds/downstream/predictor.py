@@ -8,7 +8,6 @@ member1/           the same; with a frozen encoder only the head, as all members
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,22 +19,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_pipeline.errors import UsageError
-from hmoe_ds.downstream.fitting import Fit, LabelScale, scaled_back
+from hmoe_ds.downstream.fitting import Fit
 from hmoe_ds.downstream.inference import batches_of
+from hmoe_ds.downstream.label_scale import LabelScale, scaled_back
+from hmoe_ds.downstream.predictor_record import DESCRIPTION, FORMAT_VERSION, HEAD, PredictorError, read_predictor
 from hmoe_ds.downstream.property_model import PropertyModel
 from hmoe_ds.downstream.scores import Array, Task, without_nan
 from hmoe_ds.durable import replace_text
+from hmoe_ds.model.description import Description
 from hmoe_ds.model.hmoe import HMoEModel, weights_of
-from hmoe_ds.model.pretrained import Description, write_pretrained
-
-FORMAT_VERSION = 1
-DESCRIPTION, HEAD = "predictor.json", "head.safetensors"
-_MEMBER = re.compile(r"member\d+")
-
-
-class PredictorError(UsageError):
-    """A folder that holds no fine-tuned predictor, or one that this version cannot read."""
+from hmoe_ds.model.pretrained import write_pretrained
 
 
 class Prediction(NamedTuple):
@@ -129,40 +122,6 @@ def write_encoder(folder: Path, model: HMoEModel, training: dict[str, Any]) -> N
     """Export an encoder without the heads of its pretraining."""
     described = Description(model.config, model.router, None, training)
     write_pretrained(folder, weights_of(described, model.state_dict()), described)
-
-
-def read_predictor(folder: Path) -> dict[str, Any]:
-    """The description of a predictor.
-
-    Raises:
-        PredictorError: there is none, or one of another version.
-    """
-    path = folder / DESCRIPTION
-    if not path.is_file():
-        raise PredictorError(f"{folder} holds no {DESCRIPTION}: give a folder that `hmoe finetune` made")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise PredictorError(f"{path} is damaged ({error}): fine-tune again") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise PredictorError(f"{path} has format_version {version!r}: this version of hmoe_ds reads {FORMAT_VERSION}")
-    try:
-        members = [(each["head"], each["encoder"], LabelScale(**each["scale"])) for each in content["members"]]
-        targets, names = content["targets"], [name for head, encoder, _ in members for name in (head, encoder)]
-        if not (isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)):
-            raise ValueError(f"targets {targets!r}")
-        if not members or not all(_MEMBER.fullmatch(name) for name in names):
-            raise ValueError(f"members {names}")
-        if content["task"] not in ("classification", "regression") or not isinstance(content["standardize"], bool):
-            raise ValueError(f"task {content['task']!r}, standardize {content['standardize']!r}")
-        for _, _, scale in members:
-            numbers = np.array([*scale], dtype=np.float64)
-            if numbers.shape != (2, len(targets)) or not np.isfinite(numbers).all() or (numbers[1] <= 0).any():
-                raise ValueError(f"scale {scale}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise PredictorError(f"{path} is damaged ({error!r}): fine-tune again") from error
-    return content
 
 
 def load_predictor(folder: str | Path) -> Predictor:

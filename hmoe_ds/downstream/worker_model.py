@@ -10,9 +10,9 @@ import torch
 
 from hmoe_ds.downstream.inference import inference_device
 from hmoe_ds.downstream.worker_files import WorkerFiles
+from hmoe_ds.model.description import CONFIG, WEIGHTS, read_description
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.hub import find_model
-from hmoe_ds.model.pretrained import CONFIG, WEIGHTS, read_description
 from hmoe_ds.model.size import moe_layers
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.contained import check_contained
+from data_pipeline.contained import check_contained, contained_path
 from data_pipeline.errors import UsageError
 from data_pipeline.keys import file_checksum
 from hmoe_ds.config import ConfigError, RunConfig, config_from_dict
@@ -50,6 +50,22 @@ class CheckpointFile:
         """The file at `path`, which is on the disk from now on."""
         flush(path)
         return cls(path.name, path.stat().st_size, file_checksum(path))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that is meant by a run's folder or its `checkpoints` folder, the latest one; or by its own folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for parent in (path / "checkpoints", path):
+        if (parent / "latest").is_file():
+            return contained_path(parent, (parent / "latest").read_text(errors="replace").strip(), parent / "latest")
+    if not (path / RECORD_FILE).is_file():
+        raise CheckpointError(
+            f"{path} holds no checkpoint: give a run's folder, its checkpoints folder or one checkpoint in it"
+        )
+    return path
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -97,8 +113,8 @@ def read_list(folder: Path) -> list[CheckpointFile]:
     return files
 
 
-def check_files(folder: Path, files: Collection[CheckpointFile]) -> None:
-    """Read files of a checkpoint.
+def check_files(folder: Path, files: Collection[CheckpointFile], read: bool = True) -> None:
+    """Compare files of a checkpoint with their sizes and checksums; without `read` with their sizes alone.
 
     Raises:
         DamagedCheckpointError: for the first one that is not what was written.
@@ -113,7 +129,7 @@ def check_files(folder: Path, files: Collection[CheckpointFile]) -> None:
                     f"{path} is damaged: it has {size} bytes, {file.bytes} were written; copy it again, or use another "
                     "checkpoint"
                 )
-            if file_checksum(path) != file.blake2b:
+            if read and file_checksum(path) != file.blake2b:
                 raise DamagedCheckpointError(
                     f"{path} is damaged: its checksum is not that of what was written; copy it again, or use another "
                     "checkpoint"

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from hmoe_ds.config import ModelConfig, MoleculeHeads, RouterConfig
 from hmoe_ds.data.batch import Masks, MolBatch, sum_by_molecule
+from hmoe_ds.model.description import Description, read_description
 from hmoe_ds.model.encoder import Encoder, Encoding
 from hmoe_ds.model.heads import DescriptorHead, FingerprintHead, MaskedAtomHead, MaskedBondHead
 from hmoe_ds.model.hub import find_model, push_folder
-from hmoe_ds.model.pretrained import Description, load_weights, read_description, write_pretrained
+from hmoe_ds.model.pretrained import load_weights, write_pretrained
 from hmoe_ds.moe.experts import Executor, LocalExecutor
 from hmoe_ds.moe.gate import FINAL_STAGE, RoutingStage
 from hmoe_ds.moe.stationary import StationaryExecutor

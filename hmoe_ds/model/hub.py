@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from data_pipeline.errors import PipelineError
-from hmoe_ds.model.pretrained import CARD, CONFIG, WEIGHTS, ModelFormatError
+from hmoe_ds.model.description import CARD, CONFIG, WEIGHTS, ModelFormatError
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

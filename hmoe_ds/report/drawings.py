@@ -33,8 +33,7 @@ def draw_molecule(smiles: str, size: tuple[int, int], colors: Mapping[int, str] 
         bonds = {
             bond.GetIdx(): atoms[bond.GetBeginAtomIdx()]
             for bond in molecule.GetBonds()
-            if bond.GetBeginAtomIdx() in colors
-            and colors[bond.GetBeginAtomIdx()] == colors.get(bond.GetEndAtomIdx())
+            if bond.GetBeginAtomIdx() in colors and colors[bond.GetBeginAtomIdx()] == colors.get(bond.GetEndAtomIdx())
         }
         options.highlightRadius = 0.36
         rdMolDraw2D.PrepareAndDrawMolecule(

@@ -18,6 +18,11 @@ _MOST_DATA_WAIT = 0.1
 _SPIKE, _SPIKE_DEVIATIONS = 1.1, 10
 RECENT = 20
 _ENOUGH = 10
+# What of a line the warnings are told from.
+FIGURES = (
+    *("step", "loss", "data_wait"),
+    *("chosen_p", "routed_over_dense_rms", "group_entropy", "starved_experts"),
+)
 
 
 def health_warnings(

@@ -18,8 +18,12 @@ from hmoe_ds.durable import make_folder
 
 LOCK = "lock"  # of rank 0
 COMMAND_LOCK = "lock.command"  # of the command that starts ranks
+# What a file system without locks answers.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 # Ranks of a start that was killed may be there a little longer, and locks of a dead machine on a network's file system.
 WAIT_SECONDS = 150.0
+# `holder` has a lock for an instant.
+COMMAND_WAIT_SECONDS = 1.0
 
 
 @contextlib.contextmanager
@@ -49,8 +53,26 @@ def locked_command(out: Path) -> Iterator[None]:
         PipelineError: another one does.
     """
     make_folder(out)
-    with _locked(out, COMMAND_LOCK, 0.0):
+    with _locked(out, COMMAND_LOCK, COMMAND_WAIT_SECONDS):
         yield
+
+
+def holder(out: Path, name: str) -> str | None:
+    """What the start says of itself that holds the lock `name` of the run's folder; None when none does.
+
+    Nothing is written. On a file system without locks nobody holds one.
+    """
+    try:
+        with (out / name).open(encoding="utf-8", errors="replace") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return (out / name).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return None
 
 
 @contextlib.contextmanager
@@ -78,7 +100,7 @@ def _lock(file: TextIO, out: Path, seconds: float) -> None:
             said = True
             time.sleep(0.2)
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            if error.errno not in _NO_LOCKS:
                 raise
             return
         else:

@@ -32,7 +32,7 @@ from hmoe_ds.training.metrics import (
     rms_ratio,
     starved_share,
 )
-from hmoe_ds.training.skipped import SKIPPED
+from hmoe_ds.training.run_folder import SKIPPED
 from hmoe_ds.training.spool import FAILED, FINISHED, KILLED
 from hmoe_ds.training.stop import StoppedError
 from hmoe_ds.training.terminal import Terminal

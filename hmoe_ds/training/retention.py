@@ -11,6 +11,8 @@ from hmoe_ds.training.run_folder import step_of, tagged
 
 # End of the name of a folder that is no checkpoint yet, of one that no longer is, and of one in another form.
 PARTIAL, REMOVED, UNIVERSAL = ".partial", ".removed", ".universal"
+# And of a checkpoint that was found to be damaged; it is left to look at.
+DAMAGED = ".damaged"
 
 
 def remove_surplus(folder: Path, step: int, keep: int) -> None:

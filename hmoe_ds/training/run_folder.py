@@ -26,6 +26,8 @@ from hmoe_ds.run_files import CONFIG
 from hmoe_ds.training.outcome import forget_outcome
 
 RECORD, CHECKPOINTS, LATEST = "run.json", "checkpoints", "latest"
+# Lines of the steps that changed nothing, if there were any (`skipped.py`).
+SKIPPED = "skipped.jsonl"
 FORMAT_VERSION = 2
 _TAG_PREFIX = "step"
 _TAG = re.compile(_TAG_PREFIX + r"\d{8,}")

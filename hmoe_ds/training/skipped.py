@@ -16,8 +16,7 @@ from hmoe_ds.config import RunConfig
 from hmoe_ds.durable import flush
 from hmoe_ds.objectives.gather import gather_objects
 from hmoe_ds.objectives.total import RankSlice
-
-SKIPPED = "skipped.jsonl"
+from hmoe_ds.training.run_folder import SKIPPED
 
 
 class DivergedError(PipelineError):

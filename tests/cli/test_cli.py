@@ -223,6 +223,28 @@ def test_a_run_leaves_metrics_config_and_mlflow(run):
     assert [entry.step for entry in client.get_metric_history(logged[0].info.run_id, "loss")] == [1, 2]
 
 
+def test_inspect_of_a_run_its_checkpoint_and_its_model(run, hmoe_here):
+    result, out, _ = hmoe_here("inspect", run / "run", "--verify", "--json")
+    assert (result["kind"], result["state"], result["step"], result["steps"]) == ("run", "done", 2, 2)
+    assert result["checkpoints"][-1]["topology"]["ranks"] == result["checkpoints"][-1]["topology"]["ep_size"] == 2
+    assert result["losses"]["loss"] > 0
+    assert result["validation"]["step"] == 2
+    assert out.splitlines()[0] == f"run         {run / 'run'}: done"
+    checkpoint, _, _ = hmoe_here("inspect", run / "run" / "checkpoints", "--verify", "--json")
+    model, out, _ = hmoe_here("inspect", run / "model", "--json")
+    assert (checkpoint["kind"], model["kind"]) == ("checkpoint", "model")
+    assert result["parameters"] == checkpoint["parameters"] == model["parameters"]
+    assert checkpoint["trained"] == model["trained"]
+    assert model["trained"]["step"] == 2
+    weights = next((run / "run" / "checkpoints" / checkpoint["name"]).glob("experts-*"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    hmoe_here("inspect", run / "run")
+    _, out, _ = hmoe_here("inspect", run / "run", "--verify", expect=1)
+    assert f"{weights.name} is damaged" in out
+    weights.write_bytes(content)
+
+
 @pytest.mark.slow
 def test_the_deepspeed_launcher_runs_the_loop_itself(run, dataset, tmp_path):
     """As on a cluster: `deepspeed --module hmoe_ds.training.loop`, here with the configuration that a run left."""

@@ -24,7 +24,8 @@ from hmoe_ds.data.batch import gather
 from hmoe_ds.data.store import BatchStore
 from hmoe_ds.downstream.claim import claimed
 from hmoe_ds.downstream.moleculenet import read_set
-from hmoe_ds.downstream.predictor import PredictorError, load_predictor, read_predictor
+from hmoe_ds.downstream.predictor import load_predictor
+from hmoe_ds.downstream.predictor_record import PredictorError, read_predictor
 from hmoe_ds.downstream.worker_model import WorkerModel
 from hmoe_ds.model.hmoe import HMoEModel
 from tests.cli.test_cli import ROOT

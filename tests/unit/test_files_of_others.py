@@ -24,8 +24,8 @@ from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.store import ShardStore
 from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.model.checkpoint_record import LIST_FILE, CheckpointError
+from hmoe_ds.model.description import ModelFormatError
 from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.model.pretrained import ModelFormatError
 from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
 from hmoe_ds.training import topology
 from hmoe_ds.training.checkpoint_files import CheckpointFiles
@@ -298,8 +298,13 @@ def use(folder: Path, part: str) -> None:
             ["prepare", data, "--out", str(folder / "again")],
             ["prepare", some, "--out", data, "--append", *as_before],
         ],
-        "run": [["export", run, str(folder / "exported")], ["pretrain", "--dry-run", f"--config={run}/config.yaml"]],
-        "model": [["embed", model, some, "--out", str(folder / "embedding.parquet")]],
+        "run": [
+            ["inspect", run, "--verify"],
+            ["inspect", f"{run}/checkpoints", "--verify"],
+            ["export", run, str(folder / "exported")],
+            ["pretrain", "--dry-run", f"--config={run}/config.yaml"],
+        ],
+        "model": [["inspect", model], ["embed", model, some, "--out", str(folder / "embedding.parquet")]],
     }
     for command in commands[part]:
         assert main([*command, *(["--workers=1"] if command[0] == "prepare" else [])]) in (0, 1, 2), command

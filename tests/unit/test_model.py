@@ -10,8 +10,8 @@ import torch
 from hmoe_ds.config_parser import load_config, preset_names
 from hmoe_ds.data.batch import MolBatch, gather
 from hmoe_ds.data.store import ShardStore
+from hmoe_ds.model.description import ModelFormatError
 from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.model.pretrained import ModelFormatError
 from hmoe_ds.moe.experts import GatedFeedForward
 from tests.presets import shrunken
 from tests.small_model import MODEL, ROUTER

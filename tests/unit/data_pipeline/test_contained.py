@@ -18,7 +18,7 @@ from data_pipeline.records import from_bytes, to_bytes
 from data_pipeline.statistics import SplitStatistics
 from data_pipeline.upload import upload
 from hmoe_ds.data.store import ShardStore
-from hmoe_ds.downstream.export import find_checkpoint
+from hmoe_ds.model.checkpoint_record import find_checkpoint
 
 OUTSIDE = [
     *("/etc/passwd", "../secret", "train/../../secret", "..", ".", "", "train//data", "./train/data", "train/"),

@@ -10,7 +10,8 @@ from rdkit.Chem import Descriptors
 
 from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
-from hmoe_ds.downstream.fitting import FitError, FitOptions, fit, label_scale, outputs_of, scaled_back
+from hmoe_ds.downstream.fitting import FitError, FitOptions, fit, outputs_of
+from hmoe_ds.downstream.label_scale import label_scale, scaled_back
 from hmoe_ds.downstream.property_model import PropertyModel, parameter_groups
 from hmoe_ds.downstream.splits import Split
 from hmoe_ds.model.hmoe import HMoEModel

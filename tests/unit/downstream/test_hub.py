@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from data_pipeline.errors import PipelineError
+from hmoe_ds.model.description import ModelFormatError
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.hub import find_model
-from hmoe_ds.model.pretrained import ModelFormatError
 from tests.unit.hub_server import serve_hub
 
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from data_pipeline.encode import encode_rows
 from hmoe_ds.config import MoleculeHeads, RouterConfig
 from hmoe_ds.downstream.inference import infer
+from hmoe_ds.model.description import Description, ModelFormatError, read_description
 from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.model.pretrained import Description, ModelFormatError, read_description, write_pretrained
+from hmoe_ds.model.pretrained import write_pretrained
 from tests.small_model import MODEL, ROUTER
 from tests.unit.downstream.test_splits import nci
 

@@ -15,8 +15,8 @@ from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
 from hmoe_ds.downstream.embed import embed_batch
 from hmoe_ds.downstream.transformer import HMoETransformer
+from hmoe_ds.model.description import ModelFormatError
 from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.model.pretrained import ModelFormatError
 from tests.small_model import MODEL, ROUTER
 from tests.unit.downstream.test_splits import nci
 
