@@ -1,4 +1,4 @@
-"""Reports of a run: a line on the terminal, `metrics.jsonl`, MLflow; splits of experts, in `allocation.jsonl`.
+"""Reports of a run: a line on the terminal, `metrics.jsonl`, MLflow, monitors; splits of experts, `allocation.jsonl`.
 
 Does nothing on ranks other than 0.
 """
@@ -17,8 +17,10 @@ from hmoe_ds.moe.allocation import Split
 from hmoe_ds.objectives.total import Normalizers
 from hmoe_ds.training.checkpoint import TrainState
 from hmoe_ds.training.curriculum import Stage
+from hmoe_ds.training.deepspeed_config import monitor_sections
 from hmoe_ds.training.health import health_warnings
 from hmoe_ds.training.metrics import StepFile, StepSums, group_entropy, load_imbalance, rms_ratio
+from hmoe_ds.training.monitors import Monitors
 from hmoe_ds.training.skipped import SKIPPED
 from hmoe_ds.training.spool import FAILED, FINISHED, KILLED, METRICS
 from hmoe_ds.training.stop import StoppedError
@@ -43,11 +45,13 @@ class Recorder:
         self._file: StepFile | None = None
         self._splits: StepFile | None = None
         self._tracker: Tracker | None = None
+        self._monitors: Monitors | None = None
         self._throughput = Throughput(config)
         self._warned: set[str] = set()
         if self._active:
             folder = Path(config.run.out)
             self._file = StepFile(folder / METRICS, after_step=state.step)
+            self._monitors = Monitors(monitor_sections(config), folder, state.step)
             if config.router.experts_at_start:
                 self._splits = StepFile(folder / ALLOCATION, after_step=state.step)
             if (folder / SKIPPED).exists():
@@ -167,3 +171,5 @@ class Recorder:
             self._file.write(metrics)
         if self._tracker is not None:
             self._tracker.notify()
+        if self._monitors is not None:
+            self._monitors.write(metrics)
