@@ -1,4 +1,4 @@
-"""What chemists do with a pretrained model: `hmoe export`, `embed`, `finetune`, `predict` and `evaluate`."""
+"""What chemists do with a pretrained model: `hmoe export`, `register`, `embed`, `finetune`, `predict`, `evaluate`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def add_commands(command: Command) -> None:
         "--without-heads", dest="heads", action="store_false", help="leave out the heads of the pretraining objectives"
     )
     export.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the Hugging Face hub, for you alone")
+    export.add_argument("--register", metavar="NAME", help="also register it in MLflow, of MLFLOW_TRACKING_URI")
+
+    register = command("register", _register, "An exported model into the registry of MLflow (MLFLOW_TRACKING_URI).")
+    register.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    register.add_argument("name", metavar="NAME", help="of the registered model, which gets its next version")
 
     embed = command("embed", _embed, "Embeddings of molecules from an exported model.")
     embed.add_argument("model", metavar="MODEL", help=MODEL_HELP)
@@ -135,14 +140,32 @@ def _rows(options: argparse.Namespace) -> RowOptions:
 
 def _export(options: argparse.Namespace, rest: list[str]) -> Result:
     from hmoe_ds.downstream.export import export_checkpoint
+    from hmoe_ds.downstream.registry import Registry
     from hmoe_ds.model.hub import push_folder
 
+    registry = None if options.register is None else Registry(options.register)
     result = export_checkpoint(options.checkpoint, options.out, options.dtype, options.heads)
     print(f"exported step {result['step']}, {result['parameters']:,} parameters, to {options.out}")
     if options.push:
         result["address"] = push_folder(options.out, options.push)
         print(f"uploaded to {result['address']}")
+    if registry is not None:
+        result["registered"] = registry.register(options.out)
+        print(_registered(result["registered"]))
     return result
+
+
+def _register(options: argparse.Namespace, rest: list[str]) -> Result:
+    from hmoe_ds.downstream.registry import Registry
+
+    result = Registry(options.name).register(options.model)
+    print(_registered(result))
+    return result
+
+
+def _registered(result: Result) -> str:
+    run = f"trained by MLflow's run {result['mlflow_run']}" if result["mlflow_run"] else "linked to no run of MLflow's"
+    return f"registered version {result['version']} of {result['name']}, {run}; it loads from {result['uri']}"
 
 
 def _embed(options: argparse.Namespace, rest: list[str]) -> Result:

@@ -24,7 +24,7 @@ from hmoe_ds.model.weight_files import read_weights, weight_files
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # What a checkpoint's record says of the training, as far as it does; older ones say less.
-_TOLD = ("step", "dataset", "molecules", "standardize", "sources", "validation")
+_TOLD = ("step", "dataset", "molecules", "standardize", "sources", "validation", "mlflow_run")
 
 
 def export_checkpoint(

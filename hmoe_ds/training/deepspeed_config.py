@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hmoe_ds.config import ConfigError, ParallelConfig, RunConfig
+from hmoe_ds.training import monitors
 
 # What RunConfig decides and a DeepSpeed JSON must therefore leave out.
 _OWNED_KEYS = {
@@ -45,9 +46,7 @@ _FREE_KEYS = {
     "memory_breakdown",
     "comms_logger",
     "flops_profiler",
-    "csv_monitor",
-    "tensorboard",
-    "wandb",
+    *monitors.SECTIONS,
 }
 _ACCUMULATION_DTYPES = ("fp32", "bf16", "fp16")
 # Not round_robin_gradients: with it, DeepSpeed 0.19.8 takes another parameter's master and moments for those of a
@@ -73,13 +72,34 @@ _FREE_ZERO_KEYS = {
 
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any]:
-    """The DeepSpeed settings of a run: the ZeRO file, and what RunConfig decides.
+    """The settings of a run's engine: the ZeRO file without monitors (`monitors.py`), and what RunConfig decides.
 
     Raises:
         ConfigError: the file cannot be read, sets something that RunConfig decides, or something that cannot
             be had here.
     """
-    parallel = config.parallel
+    settings = _read_settings(config.parallel)
+    return {
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 40,
+        **{key: value for key, value in settings.items() if key not in monitors.SECTIONS},
+        # The plan cuts batches, so DeepSpeed's own batch size is only a label.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": config.optim.accumulation,
+        "gradient_clipping": config.optim.clip_norm,
+        "bf16": {"enabled": config.parallel.precision == "bf16"},
+    }
+
+
+def monitor_sections(config: RunConfig) -> dict[str, Any]:
+    """The sections of monitors in the settings of a run, by name. Raises ConfigError as `deepspeed_config`."""
+    settings = _read_settings(config.parallel)
+    return {key: value for key, value in settings.items() if key in monitors.SECTIONS}
+
+
+def _read_settings(parallel: ParallelConfig) -> dict[str, Any]:
+    """The content of the DeepSpeed JSON of a run, checked."""
     if parallel.deepspeed_config is None:
         name = f"zero{parallel.zero_stage}{'_offload' if parallel.offload_optimizer else ''}.json"
         settings = json.loads((resources.files("ds_configs") / name).read_text())
@@ -87,17 +107,7 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
         name = parallel.deepspeed_config
         settings = _read_json(Path(name))
     _check_settings(settings, name, parallel)
-    return {
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 1 << 40,
-        **settings,
-        # The plan cuts batches, so DeepSpeed's own batch size is only a label.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": config.optim.accumulation,
-        "gradient_clipping": config.optim.clip_norm,
-        "bf16": {"enabled": parallel.precision == "bf16"},
-    }
+    return settings
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -118,6 +128,7 @@ def _check_settings(settings: dict[str, Any], name: str, parallel: ParallelConfi
         if key in settings:
             raise ConfigError(f"{name} sets {key!r}, which the run's {owner} decides: remove {key!r} from {name}")
     _check_known(settings, _FREE_KEYS, name, "")
+    monitors.check_sections(settings, name)
     zero = settings.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
     if not isinstance(zero, dict) or stage != parallel.zero_stage:

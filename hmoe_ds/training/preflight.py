@@ -13,10 +13,11 @@ from hmoe_ds.data.labelled import read_labelled
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.training.checkpoint_model import check_checkpoint_model
-from hmoe_ds.training.deepspeed_config import deepspeed_config
+from hmoe_ds.training.deepspeed_config import deepspeed_config, monitor_sections
 from hmoe_ds.training.disk_check import check_disk
 from hmoe_ds.training.machine import ranks_here, this_machine
 from hmoe_ds.training.memory_check import check_memory
+from hmoe_ds.training.monitors import check_packages
 from hmoe_ds.training.run_folder import check_resumable, check_run_folder, find_checkpoint, open_datasets
 from hmoe_ds.training.spool import read_delivery
 
@@ -41,6 +42,7 @@ def check_run(config: RunConfig, ranks: int, here: int | None = None) -> None:
     for table in config.probe.tables:
         read_labelled(table, config.probe.max_molecules, training.standardized)
     deepspeed_config(config)
+    check_packages(monitor_sections(config))
     check_resumable(config, training.fingerprint)
     checkpoint = find_checkpoint(config)
     if checkpoint is not None:

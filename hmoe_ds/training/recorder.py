@@ -1,4 +1,4 @@
-"""Reports of a run: on the terminal, in `metrics.jsonl`, MLflow; loads in `load.jsonl`, splits in `allocation.jsonl`.
+"""Reports of a run: terminal, `metrics.jsonl`, MLflow, monitors; loads in `load.jsonl`, splits in `allocation.jsonl`.
 
 Does nothing on ranks other than 0.
 """
@@ -21,6 +21,7 @@ from hmoe_ds.objectives.total import Normalizers
 from hmoe_ds.run_files import ALLOCATION, LOAD, METRICS
 from hmoe_ds.training.checkpoint import TrainState
 from hmoe_ds.training.curriculum import Stage
+from hmoe_ds.training.deepspeed_config import monitor_sections
 from hmoe_ds.training.health import RECENT, health_warnings
 from hmoe_ds.training.memory_used import memory_used
 from hmoe_ds.training.metrics import (
@@ -32,6 +33,7 @@ from hmoe_ds.training.metrics import (
     rms_ratio,
     starved_share,
 )
+from hmoe_ds.training.monitors import Monitors
 from hmoe_ds.training.run_folder import SKIPPED
 from hmoe_ds.training.spool import FAILED, FINISHED, KILLED
 from hmoe_ds.training.stop import StoppedError
@@ -57,6 +59,7 @@ class Recorder:
         self._splits: StepFile | None = None
         self._tracker: Tracker | None = None
         self._load: StepFile | None = None
+        self._monitors: Monitors | None = None
         self._throughput = Throughput(config, traffic)
         self._terminal = Terminal(config.run.steps)
         self._validated: Mapping[str, float] = {}
@@ -67,6 +70,7 @@ class Recorder:
             folder = Path(config.run.out)
             self._file = StepFile(folder / METRICS, after_step=state.step)
             self._load = StepFile(folder / LOAD, after_step=state.step)
+            self._monitors = Monitors(monitor_sections(config), folder, state.step)
             self._validated = last_line_with("validation_loss", folder / METRICS)
             if config.router.experts_at_start:
                 self._splits = StepFile(folder / ALLOCATION, after_step=state.step)
@@ -194,3 +198,5 @@ class Recorder:
             self._file.write(metrics)
         if self._tracker is not None:
             self._tracker.notify()
+        if self._monitors is not None:
+            self._monitors.write(metrics)

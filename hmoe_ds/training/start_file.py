@@ -15,7 +15,7 @@ from typing import NamedTuple
 # Of the environment, what goes to other machines; the rest belongs to each of them.
 PREFIXES = (
     *("AWS_", "AZURE_", "CUBLAS_", "DS_", "FI_", "FSSPEC_", "GLOO_", "GOOGLE_", "HF_", "HMOE_", "MLFLOW_", "NCCL_"),
-    *("OMP_", "PYTHONWARNINGS", "PYTORCH_", "THP_", "TORCH_", "UCX_"),
+    *("COMET_", "OMP_", "PYTHONWARNINGS", "PYTORCH_", "THP_", "TORCH_", "UCX_", "WANDB_"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE"),
     *("REQUESTS_CA_BUNDLE",),
 )

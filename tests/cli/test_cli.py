@@ -1,6 +1,7 @@
 """The commands as a user runs them: prepare, inspect, pretrain through the launcher, export, embed."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,17 @@ def run(tmp_path_factory, dataset):
     assert result["steps"] == 2
     hmoe("export", folder / "run", folder / "model")
     return folder
+
+
+def test_an_exported_model_is_registered_with_the_run_that_trained_it(run, tmp_path, monkeypatch):
+    shutil.copy(run / "run" / "mlflow.db", tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    result, _, _ = hmoe("export", run / "run", tmp_path / "model", "--register", "tiny", "--json")
+    checkpoint = json.loads((run / "run" / "checkpoints" / "step00000002" / "checkpoint.json").read_text())
+    trained_by = checkpoint["mlflow_run"]  # None when MLflow had not answered by the only checkpoint
+    exported = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert exported["training"]["mlflow_run"] == trained_by
+    assert result["registered"] == {"name": "tiny", "version": 1, "uri": "models:/tiny/1", "mlflow_run": trained_by}
 
 
 def test_prepare_makes_a_dataset_that_opens(tmp_path):
