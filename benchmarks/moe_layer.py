@@ -60,7 +60,8 @@ def scaffold_routing(routing: Routing) -> ScaffoldRouting:
     """The scaffold gate's decision that leads to this routing."""
     logits_BG = 4.0 * nn.functional.one_hot(routing.group_B, routing.groups).float()
     log_p_BG = logits_BG.log_softmax(dim=1)
-    return ScaffoldRouting(logits_BG, log_p_BG, routing.group_B.unsqueeze(1), log_p_BG, logits_BG.logsumexp(dim=1))
+    z_B = logits_BG.logsumexp(dim=1)
+    return ScaffoldRouting(logits_BG, log_p_BG, routing.group_B.unsqueeze(1), log_p_BG, z_B, readout_BD=logits_BG)
 
 
 def hmoe_layer(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.redact import redacted
 from hmoe_ds.commands.arguments import (
     MODEL_HELP,
     SOURCES_HELP,
@@ -33,6 +35,11 @@ def add_commands(command: Command) -> None:
     export.add_argument("--dtype", choices=dtypes, help="of the weights (default: that of the training)")
     export.add_argument(
         "--without-heads", dest="heads", action="store_false", help="leave out the heads of the pretraining objectives"
+    )
+    export.add_argument(
+        "--data",
+        metavar="DIR",
+        help="dataset that it was trained on, for the novelty score (default: as the run has it)",
     )
     export.add_argument("--push", metavar="OWNER/NAME", help="also upload it to the Hugging Face hub, for you alone")
     export.add_argument("--register", metavar="NAME", help="also register it in MLflow, of MLFLOW_TRACKING_URI")
@@ -146,6 +153,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> Result:
     registry = None if options.register is None else Registry(options.register)
     result = export_checkpoint(options.checkpoint, options.out, options.dtype, options.heads)
     print(f"exported step {result['step']}, {result['parameters']:,} parameters, to {options.out}")
+    result["familiar"] = _familiarize(options.out, options.data)
     if options.push:
         result["address"] = push_folder(options.out, options.push)
         print(f"uploaded to {result['address']}")
@@ -153,6 +161,24 @@ def _export(options: argparse.Namespace, rest: list[str]) -> Result:
         result["registered"] = registry.register(options.out)
         print(_registered(result["registered"]))
     return result
+
+
+def _familiarize(folder: str, dataset: str | None) -> int:
+    """Note down what the model is familiar with; -> from how many molecules, 0 where that cannot be told."""
+    from hmoe_ds.downstream.familiarize import dataset_of, familiarize
+    from hmoe_ds.model.description import read_description
+
+    if dataset is not None:
+        return familiarize(folder, dataset)
+    of_run = dataset_of(read_description(Path(folder)).training)
+    try:
+        if of_run is not None:
+            return familiarize(folder, of_run)
+        why = "the dataset of the run is not here"
+    except PipelineError as error:
+        why = redacted(str(error))
+    print(f"hmoe embed will not tell how novel molecules are ({why}); --data DIR gives a dataset for it")
+    return 0
 
 
 def _register(options: argparse.Namespace, rest: list[str]) -> Result:

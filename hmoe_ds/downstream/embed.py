@@ -136,7 +136,7 @@ def _to_batch(molecules: pa.RecordBatch, inferred: Inferred, schema: pa.Schema) 
     if inferred.routing is not None:
         group_n, experts_nL, novelty_n = inferred.routing
         experts = pa.FixedSizeListArray.from_arrays(pa.array(experts_nL.reshape(-1)), experts_nL.shape[1])
-        columns += [pa.array(group_n), experts, pa.array(novelty_n)]
+        columns += [pa.array(group_n), experts, pa.array(novelty_n, mask=np.isnan(novelty_n))]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

@@ -33,9 +33,8 @@ class Routing(NamedTuple):
     Attributes:
         group_n: the top group of each.
         experts_nL: of each H-MoE layer, the expert with the largest weight over the molecule's atoms.
-        novelty_n: cosine distance, 0 to 2, of the routing embedding from the nearest group centre. Meant to be larger
-            for scaffolds that are less like those of the pretraining, which a first measurement did not find
-            (`benchmarks/novelty.py`).
+        novelty_n: how unfamiliar the scaffold is: 1 is usual among molecules of the pretraining, more is less familiar
+            (`model/familiar.py`); NaN where the model does not know what it is familiar with.
     """
 
     group_n: NDArray[np.int32]
@@ -84,7 +83,9 @@ def batches_of(molecules: pa.RecordBatch) -> Iterator[MolBatch]:
 
 
 def _routing(model: HMoEModel, encoding: Encoding) -> Routing:
-    novelty_B = model.encoder.scaffold_gate.distance(encoding.scaffold.u_BP)
+    readout_BD = encoding.scaffold.readout_BD
+    familiar = model.familiar
+    novelty_B = readout_BD.new_full((len(readout_BD),), torch.nan) if familiar is None else familiar.novelty(readout_BD)
     batch, experts = encoding.batch, model.router.experts
     tops = []
     for atoms in encoding.atoms:

@@ -16,9 +16,9 @@ import torch
 
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.redact import redacted, without_credentials
+from hmoe_ds.model.description import CARD, FILES
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.hub import find_model
-from hmoe_ds.model.pretrained import CARD, CONFIG, WEIGHTS
 
 TRACKING_URI, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 EXAMPLE = ["CCO", "c1ccccc1O"]
@@ -103,7 +103,7 @@ class Registry:
         import mlflow
 
         client, tags = self._client, _tags(model)
-        files = [folder / name for name in (CARD, CONFIG, WEIGHTS) if (folder / name).is_file()]
+        files = [folder / name for name in FILES if (folder / name).is_file()]
         trained_by = self._training_run(tags.get("mlflow_run"))
         experiment = self._experiment() if trained_by is None else trained_by.info.experiment_id
         run_id = None if trained_by is None else trained_by.info.run_id

@@ -10,7 +10,7 @@ import torch
 
 from hmoe_ds.downstream.inference import inference_device
 from hmoe_ds.downstream.worker_files import WorkerFiles
-from hmoe_ds.model.description import CONFIG, WEIGHTS, read_description
+from hmoe_ds.model.description import CONFIG, FAMILIAR, WEIGHTS, read_description
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.hub import find_model
 from hmoe_ds.model.size import moe_layers
@@ -41,7 +41,8 @@ class WorkerModel:
         """
         folder = find_model(source).absolute()
         described = read_description(folder)
-        files = WorkerFiles.of(folder, (CONFIG, WEIGHTS))
+        names = (CONFIG, WEIGHTS, *([FAMILIAR] if (folder / FAMILIAR).is_file() else ()))
+        files = WorkerFiles.of(folder, names)
         return cls(files, described.model.hidden_size, moe_layers(described.model), described.standardize)
 
     def loaded(self) -> tuple[HMoEModel, str]:

@@ -12,6 +12,9 @@ from hmoe_ds.config import ConfigError, ModelConfig, MoleculeHeads, RouterConfig
 from hmoe_ds.config_checks import check_config
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+# Only where the novelty of molecules can be told (`familiar.py`).
+FAMILIAR = "familiar.safetensors"
+FILES = (CARD, CONFIG, WEIGHTS, FAMILIAR)
 # 1: always with the heads of masked atoms and bonds. 2: `molecule_heads` null, and none of them, for an encoder alone.
 FORMAT_VERSION = 2
 _READABLE = (1, 2)

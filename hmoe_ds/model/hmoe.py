@@ -15,6 +15,7 @@ from hmoe_ds.config import ModelConfig, MoleculeHeads, RouterConfig
 from hmoe_ds.data.batch import Masks, MolBatch, sum_by_molecule
 from hmoe_ds.model.description import Description, read_description
 from hmoe_ds.model.encoder import Encoder, Encoding
+from hmoe_ds.model.familiar import Familiar, read_familiar, write_familiar
 from hmoe_ds.model.heads import DescriptorHead, FingerprintHead, MaskedAtomHead, MaskedBondHead
 from hmoe_ds.model.hub import find_model, push_folder
 from hmoe_ds.model.pretrained import load_weights, write_pretrained
@@ -38,6 +39,7 @@ class HMoEModel(nn.Module):
 
     Attributes:
         provenance: where the weights come from, as far as that is known (`pretrained.Description.training`).
+        familiar: what it was pretrained on, for the novelty of molecules; None where that was not noted down.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class HMoEModel(nn.Module):
         super().__init__()
         self.config, self.router, self.heads = model, router, heads
         self.provenance: dict[str, Any] = {}
+        self.familiar: Familiar | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder = Encoder(model, router, seed, executor)
@@ -80,7 +83,7 @@ class HMoEModel(nn.Module):
         return (total_BD / batch.ptr_B.diff().unsqueeze(-1)).to(h_ND.dtype)
 
     def save_pretrained(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
-        """Write `model.safetensors`, `config.json` and a model card.
+        """Write `model.safetensors`, `config.json` and a model card; `familiar.safetensors` where there is something.
 
         Args:
             path: folder, made if need be.
@@ -88,6 +91,8 @@ class HMoEModel(nn.Module):
         """
         training = self.provenance if metadata is None else metadata
         write_pretrained(path, self.state_dict(), Description(self.config, self.router, self.heads, training))
+        if self.familiar is not None:
+            write_familiar(Path(path), self.familiar)
 
     @classmethod
     def from_pretrained(
@@ -114,6 +119,7 @@ class HMoEModel(nn.Module):
         build = partial(cls, described.model, described.router, executor=executor, heads=described.heads)
         model = load_weights(build, folder, map_experts=experts == "file")
         model.provenance = described.training
+        model.familiar = read_familiar(folder, described.model.hidden_size)
         return model
 
     def push_to_hub(

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from data_pipeline.errors import PipelineError
-from hmoe_ds.model.description import CARD, CONFIG, WEIGHTS, ModelFormatError
+from hmoe_ds.model.description import FILES, ModelFormatError
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -28,7 +28,7 @@ def find_model(source: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=[CARD, CONFIG, WEIGHTS]))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(FILES)))
     except (LocalEntryNotFoundError, OSError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise ModelFormatError(
@@ -53,9 +53,7 @@ def push_folder(folder: str | Path, name: str, private: bool = True, revision: s
         api.create_repo(name, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=name, folder_path=folder, revision=revision, allow_patterns=[CARD, CONFIG, WEIGHTS]
-        )
+        done = api.upload_folder(repo_id=name, folder_path=folder, revision=revision, allow_patterns=list(FILES))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise PipelineError(
             f"{name} could not be written on the hub ({_first_line(error)}): log in with `hf auth login` as one who "

@@ -29,6 +29,7 @@ class ScaffoldRouting(NamedTuple):
         groups_BC: the C chosen groups, the first one the top choice.
         biased_BG: log-probability of each group with the balance bias, for choosing only: without gradient.
         z_B: squared log-partition of the logits.
+        readout_BD: what the gate sees of a molecule: the mean state of its scaffold atoms, fp32 or wider.
     """
 
     u_BP: Tensor
@@ -36,6 +37,7 @@ class ScaffoldRouting(NamedTuple):
     groups_BC: Tensor
     biased_BG: Tensor
     z_B: Tensor
+    readout_BD: Tensor
 
 
 class Candidates(NamedTuple):

@@ -117,11 +117,8 @@ class ScaffoldGate(nn.Module):
             groups_BC=self._choose(biased_BG, temperature),
             biased_BG=biased_BG.log_softmax(dim=-1),
             z_B=logits_BG.logsumexp(dim=-1).square(),
+            readout_BD=z_BD,
         )
-
-    def distance(self, u_BP: Tensor) -> Tensor:
-        """Cosine distance of B routing embeddings from the nearest group centre, from 0 to 2; -> [B]"""
-        return 1 - (u_BP @ F.normalize(wide(self.centers), dim=-1).t()).amax(dim=-1)
 
     def _choose(self, biased_BG: Tensor, temperature: float) -> Tensor:
         """The chosen groups of each molecule, [B, C], the first one the top choice."""

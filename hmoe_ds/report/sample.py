@@ -22,6 +22,8 @@ from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.moe.replay import Routing, RowBytes, joined
 from hmoe_ds.report.recording import routing_of, row_bytes
 
+_SPREAD = 16
+
 
 class Sample(NamedTuple):
     """B molecules with N atoms in all, of one split, and how they were routed.
@@ -74,7 +76,7 @@ class RoutedMolecules(NamedTuple):
 
 
 def route_molecules(run: Path, dataset: str, molecules: int) -> RoutedMolecules:
-    """Route the first `molecules` molecules of each split of `dataset` by the last checkpoint of `run`.
+    """Route `molecules` molecules of each split of `dataset` by the last checkpoint of `run`.
 
     Raises:
         CheckpointError: no whole checkpoint there.
@@ -84,7 +86,9 @@ def route_molecules(run: Path, dataset: str, molecules: int) -> RoutedMolecules:
         exported = export_checkpoint(run, folder)
         model = HMoEModel.from_pretrained(folder).to(inference_device())
     manifest = Manifest.load(dataset)
-    train, held_out = (_route(model, dataset, manifest, split, molecules) for split in ("train", "validation"))
+    # Of what was trained on, scaffolds as they come; of what was not, several molecules of each, to compare.
+    train = _route(model, dataset, manifest, "train", molecules, _SPREAD)
+    held_out = _route(model, dataset, manifest, "validation", molecules)
     keys = np.union1d(train.scaffold_key_B, held_out.scaffold_key_B)
     centers_GP = torch.nn.functional.normalize(model.encoder.scaffold_gate.centers.detach().float(), dim=-1)
     return RoutedMolecules(
@@ -97,8 +101,8 @@ def route_molecules(run: Path, dataset: str, molecules: int) -> RoutedMolecules:
     )
 
 
-def _route(model: HMoEModel, dataset: str, manifest: Manifest, split: str, molecules: int) -> Sample:
-    records = _first_molecules(dataset, manifest, split, molecules)
+def _route(model: HMoEModel, dataset: str, manifest: Manifest, split: str, molecules: int, spread: int = 1) -> Sample:
+    records = _molecules(dataset, manifest, split, molecules, spread)
     parts = [_routed(model, batch) for batch in batches_of(records)]
     of_molecules, of_atoms, routings, rows = zip(*parts, strict=True)
     group_B, u_BP, scaffold_B, generic_B = map(np.concatenate, zip(*of_molecules, strict=True))
@@ -149,10 +153,13 @@ def _nothing_hidden(batch: MolBatch) -> Masks:
     return Masks(*(torch.zeros(size, dtype=torch.bool, device=device) for size in sizes))
 
 
-def _first_molecules(dataset: str, manifest: Manifest, split: str, molecules: int) -> pa.RecordBatch:
-    """Shards are fair samples of the whole, in which molecules with one scaffold lie beside each other."""
+def _molecules(dataset: str, manifest: Manifest, split: str, molecules: int, spread: int) -> pa.RecordBatch:
+    """Up to `molecules` of a split, evenly spread over the first `spread` times as many.
+
+    A shard is a fair sample of the whole, but those with one scaffold lie beside each other in it, in runs of up to 16.
+    """
     parts: list[pa.RecordBatch] = []
-    missing = molecules
+    missing = spread * molecules
     for record in manifest.splits[split].shards:
         if missing <= 0:
             break
@@ -163,7 +170,9 @@ def _first_molecules(dataset: str, manifest: Manifest, split: str, molecules: in
         missing -= len(parts[-1])
     if not parts:
         raise PipelineError(f"{dataset} has no molecules in its {split} split: report on a larger dataset with --data")
-    return pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
+    found = pa.Table.from_batches(parts)
+    rows = np.linspace(0, len(found) - 1, min(molecules, len(found))).astype(np.int64)
+    return found.take(pa.array(rows)).combine_chunks().to_batches()[0]
 
 
 def _scaffold_smiles(dataset: str, keys: NDArray[np.int64]) -> dict[int, str]:

@@ -266,6 +266,7 @@ def test_choices_stay_inside_the_chosen_groups():
         groups_BC=torch.stack([torch.randperm(G)[:2] for _ in range(10)]),
         biased_BG=torch.empty(10, G),
         z_B=torch.empty(10),
+        readout_BD=torch.empty(10, D),
     )
     atoms = gate(torch.randn(40, D), routing, molecule_N)
     group_NK = atoms.choices_NK // (E // G)
