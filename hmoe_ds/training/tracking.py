@@ -25,6 +25,7 @@ from hmoe_ds.training.spool import DELIVERY, RUNNING, Delivery, Spool, read_deli
 
 PAUSE_SECONDS = 0.2  # between two batches, at least
 PROCESSOR_SHARE = 0.1  # of one core, that sending a long backlog takes from the training, at most
+GATHER_SECONDS = 5.0  # that news wait for more, as a request costs more than the lines in it
 RETRY_SECONDS = 15.0  # between two attempts while the server is not there
 CLOSE_SECONDS = 60.0  # that the end of a run waits for the rest to go out, at most
 
@@ -116,6 +117,7 @@ class Tracker:
                 return
             else:
                 self._news.wait(self._system.interval)
+                self._closing.wait(GATHER_SECONDS)
                 self._news.clear()
 
 

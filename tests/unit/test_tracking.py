@@ -59,6 +59,7 @@ def impatient(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    monkeypatch.setattr(tracking, "GATHER_SECONDS", 0.05)
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(tracking, "CLOSE_SECONDS", 60.0)
 
