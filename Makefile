@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 CONSTRAINTS ?= constraints.txt
 PIP_CONSTRAINTS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: help install demo test test-slow test-gpu test-cluster image-test soak lint format clean
+.PHONY: help install demo test test-slow test-gpu test-cluster image-test soak bench docs lint format clean
 
 help:
 	@echo "make demo      prepare 5,000 molecules, pretrain a tiny model on 2 ranks, export it, embed molecules"
@@ -17,6 +17,8 @@ help:
 	@echo "make test-cluster two hosts over ssh and a two-node Slurm, in namespaces of this machine (root)"
 	@echo "make image-test the CPU image, built and used without a Docker engine, about ten minutes (root)"
 	@echo "make soak      a run that is killed again and again, up to 20 minutes"
+	@echo "make bench     the CPU benchmarks; DATA=DIR and SOURCES='FILE...' for those that need molecules; hours with all"
+	@echo "make docs      the documentation, as a site in docs/_build/html"
 	@echo "make lint      ruff, mypy and hadolint"
 	@echo "make format    ruff format"
 
@@ -66,5 +68,37 @@ test-gpu: $(STAMP)
 image-test: $(STAMP)
 	PYTHON="$(abspath $(BIN))/python" bash tests/image/run.sh
 
+# One after the other, at their default sizes; each prints a JSON line and replaces its file in docs/results.
+# Not here: gpu (needs a CUDA device), ablation (needs labelled tables, takes hours), novelty (needs a model pretrained on
+# a dataset), recorded_routing (makes the choices that moe_layer replays). docs/RESULTS.md has their commands.
+BENCH := moe_layer prepare_memory prepare_synth
+BENCH_DATA := loader peer_step gate_arms migration scaling_model
+BENCH_SOURCES := prepare standardize prepare_workers
+# A dataset made by hmoe prepare, and molecule files.
+DATA ?=
+SOURCES ?=
+# Those that pretrain keep their runs.
+bench/gate_arms bench/migration bench/scaling_model: BENCH_OUT = --out runs/bench/$(@F)
+# Torch asks for huge pages, as in hmoe pretrain on a CPU.
+bench/peer_step: export THP_MEM_ALLOC_ENABLE = 1
+
+.PHONY: $(addprefix bench/,$(BENCH) $(BENCH_DATA) $(BENCH_SOURCES))
+.NOTPARALLEL: bench
+bench: $(addprefix bench/,$(BENCH) $(BENCH_DATA) $(BENCH_SOURCES))
+
+$(addprefix bench/,$(BENCH)): $(STAMP)
+	$(BIN)/python -m benchmarks.$(@F)
+
+$(addprefix bench/,$(BENCH_DATA)): $(STAMP)
+	$(if $(DATA),$(BIN)/python -m benchmarks.$(@F) --data $(DATA) $(BENCH_OUT),@echo "$(@F): skipped; give it a dataset: make bench DATA=DIR")
+
+$(addprefix bench/,$(BENCH_SOURCES)): $(STAMP)
+	$(if $(SOURCES),$(BIN)/python -m benchmarks.$(@F) $(SOURCES),@echo "$(@F): skipped; give it molecule files: make bench SOURCES='zinc.smi.gz ...'")
+
+# Warnings are errors. Needs no network.
+docs: $(STAMP)
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 clean:
-	rm -rf build demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build demo docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

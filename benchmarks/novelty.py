@@ -85,9 +85,8 @@ def main() -> None:
 
 def _separation(reference: Molecules, familiar: Molecules, unfamiliar: Molecules) -> dict[str, float]:
     """ROC-AUC of the two kinds, by several scores."""
-    known = Familiar.of(torch.from_numpy(reference.readout_BD))
-    scores = {
-        "novelty": lambda of: known.novelty(torch.from_numpy(of.readout_BD)).numpy(),
+    scores: dict[str, Callable[[Molecules], Array]] = {
+        "novelty": _novelty(reference.readout_BD),
         "nearest group centre": lambda of: of.centre_B,
         "nearest routing embeddings": _nearest(reference.u_BP, "u_BP"),
         "nearest embeddings": _nearest(reference.embedding_BD, "embedding_BD"),
@@ -96,6 +95,12 @@ def _separation(reference: Molecules, familiar: Molecules, unfamiliar: Molecules
     label = np.repeat([0, 1], [len(familiar.atoms_B), len(unfamiliar.atoms_B)])
     found = {name: np.concatenate([score(familiar), score(unfamiliar)]) for name, score in scores.items()}
     return {name: round(float(roc_auc_score(label, values)), 3) for name, values in found.items()}
+
+
+def _novelty(reference: Array) -> Callable[[Molecules], Array]:
+    """The score that `hmoe embed` tells."""
+    known = Familiar.of(torch.from_numpy(reference))
+    return lambda of: known.novelty(torch.from_numpy(of.readout_BD)).numpy()
 
 
 def _nearest(reference: Array, name: str) -> Callable[[Molecules], Array]:

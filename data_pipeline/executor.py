@@ -57,7 +57,7 @@ class Resources:
 
 
 @dataclass
-class Executor:
+class TaskExecutor:
     """Runs tasks and counts those that an earlier run has done: `resumed` of all `tasks`."""
 
     _submit: Callable[[Task[Any]], Callable[[], Any]]
@@ -90,7 +90,7 @@ class Executor:
 
 
 @contextmanager
-def open_executor(resources: Resources, work: str) -> Iterator[Executor]:
+def open_executor(resources: Resources, work: str) -> Iterator[TaskExecutor]:
     """The executor for tasks in the folder `work`.
 
     Raises:
@@ -98,13 +98,15 @@ def open_executor(resources: Resources, work: str) -> Iterator[Executor]:
             or does not see the folder.
     """
     if resources.scheduler is None and resources.workers == 1:
-        yield Executor(_here, lambda: 1)
+        yield TaskExecutor(_here, lambda: 1)
         return
     with _dask_client(resources, work) as client:
         if resources.scheduler is not None:
             _wait_for_workers(client, resources.scheduler)
         here = _Driver(code_version(), _marker(work))
-        yield Executor(_Submit(client, here), lambda: _IN_FLIGHT_PER_WORKER * max(sum(client.nthreads().values()), 1))
+        yield TaskExecutor(
+            _Submit(client, here), lambda: _IN_FLIGHT_PER_WORKER * max(sum(client.nthreads().values()), 1)
+        )
 
 
 def _here(task: Task[Result]) -> Callable[[], Result]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import rdkit
 
 from data_pipeline.errors import PipelineError
-from data_pipeline.executor import Executor
+from data_pipeline.executor import TaskExecutor
 from data_pipeline.formats import SYNTH
 from data_pipeline.huggingface import write_dataset_dict
 from data_pipeline.known import IndexTask
@@ -149,7 +149,7 @@ class Build:
     """One run: the stages in their order, each with what it needs of the stage before."""
 
     def __init__(
-        self, plan: Plan, out: Path, work: WorkFolder, executor: Executor, budget: int, report: Report
+        self, plan: Plan, out: Path, work: WorkFolder, executor: TaskExecutor, budget: int, report: Report
     ) -> None:
         self._plan = plan
         self._options = plan.options

@@ -1,5 +1,7 @@
 """Shards of a dataset in object storage, kept on local disk: bounded, fetched ahead, verified.
 
+::
+
     cache = ShardCache("s3://bucket/zinc", "/local/cache", max_bytes=50 << 30)
     cache.window(current, upcoming)         # starts to download; returns at once
     with cache.open(current[0]) as file:    # waits until the shard is there

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -272,15 +272,15 @@ def _targets_from_batch(batch: pa.RecordBatch) -> ShardTargets:
     )
 
 
-def _flat(array: pa.Array) -> NDArray:
+def _flat(array: pa.Array) -> NDArray[Any]:
     return array.to_numpy(zero_copy_only=True)
 
 
-def _flat_column(batch: pa.RecordBatch, name: str) -> NDArray:
+def _flat_column(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
     return _flat(batch.column(name))
 
 
-def _list_values(batch: pa.RecordBatch, name: str) -> NDArray:
+def _list_values(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
     """All values behind a list column, which its offsets count from the first."""
     return _flat(batch.column(name).values)
 

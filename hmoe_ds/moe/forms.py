@@ -1,11 +1,13 @@
 """Forms of the hierarchical gate: how the scaffold level and the atom level together weigh the experts of an atom.
 
-With s_m = log p_m of the scaffold level, t_i the logits of the atom level, g(e) the group of expert e:
+With s_m = log p_m of the scaffold level, t_i the logits of the atom level, g(e) the group of expert e::
+
     hard      experts of the chosen groups:   log w_ie = log p_m,g(e) + log softmax(t_i over the experts of g(e))
     soft      all experts:                    log w_ie = log softmax(t_i + lambda * s_m,g(e))
     flat      all experts:                    log w_ie = log softmax(t_i)
     additive  the atom's own pool, which all groups share: log w_ie = log softmax(t_i over the pool). The first expert
-              of each group is not in the pool: molecules choose these, `scaffold_experts`.
+              of each group is not in the pool: molecules choose these, scaffold_experts.
+
 `hard` is the paper's reading, `soft` and `additive` keep what atoms learn common to all groups, `flat` is the usual
 mixture of experts, which knows no scaffolds.
 """

@@ -1,14 +1,17 @@
 """The hierarchical gate: a molecule's scaffold chooses groups of experts, its atoms choose experts among them.
 
-Scaffold level, once per molecule m, from atom states h below the upper blocks:
+Scaffold level, once per molecule m, from atom states h below the upper blocks::
+
     z_m = mean of h_i over scaffold atoms (all atoms when acyclic)
     u_m = MLP(z_m) / |MLP(z_m)|,   s_mg = <u_m, c_g> / tau with unit c_g,   p_m = softmax(s_m)
-    chosen: the top `groups_per_molecule` of <u_m, c_g> + b_g; with `block_bonus` the others after the first get this
+    chosen: the top groups_per_molecule of <u_m, c_g> + b_g; with block_bonus the others after the first get this
     bonus if they are in its block of neighbouring groups, so that fewer ranks have a molecule's experts
     tau falls in the course of a routing curriculum
-Atom level, in each H-MoE layer:
-    t_ie = <W h_i, v_e>,   w_ie by the form of the gate (`forms.py`), such as p_mg(e) * softmax(t_i over g's experts)
-    chosen: the top `experts_per_atom` of log w_ie + b'_e; with `top_p` no more of them than it takes for their weights
+
+Atom level, in each H-MoE layer::
+
+    t_ie = <W h_i, v_e>,   w_ie by the form of the gate (forms.py), such as p_mg(e) * softmax(t_i over g's experts)
+    chosen: the top experts_per_atom of log w_ie + b'_e; with top_p no more of them than it takes for their weights
     to reach this share of the weights of all candidates
 
 The biases b and b' balance the load (loss-free balancing; Wang et al., 2024). They take part in choosing only;

@@ -1,7 +1,9 @@
 """Scaffold routing contrastive loss: molecules with one scaffold are to be routed alike, others apart.
 
-For an anchor m with positives P(m) (same scaffold, n != m) and negatives N(m) (different generic scaffold):
+For an anchor m with positives P(m) (same scaffold, n != m) and negatives N(m) (different generic scaffold)::
+
     l_m = mean over n in P(m) of -log( exp(<u_m, u_n>/t) / sum over n' in P(m) or N(m) of exp(<u_m, u_n'>/t) )
+
 Molecules with the same generic but different scaffold are neither. Acyclic molecules are neither anchors nor
 positives. A molecule that is alone with its scaffold may take a view of itself as its positive: its bare scaffold.
 """

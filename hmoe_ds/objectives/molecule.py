@@ -3,8 +3,10 @@
 Both kinds of target are usual in pretraining on molecules (Li et al., "A knowledge-guided pre-training framework for
 improving molecular representation learning", Nature Communications, 2023). The forms of the losses:
 
-Fingerprint, with counts c_mv and logits s_mv over the bins v, summed over molecules m:
+Fingerprint, with counts c_mv and logits s_mv over the bins v, summed over molecules m::
+
     l_m = sum over v of q_mv (log q_mv - log softmax(s_m)_v),   q_mv = c_mv / sum over v' of c_mv'
+
 the Kullback-Leibler divergence, in nats, from the spread of the molecule's atom environments over the bins: the
 multinomial likelihood of the counts, given their sum (as of word counts: Liang et al., "Variational autoencoders for
 collaborative filtering", 2018), less its minimum, so that 0 is perfect. Its gradient is bounded, whatever the counts.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -126,8 +126,8 @@ def _route(model: HMoEModel, dataset: str, manifest: Manifest, split: str, molec
 class _Routed(NamedTuple):
     """Of a batch."""
 
-    of_molecules: tuple[NDArray, ...]
-    of_atoms: tuple[NDArray, NDArray]
+    of_molecules: tuple[NDArray[Any], ...]
+    of_atoms: tuple[NDArray[np.uint8], NDArray[np.int64]]
     routing: Routing
     rows: RowBytes
 

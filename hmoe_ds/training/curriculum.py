@@ -1,6 +1,7 @@
 """Curriculum: what a step trains on, and how, as a function of its number alone.
 
-With the progress x = min(1, t / steps) of 0-based step t, from a start to its end:
+With the progress x = min(1, t / steps) of 0-based step t, from a start to its end::
+
     competence  c = 1 - (1 - start) (1 - x), or its square-root form sqrt(1 - (1 - start^2) (1 - x)), or by DeepSpeed
     atom share  a = x
     temperature tau = end * (start / end)^(1 - x)
