@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hmoe_ds.report.palette import COLORS, OTHER, color_of, marker_of
 from hmoe_ds.report.run_story import ExpertLoad, Line, RunStory
-from hmoe_ds.report.traffic import Traffic
+from hmoe_ds.report.traffic import ReplayedTraffic
 
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -145,7 +145,7 @@ def splits_figure(splits: Sequence[Line], layers: int, steps: int) -> str:
 
 
 @_styled
-def traffic_figure(traffic: Sequence[Traffic]) -> str:
+def traffic_figure(traffic: Sequence[ReplayedTraffic]) -> str:
     """Bytes of a step that leave ranks, with and without migration."""
     figure, axes = _figure("bytes of a step")
     arms = {"without migration": [one.without for one in traffic]}

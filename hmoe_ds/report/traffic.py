@@ -12,7 +12,7 @@ from hmoe_ds.moe.replay import Routing, RowBytes, sent_bytes, sliced
 _RANKS = (2, 4, 8, 16, 32, 64)
 
 
-class Traffic(NamedTuple):
+class ReplayedTraffic(NamedTuple):
     """Bytes that leave all ranks together in a step.
 
     Attributes:
@@ -26,7 +26,7 @@ class Traffic(NamedTuple):
     migrated: float | None
 
 
-def replayed_traffic(routing: Routing, rows: RowBytes, config: RunConfig) -> list[Traffic]:
+def replayed_traffic(routing: Routing, rows: RowBytes, config: RunConfig) -> list[ReplayedTraffic]:
     """For each number of ranks over which the run's experts could lie, from molecules as many as a step has.
 
     Empty where there are no molecules for a single step.
@@ -42,6 +42,6 @@ def replayed_traffic(routing: Routing, rows: RowBytes, config: RunConfig) -> lis
 
     budget = config.parallel.migration_budget if router.form == "hard" else None
     return [
-        Traffic(ranks, mean_bytes(ranks, None), None if budget is None else mean_bytes(ranks, budget))
+        ReplayedTraffic(ranks, mean_bytes(ranks, None), None if budget is None else mean_bytes(ranks, budget))
         for ranks in possible
     ]
