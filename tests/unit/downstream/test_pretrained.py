@@ -1,6 +1,8 @@
 """Exports: dtypes, without heads, of older versions, larger than the memory allows."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -109,7 +111,7 @@ def save_untold(folder):
 
 
 LARGE = """
-import re, resource, sys
+import os, re, sys
 import torch
 from data_pipeline.encode import encode_rows
 from hmoe_ds.downstream.inference import infer
@@ -118,31 +120,68 @@ from hmoe_ds.model.hmoe import HMoEModel
 def anonymous():
     return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
 
+folder, experts, *limited = sys.argv[1:]
 molecules = encode_rows(["c1ccccc1CCO"], ["x"]).batch
+for group in limited:  # what was taken before does not count
+    open(group + "/cgroup.procs", "w").write(str(os.getpid()))
 before = anonymous()
-model = HMoEModel.from_pretrained(sys.argv[1], experts=sys.argv[2])
+model = HMoEModel.from_pretrained(folder, experts=experts)
 infer(model, molecules, "cpu")
 print(anonymous() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_model_larger_than_the_memory_it_takes(tmp_path):
-    """Pages of a mapped file, which the system may drop, are not what counts: only memory of the process's own is."""
+@pytest.fixture(scope="module")
+def large_model(tmp_path_factory):
+    """More than 200 MB, nearly all of it experts."""
+    folder = tmp_path_factory.mktemp("large")
     router = RouterConfig(groups=4, experts=64, expert_size=2048, shared_size=16, gate_size=8)
-    model = HMoEModel(MODEL.__class__(**{**MODEL.__dict__, "hidden_size": 64}), router)
-    model.save_pretrained(tmp_path)
-    size = (tmp_path / "model.safetensors").stat().st_size
-    assert size > 200e6
+    HMoEModel(MODEL.__class__(**{**MODEL.__dict__, "hidden_size": 64}), router).save_pretrained(folder)
+    assert (folder / "model.safetensors").stat().st_size > 200e6
+    return folder
+
+
+@pytest.fixture
+def at_most_100_mb():
+    """A control group of the kernel with so little memory that the large model does not fit; needs root."""
+    folders = {Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes", Path("/sys/fs/cgroup"): "memory.max"}
+    for parent, limit in folders.items():
+        group = parent / f"hmoe_ds_test_{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / limit).exists():
+            (group / limit).write_text(str(100 << 20))
+            yield group
+            group.rmdir()
+            return
+        group.rmdir()
+    pytest.skip("needs root and a memory controller")
+
+
+def run_large(*arguments):
+    command = [sys.executable, "-c", LARGE, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_experts_in_the_file_take_no_memory_of_the_process(large_model):
+    """Pages of a mapped file, which the system may drop, are not what counts: only memory of the process's own is."""
+    size = (large_model / "model.safetensors").stat().st_size
     taken = {}
     for experts in ("memory", "file"):
-        done = subprocess.run(
-            [sys.executable, "-c", LARGE, str(tmp_path), experts], cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
+        done = run_large(large_model, experts)
         assert done.returncode == 0, done.stderr
         taken[experts] = int(done.stdout.splitlines()[-1])
     assert taken["memory"] > 0.9 * size
     assert taken["file"] < 0.2 * size
+
+
+def test_a_model_larger_than_the_memory_that_the_kernel_allows(large_model, at_most_100_mb):
+    killed = run_large(large_model, "memory", at_most_100_mb)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = run_large(large_model, "file", at_most_100_mb)
+    assert done.returncode == 0, done.stderr
 
 
 def test_damage_is_told(exported, tmp_path):
