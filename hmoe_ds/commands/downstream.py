@@ -165,19 +165,18 @@ def _export(options: argparse.Namespace, rest: list[str]) -> Result:
 
 def _familiarize(folder: str, dataset: str | None) -> int:
     """Note down what the model is familiar with; -> from how many molecules, 0 where that cannot be told."""
-    from hmoe_ds.downstream.familiarize import dataset_of, familiarize
+    from hmoe_ds.data.mixture import Mixture
+    from hmoe_ds.data.store import ShardStore
+    from hmoe_ds.downstream.familiarize import datasets_of_run, familiarize
     from hmoe_ds.model.description import read_description
 
     if dataset is not None:
-        return familiarize(folder, dataset)
-    of_run = dataset_of(read_description(Path(folder)).training)
+        return familiarize(folder, Mixture([ShardStore(dataset, "train")]))
     try:
-        if of_run is not None:
-            return familiarize(folder, of_run)
-        why = "the dataset of the run is not here"
+        return familiarize(folder, datasets_of_run(read_description(Path(folder)).training))
     except PipelineError as error:
         why = redacted(str(error))
-    print(f"hmoe embed will not tell how novel molecules are ({why}); --data DIR gives a dataset for it")
+    print(f"hmoe embed will not tell how novel molecules are ({why}); --data DIR takes a dataset for it")
     return 0
 
 

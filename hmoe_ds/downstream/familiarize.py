@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from data_pipeline.errors import UsageError
-from data_pipeline.manifest import is_dataset
+from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.remote import is_url
 from hmoe_ds.data.batch import gather
+from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.store import ShardStore
 from hmoe_ds.downstream.inference import inference_device
 from hmoe_ds.model.familiar import NEIGHBOURS, Familiar, write_familiar
@@ -23,33 +25,57 @@ _SPREAD = 16
 _AT_ONCE = 256
 
 
-def familiarize(folder: str | Path, dataset: str | Path) -> int:
-    """Compute what the model in `folder` is familiar with from molecules of `dataset`; -> how many.
+def familiarize(folder: str | Path, mixture: Mixture) -> int:
+    """Compute what the model in `folder` is familiar with; -> from how many molecules.
 
     Args:
         folder: of an exported model.
-        dataset: that it was trained on, or one like it: its training split, or the first part of it.
+        mixture: what it was trained on, or what is like it; training splits.
 
     Raises:
-        PipelineError: no dataset there.
-        UsageError: one that has hardly any molecules.
+        UsageError: hardly any molecules there.
+        PipelineError: their scaffolds do not differ.
     """
-    store = ShardStore(dataset, "train")
-    available = min(len(store), _SPREAD * MOLECULES)
-    if available <= NEIGHBOURS:
-        raise UsageError(f"{dataset} has {available} molecules to train on: give a dataset with more than {NEIGHBOURS}")
-    rows = np.linspace(0, available - 1, min(MOLECULES, available)).astype(np.int64)
+    rows = _rows(mixture)
+    if len(rows) <= NEIGHBOURS:
+        raise UsageError(f"{len(rows)} molecules to train on are too few to tell what is novel beside them")
     model = HMoEModel.from_pretrained(folder).to(inference_device())
     readouts = []
     with torch.inference_mode():
         for part in np.array_split(rows, -(-len(rows) // _AT_ONCE)):
-            readouts.append(model.encoder.route(gather(store, part).to(inference_device())).readout_BD.float())
+            readouts.append(model.encoder.route(gather(mixture, part).to(inference_device())).readout_BD.float())
         write_familiar(Path(folder), Familiar.of(torch.cat(readouts)))
     return len(rows)
 
 
-def dataset_of(training: Mapping[str, Any]) -> str | None:
-    """The first dataset of the run that made an export, if it is on this machine."""
-    path = training.get("config", {}).get("data", {}).get("path")
-    first = path[0] if isinstance(path, list) and path else path
-    return first if isinstance(first, str) and "://" not in first and is_dataset(Path(first)) else None
+def _rows(mixture: Mixture) -> NDArray[np.int64]:
+    """Rows of each dataset by its weight, evenly spread over its beginning."""
+    parts = []
+    for store, first, weight in zip(mixture.stores, mixture.first_row_S, mixture.weight_S, strict=True):
+        wanted = min(round(MOLECULES * float(weight)), len(store))
+        end = min(len(store), _SPREAD * wanted)
+        parts.append(first + np.linspace(0, max(end - 1, 0), wanted).astype(np.int64))
+    return np.concatenate(parts)
+
+
+def datasets_of_run(training: Mapping[str, Any]) -> Mixture:
+    """What a model was trained on, if it is on this machine and still the same.
+
+    Args:
+        training: as its export notes it (`Description.training`).
+
+    Raises:
+        PipelineError: it is not.
+    """
+    data = training.get("config", {}).get("data", {})
+    path = data.get("path")
+    paths = path if isinstance(path, list) else [path]
+    if not all(isinstance(one, str) and one for one in paths):
+        raise PipelineError("the export does not say what the model was trained on")
+    elsewhere = [one for one in paths if is_url(one)]
+    if elsewhere:
+        raise PipelineError(f"{elsewhere[0]} is not on this machine")
+    mixture = Mixture([ShardStore(one, "train") for one in paths], data.get("weights"))
+    if mixture.fingerprint != training.get("dataset"):
+        raise PipelineError(f"{', '.join(paths)} has other molecules than those that the model was trained on")
+    return mixture

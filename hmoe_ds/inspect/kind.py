@@ -10,7 +10,8 @@ from data_pipeline.manifest import MANIFEST_FILE
 from hmoe_ds.downstream.predictor_record import DESCRIPTION
 from hmoe_ds.model.checkpoint_record import LIST_FILE, RECORD_FILE
 from hmoe_ds.model.description import CONFIG, WEIGHTS
-from hmoe_ds.training.run_folder import LATEST, RECORD, is_tag
+from hmoe_ds.run_files import RECORD
+from hmoe_ds.training.run_folder import LATEST, is_tag
 
 _SHOWN_NAMES = 6
 

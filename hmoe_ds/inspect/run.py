@@ -19,10 +19,10 @@ from hmoe_ds.inspect.run_state import DONE, HELD, RunState, state_of
 from hmoe_ds.inspect.step_log import Line, read_step_log
 from hmoe_ds.inspect.trained import losses, validation_facts
 from hmoe_ds.model.checkpoint_record import RECORD_FILE, CheckpointError, read_record
-from hmoe_ds.run_files import CONFIG
+from hmoe_ds.run_files import CONFIG, RECORD
 from hmoe_ds.training.health import FIGURES, health_warnings
 from hmoe_ds.training.retention import DAMAGED
-from hmoe_ds.training.run_folder import CHECKPOINTS, RECORD, SKIPPED, named_latest, read_run_record, step_of, tagged
+from hmoe_ds.training.run_folder import CHECKPOINTS, SKIPPED, named_latest, read_run_record, step_of, tagged
 from hmoe_ds.training.stop_file import STOP_FILE
 
 

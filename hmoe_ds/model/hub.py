@@ -53,7 +53,13 @@ def push_folder(folder: str | Path, name: str, private: bool = True, revision: s
         api.create_repo(name, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        done = api.upload_folder(repo_id=name, folder_path=folder, revision=revision, allow_patterns=list(FILES))
+        done = api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            revision=revision,
+            allow_patterns=list(FILES),
+            delete_patterns=[file for file in FILES if not (Path(folder) / file).is_file()],  # of the version before
+        )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise PipelineError(
             f"{name} could not be written on the hub ({_first_line(error)}): log in with `hf auth login` as one who "

@@ -15,48 +15,79 @@ from torch import Tensor
 class Traffic:
     """Bytes that this rank sent to other ranks, in forwards and backwards, and the time of these exchanges.
 
+    What is counted belongs to a step when it is taken, and to none when it is forgotten, such as that of a validation.
+
     Args:
         timed: take the time, too; `seconds` must then be asked for it now and then.
     """
 
     def __init__(self, timed: bool = False) -> None:
-        self._sent = 0
         self._timed = timed
-        self._seconds = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._sent = 0
+        self._clocks: list[_Clock] = []
+        self._taken: list[_Clock] = []
 
     def count(self, row_bytes: int, sent_R: Sequence[int], rank: int) -> None:
         """Count rows of `row_bytes` bytes, `sent_R[r]` to rank r, of which this rank is `rank`."""
         self._sent += row_bytes * (sum(sent_R) - sent_R[rank])
-
-    def take(self) -> int:
-        """The bytes since the last call."""
-        taken, self._sent = self._sent, 0
-        return taken
 
     @contextmanager
     def clock(self, device: torch.device) -> Iterator[None]:
         """Count the time of what is done inside, on `device`; the host does not wait for it."""
         if not self._timed:
             yield
-        elif device.type == "cuda":
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
-            yield
-            last.record()
-            self._events.append((first, last))
-        else:
-            started = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - started
+            return
+        clock = _EventClock() if device.type == "cuda" else _HostClock()
+        yield
+        clock.stop()
+        self._clocks.append(clock)
+
+    def forget(self) -> None:
+        """Drop what was counted since it was taken: it is of no step."""
+        self._sent, self._clocks = 0, []
+
+    def take(self) -> int:
+        """The bytes since they were taken or forgotten; the time is kept for `seconds`."""
+        taken, self._sent = self._sent, 0
+        self._taken += self._clocks
+        self._clocks = []
+        return taken
 
     def seconds(self) -> float:
-        """The time of the exchanges since the last call, waiting for other ranks included; waits for the device."""
-        for first, last in self._events:
-            last.synchronize()
-            self._seconds += first.elapsed_time(last) / 1000
-        taken, self._seconds, self._events = self._seconds, 0.0, []
-        return taken
+        """The time that was taken since the last call, waiting for other ranks included; waits for the device."""
+        seconds = sum(clock.seconds() for clock in self._taken)
+        self._taken = []
+        return seconds
+
+
+class _HostClock:
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._lasted = 0.0
+
+    def stop(self) -> None:
+        self._lasted = time.perf_counter() - self._began
+
+    def seconds(self) -> float:
+        return self._lasted
+
+
+class _EventClock:
+    """The time on a GPU, which does its work later."""
+
+    def __init__(self) -> None:
+        self._first, self._last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._first.record()
+
+    def stop(self) -> None:
+        self._last.record()
+
+    def seconds(self) -> float:
+        self._last.synchronize()
+        return self._first.elapsed_time(self._last) / 1000
+
+
+_Clock = _HostClock | _EventClock
 
 
 class _ExchangeRows(torch.autograd.Function):

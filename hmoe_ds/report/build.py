@@ -53,7 +53,7 @@ def _routed(story: RunStory, dataset: str | None, molecules: int) -> tuple[Route
     path = dataset or story.config.data.paths[0]
     try:
         return route_molecules(story.folder, path, molecules), ""
-    except PipelineError as error:
+    except (PipelineError, OSError) as error:
         if dataset is not None:
             raise
         return (

@@ -20,6 +20,9 @@ def draw_molecule(smiles: str, size: tuple[int, int], colors: Mapping[int, str] 
         colors: of circles around atoms, by their numbers; a bond between two of one colour has it, too.
     """
     molecule = Chem.MolFromSmiles(smiles)
+    kekulize = molecule is not None
+    if molecule is None:  # a scaffold that was cut out of a molecule may have no Kekulé structure
+        molecule = Chem.MolFromSmiles(smiles, sanitize=False)
     drawer = rdMolDraw2D.MolDraw2DSVG(*size)
     options: Any = drawer.drawOptions()  # whose stubs know no plain values
     options.clearBackground = False
@@ -27,7 +30,7 @@ def draw_molecule(smiles: str, size: tuple[int, int], colors: Mapping[int, str] 
     options.padding = 0.06
     options.fixedBondLength = 26.0
     if colors is None:
-        rdMolDraw2D.PrepareAndDrawMolecule(drawer, molecule)
+        rdMolDraw2D.PrepareAndDrawMolecule(drawer, molecule, kekulize=kekulize)
     else:
         atoms = {atom: _light(color) for atom, color in colors.items()}
         bonds = {
@@ -43,6 +46,7 @@ def draw_molecule(smiles: str, size: tuple[int, int], colors: Mapping[int, str] 
             highlightBonds=list(bonds),
             highlightAtomColors=atoms,
             highlightBondColors=bonds,
+            kekulize=kekulize,
         )
     drawer.FinishDrawing()
     svg: str = drawer.GetDrawingText()

@@ -56,8 +56,8 @@ def curves_figure(story: RunStory, names: dict[str, str], label: str, unit: str 
     for place, (title, (steps, values)) in enumerate(found.items()):
         marker = marker_of(place) if len(steps) < 12 else ""
         axes.plot(steps, values, color=color_of(place), label=title, linewidth=1.6, marker=marker, markersize=4)
-    if log and all((values > 0).all() for _, values in found.values()):
-        axes.set_yscale("log")
+    if log:
+        axes.set_yscale("log", nonpositive="mask")
     elif unit:
         axes.yaxis.set_major_formatter(EngFormatter(unit))
     if not log:
@@ -147,7 +147,7 @@ def splits_figure(splits: Sequence[Line], layers: int, steps: int) -> str:
 @_styled
 def traffic_figure(traffic: Sequence[ReplayedTraffic]) -> str:
     """Bytes of a step that leave ranks, with and without migration."""
-    figure, axes = _figure("bytes of a step")
+    figure, axes = _figure("bytes of a slice")
     arms = {"without migration": [one.without for one in traffic]}
     if traffic[0].migrated is not None:
         arms["with migration"] = [one.migrated or 0.0 for one in traffic]
@@ -191,8 +191,9 @@ def _figure(label: str, height: float = 2.7) -> tuple[Figure, Axes]:
 
 
 def _edges(step_S: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Borders of cells around steps: each reaches back to the one before."""
-    return np.concatenate([[0], step_S]).astype(float)
+    """Borders of cells around steps: each reaches back to the one before, the first one as far as the second."""
+    first = max(0.0, step_S[0] - float(np.diff(step_S[:2]).sum()))
+    return np.concatenate([[first], step_S]).astype(float)
 
 
 def _svg(figure: Figure) -> str:

@@ -15,6 +15,7 @@ from hmoe_ds.config_parser import load_config
 from hmoe_ds.run_files import ALLOCATION, CONFIG, LOAD, METRICS
 
 Line = dict[str, Any]
+_MOST_LOADS = 500  # as many as a figure can show
 
 
 class ExpertLoad(NamedTuple):
@@ -77,20 +78,27 @@ def read_run(folder: str | Path) -> RunStory:
 
 
 def _read_load(path: Path) -> ExpertLoad | None:
-    lines = _read_lines(path)
+    lines = _read_lines(path, most=_MOST_LOADS)
     if not lines:
         return None
     columns = [np.array([line[name] for line in lines], np.int64) for name in ("step", "molecules_G", "atoms_LE")]
     return ExpertLoad(*columns)
 
 
-def _read_lines(path: Path) -> list[Line]:
-    """The whole lines of a file; the last one may be half written, by a run that goes on or was killed."""
+def _read_lines(path: Path, most: int | None = None) -> list[Line]:
+    """The whole lines of a file, or `most` of them, evenly spread.
+
+    The last one may be half written, by a run that goes on or was killed.
+    """
     if not path.is_file():
         return []
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1]
     try:
-        return [json.loads(line) for line in whole.splitlines()]
+        lines = whole.splitlines()
+        places = (
+            range(len(lines)) if most is None else np.linspace(0, len(lines) - 1, min(most, len(lines))).astype(int)
+        )
+        return [json.loads(lines[place]) for place in places]
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is damaged ({error}): copy it again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -12,15 +13,18 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.errors import PipelineError
+from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.manifest import Manifest, file_path
+from data_pipeline.remote import is_url
 from hmoe_ds.data.batch import Masks, MolBatch
 from hmoe_ds.data.shard_file import read_shard
+from hmoe_ds.data.store import ShardStore
 from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.downstream.inference import batches_of, inference_device
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.moe.replay import Routing, RowBytes, joined
 from hmoe_ds.report.recording import routing_of, row_bytes
+from hmoe_ds.run_files import RECORD
 
 _SPREAD = 16
 
@@ -60,6 +64,7 @@ class RoutedMolecules(NamedTuple):
 
     Attributes:
         step: of the checkpoint.
+        is_of_run: whether the dataset is the one that the run is trained on.
         parameters: of the model.
         centers_GP: the unit centres of the groups.
         train: molecules that it was trained on, perhaps.
@@ -68,6 +73,7 @@ class RoutedMolecules(NamedTuple):
     """
 
     step: int
+    is_of_run: bool
     parameters: int
     centers_GP: NDArray[np.float32]
     train: Sample
@@ -81,7 +87,10 @@ def route_molecules(run: Path, dataset: str, molecules: int) -> RoutedMolecules:
     Raises:
         CheckpointError: no whole checkpoint there.
         PipelineError: no dataset there, or one that holds no molecule in one of its splits.
+        OSError: files of it are gone.
     """
+    if is_url(dataset):
+        raise UsageError(f"{dataset} is not on this machine: copy it, and give the copy with --data")
     with TemporaryDirectory() as folder:
         exported = export_checkpoint(run, folder)
         model = HMoEModel.from_pretrained(folder).to(inference_device())
@@ -93,6 +102,7 @@ def route_molecules(run: Path, dataset: str, molecules: int) -> RoutedMolecules:
     centers_GP = torch.nn.functional.normalize(model.encoder.scaffold_gate.centers.detach().float(), dim=-1)
     return RoutedMolecules(
         step=exported["step"],
+        is_of_run=_is_of_run(run, dataset),
         parameters=exported["parameters"],
         centers_GP=centers_GP.cpu().numpy(),
         train=train,
@@ -173,6 +183,13 @@ def _molecules(dataset: str, manifest: Manifest, split: str, molecules: int, spr
     found = pa.Table.from_batches(parts)
     rows = np.linspace(0, len(found) - 1, min(molecules, len(found))).astype(np.int64)
     return found.take(pa.array(rows)).combine_chunks().to_batches()[0]
+
+
+def _is_of_run(run: Path, dataset: str) -> bool:
+    """Whether the run's record names this dataset, alone, with the shards that it had when the run began."""
+    record = json.loads((run / RECORD).read_text())
+    extents = record["shards"]
+    return len(extents) == 1 and ShardStore(dataset, "train", extents[0]).fingerprint == record["dataset"]
 
 
 def _scaffold_smiles(dataset: str, keys: NDArray[np.int64]) -> dict[int, str]:

@@ -9,6 +9,7 @@ import yaml
 from numpy.typing import NDArray
 
 from data_pipeline.redact import redacted
+from hmoe_ds.config import RouterConfig
 from hmoe_ds.model.size import count_parameters
 from hmoe_ds.moe.agreement import consistency, mutual_information
 from hmoe_ds.report import figures, html
@@ -43,23 +44,18 @@ def head(story: RunStory, routed: RoutedMolecules | None) -> list[str]:
         f"{layers} H-MoE layers of {router.experts} experts in {router.groups} groups, {router.experts_per_atom} for "
         f"each atom, form {router.form}; width {config.model.hidden_size}"
     )
-    validation, speeds = story.last("validation_loss"), story.series("molecules_per_second")[1]
+    validation = story.last("validation_loss")
+    speeds, sizes = (story.series(name)[1] for name in ("molecules_per_second", "molecules"))
     facts = [
         ("steps", f"{last['step']:,}", f"of {config.run.steps:,}"),
         ("parameters", _short(count.total), f"{_short(count.active)} for each atom"),
-        ("loss", f"{last['loss']:.3f}", "" if validation is None else f"{validation:.3f} on validation"),
-        ("molecules/s", f"{float(np.median(speeds)):,.0f}", "median of all lines"),
-        (
-            "molecules a step",
-            f"{config.data.molecules_per_step:,}",
-            f"{_short(last['step'] * last['molecules'])} in all",
-        ),
+        ("loss", _decimals(last["loss"]), "" if validation is None else f"{validation:.3f} on validation"),
+        ("molecules/s", f"{np.median(speeds):,.0f}" if len(speeds) else "-", "median of all lines"),
+        ("molecules", _short(last["step"] * sizes.mean()) if len(sizes) else "-", "in all, about"),
     ]
     if routed is not None:
-        held_out = routed.held_out
-        facts.append(
-            ("consistency", _figure(consistency(held_out.scaffold_key_B, held_out.group_B)), "held-out scaffolds")
-        )
+        agreement = consistency(routed.held_out.scaffold_key_B, routed.held_out.group_B)
+        facts.append(("consistency", _decimals(agreement, 2), "held-out scaffolds" if routed.is_of_run else ""))
     return [html.text(f"Routing report: {story.folder.name}", "h1"), html.text(shape, kind="soft"), html.cards(facts)]
 
 
@@ -97,16 +93,20 @@ def training(story: RunStory) -> str:
 def groups(story: RunStory, routed: RoutedMolecules) -> str:
     """Which scaffolds go to which group."""
     held_out, count = routed.held_out, story.config.router.groups
+    title = "Where molecules go: scaffolds and groups"
+    if not _has_groups(story.config.router):
+        words = f"This run has no scaffold level to show: form {story.config.router.form}, groups: {count}."
+        return html.section(title, html.text(words, kind="soft"))
     sizes = np.bincount(routed.train.group_B, minlength=count)
     measured = [
         (
             "consistency",
-            _figure(consistency(held_out.scaffold_key_B, held_out.group_B)),
+            _decimals(consistency(held_out.scaffold_key_B, held_out.group_B), 2),
             "1: molecules of one scaffold go to one group; 0: as by chance",
         ),
         (
             "mutual information",
-            _figure(mutual_information(held_out.generic_key_B, held_out.group_B)),
+            _decimals(mutual_information(held_out.generic_key_B, held_out.group_B), 2),
             "of groups and skeletons, normalised; above 0 by chance, too",
         ),
         ("largest group", f"{sizes.max() / sizes.sum():.0%}", f"of molecules; even would be {1 / count:.0%}"),
@@ -122,12 +122,16 @@ def groups(story: RunStory, routed: RoutedMolecules) -> str:
         rows.append((f"{drawing}{html.text(f'{total:,} molecules', 'small')}", (count_G[columns] / total).tolist()))
     left_out = f"; the largest {len(columns)} of {count} groups" if count > len(columns) else ""
     molecules = len(routed.train.group_B)
+    which = (
+        "with scaffolds that the training has never seen"
+        if routed.is_of_run
+        else "of a dataset that is not the one of the run, so it may have been trained on some of them"
+    )
     return html.section(
-        "Where molecules go: scaffolds and groups",
+        title,
         html.text(
-            "The scaffold level of the gate sends each molecule to a group of experts. Measured on "
-            f"{len(held_out.group_B):,} molecules with scaffolds that the training has never seen, none of their atoms "
-            f"hidden, at step {routed.step:,}:"
+            f"The scaffold level of the gate sends each molecule to a group of experts. At step {routed.step:,}, for "
+            f"{len(held_out.group_B):,} molecules {which}, none of their atoms hidden:"
         ),
         html.cards(measured),
         _shares_over_time(story),
@@ -173,13 +177,16 @@ def _typical(routed: RoutedMolecules, table: ScaffoldTable, group: int, sizes: N
 def atoms(story: RunStory, routed: RoutedMolecules) -> str:
     """Which atoms go to which expert."""
     held_out = routed.held_out
+    if story.config.router.experts == 1:
+        return html.section("What atoms choose: experts", html.text("This run has one expert.", kind="soft"))
     layers = len(held_out.expert_LN)
     expert_N = held_out.expert_LN[-1]
     kinds = expert_kinds(expert_N, kinds_of(held_out.atom_features_N9), _EXPERTS_LISTED)
-    per_group = story.config.router.experts // story.config.router.groups
+    router = story.config.router
+    per_group, in_groups = router.experts // router.groups, _has_groups(router) and router.form != "additive"
     listed = [
         (
-            f"expert {one.expert} (group {one.expert // per_group})",
+            f"expert {one.expert} (group {one.expert // per_group})" if in_groups else f"expert {one.expert}",
             f"{one.share:.1%}",
             ", ".join(f"{name} {share:.0%}" for name, share in one.kinds),
         )
@@ -231,10 +238,12 @@ def _drawn_molecules(sample: Sample, expert_N: NDArray[np.int64]) -> list[str]:
 
 
 def _some_of_each_group(sample: Sample) -> list[int]:
-    """Molecules of a size that can be drawn, in turn from the largest groups, with different scaffolds."""
+    """Molecules in turn from the largest groups, with different scaffolds, of a size that can be drawn if there are."""
     least, most = _DRAWN_ATOMS
     atoms_B = np.diff(sample.ptr_B)
     fits_B = (atoms_B >= least) & (atoms_B <= most) & (sample.scaffold_key_B != 0)
+    if not fits_B.any():
+        fits_B = atoms_B <= max(most, atoms_B.min())
     order = np.argsort(-np.bincount(sample.group_B), kind="stable")
     each = max(1, _DRAWN_MOLECULES // max(1, int((np.bincount(sample.group_B) > 0).sum())))
     chosen: list[int] = []
@@ -245,20 +254,24 @@ def _some_of_each_group(sample: Sample) -> list[int]:
     return chosen[:_DRAWN_MOLECULES]
 
 
+def _has_groups(router: RouterConfig) -> bool:
+    """Whether the scaffold level has a say."""
+    return router.groups > 1 and router.form != "flat"
+
+
 def embedding_map(routed: RoutedMolecules) -> str:
     """The routing embedding in two dimensions."""
-    svg, share = figures.map_figure(routed.held_out.u_BP, routed.held_out.group_B, routed.centers_GP)
-    return html.section(
-        "A map of the routing embedding",
-        html.grid(
-            html.figure(
-                svg,
-                "Scatter plot of routing embeddings, coloured by group, with the centres of the groups.",
-                f"Molecules with held-out scaffolds in the plane in which their routing embeddings vary most "
-                f"({share:.0%} of the variance); numbers mark the centres of the groups.",
-            )
-        ),
+    title, u_BP = "A map of the routing embedding", routed.held_out.u_BP
+    if len(u_BP) < 3 or u_BP.shape[1] < 2 or not np.isfinite(u_BP).all():
+        words = "No map: it takes three molecules, and routing embeddings that are finite."
+        return html.section(title, html.text(words, kind="soft"))
+    svg, share = figures.map_figure(u_BP, routed.held_out.group_B, routed.centers_GP)
+    caption = (
+        f"Held-out molecules in the plane in which their routing embeddings vary most ({share:.0%} of the variance); "
+        "numbers mark the centres of the groups."
     )
+    alt = "Scatter plot of routing embeddings, coloured by group, with the centres of the groups."
+    return html.section(title, html.grid(html.figure(svg, alt, caption)))
 
 
 def allocation(story: RunStory) -> str:
@@ -298,8 +311,8 @@ def traffic(story: RunStory, routed: RoutedMolecules) -> str:
     found = replayed_traffic(routed.train.routing, routed.train.rows, story.config)
     if not found:
         words = (
-            "No replay: the experts of this run can lie on no two ranks (router.groups and router.experts must be "
-            "divisible by them), or fewer molecules were routed than a step has (--molecules)."
+            "No replay: the experts of this run can lie on no two ranks; router.groups and router.experts must be "
+            "divisible by them."
         )
         return html.section("Traffic between ranks", html.text(words, kind="soft"))
     saved = ""
@@ -312,8 +325,10 @@ def traffic(story: RunStory, routed: RoutedMolecules) -> str:
     return html.section(
         "Traffic between ranks",
         html.text(
-            "What ranks would send each other for one step, forward and backward, if the experts were spread over "
-            f"them: the routing of this checkpoint, replayed by the code that runs there.{saved}"
+            f"What ranks would send each other for {found[0].molecules:,} molecules, forward and backward, if the "
+            "experts were spread over them: the routing of this checkpoint, replayed by the code that runs there. A "
+            f"step has up to {story.config.data.molecules_per_step:,} molecules; the more of them on a rank, the less "
+            f"has to stay behind in a migration.{saved}"
         ),
         html.grid(
             html.figure(
@@ -348,5 +363,5 @@ def _short(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def _figure(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.2f}"
+def _decimals(value: float | None, digits: int = 3) -> str:
+    return "not finite" if value is None or np.isnan(value) else f"{value:.{digits}f}"

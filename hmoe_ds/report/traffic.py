@@ -13,35 +13,38 @@ _RANKS = (2, 4, 8, 16, 32, 64)
 
 
 class ReplayedTraffic(NamedTuple):
-    """Bytes that leave all ranks together in a step.
+    """Bytes that leave all ranks together, for a slice of a step.
 
     Attributes:
+        molecules: of the slice.
         ranks: that share the experts.
         without: migration.
         migrated: with it; None where the form of the gate does not allow it.
     """
 
+    molecules: int
     ranks: int
     without: float
     migrated: float | None
 
 
 def replayed_traffic(routing: Routing, rows: RowBytes, config: RunConfig) -> list[ReplayedTraffic]:
-    """For each number of ranks over which the run's experts could lie, from molecules as many as a step has.
+    """For each number of ranks over which the run's experts could lie, from slices as large as those of the run.
 
-    Empty where there are no molecules for a single step.
+    A slice is smaller where there are not so many molecules.
     """
     router = config.router
-    steps = sliced(routing, config.data.molecules_per_step)
+    molecules = min(config.data.molecules_per_step // config.optim.accumulation, len(routing.atoms_B))
+    steps = sliced(routing, molecules)
     possible = [ranks for ranks in _RANKS if router.experts % ranks == 0 and router.groups % ranks == 0]
-    if not steps:
-        return []
 
     def mean_bytes(ranks: int, budget: float | None) -> float:
         return float(np.mean([sent_bytes(step, rows, router, ranks, budget).sum() for step in steps]))
 
     budget = config.parallel.migration_budget if router.form == "hard" else None
     return [
-        ReplayedTraffic(ranks, mean_bytes(ranks, None), None if budget is None else mean_bytes(ranks, budget))
+        ReplayedTraffic(
+            molecules, ranks, mean_bytes(ranks, None), None if budget is None else mean_bytes(ranks, budget)
+        )
         for ranks in possible
     ]

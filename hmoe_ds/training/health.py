@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from statistics import median
 
@@ -53,7 +54,7 @@ def _routing_warnings(config: RunConfig, metrics: Mapping[str, float]) -> dict[s
             "router.group_balance_rate or router.temperature"
         )
     ratio, (least, most) = metrics["routed_over_dense_rms"], _RMS_RATIOS
-    if not least <= ratio <= most:
+    if math.isfinite(ratio) and not least <= ratio <= most:
         found["routed_over_dense_rms"] = (
             f"the routed output is {ratio:.2g} times as large as the dense one beside it (1 at the start): "
             + ("the experts hardly matter" if ratio < least else "the experts drown the rest")

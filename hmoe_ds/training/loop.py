@@ -76,7 +76,7 @@ def _train(config: RunConfig, rank: int, ranks: int, watchdog: Watchdog, stop: S
     plan = BatchPlan(molecules, config.data, config.optim.accumulation, config.run.seed)
     probe = Probe(config, molecules.standardized, rank, ranks)
     check_agreement(config, molecules.fingerprint + probe.fingerprint)
-    traffic = Traffic(timed=rank == 0)
+    traffic = Traffic(timed=rank == 0 and config.parallel.ep_size > 1)
     watchdog.progress(0)
     engine = build_engine(config, traffic)
     set_descriptor_scale(engine.module.model, molecules)

@@ -76,7 +76,7 @@ class StepTotals:
     """
 
     def __init__(self, traffic: Traffic) -> None:
-        traffic.take()
+        traffic.forget()
         self._traffic = traffic
         self._losses: list[Losses] = []
         self._loads: list[RouterLoad] = []
@@ -127,13 +127,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def last_line_with(name: str, path: Path) -> dict[str, float]:
-    """The last line of a file of steps that has a number of that name; {} if none has."""
-    for line in reversed(path.read_text().splitlines()):
-        figures: dict[str, float] = json.loads(line)
-        if figures.get(name) is not None:
-            return {name: value for name, value in figures.items() if value is not None}
-    return {}
+def last_figures(path: Path, prefixes: tuple[str, ...]) -> dict[str, float]:
+    """The last value of each figure of a file of steps whose name begins so."""
+    found: dict[str, float] = {}
+    for line in path.read_text().splitlines():
+        if any(prefix in line for prefix in prefixes):
+            figures = json.loads(line).items()
+            found |= {name: value for name, value in figures if name.startswith(prefixes) and value is not None}
+    return found
 
 
 def _step_of(line: str) -> float:

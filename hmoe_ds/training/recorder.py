@@ -28,7 +28,7 @@ from hmoe_ds.training.metrics import (
     StepFile,
     StepSums,
     group_entropy,
-    last_line_with,
+    last_figures,
     load_imbalance,
     rms_ratio,
     starved_share,
@@ -40,6 +40,8 @@ from hmoe_ds.training.stop import StoppedError
 from hmoe_ds.training.terminal import Terminal
 from hmoe_ds.training.throughput import Throughput
 from hmoe_ds.training.tracking import Tracker
+
+LOADS = 1000  # lines of `load.jsonl`, about, at most
 
 
 class Recorder:
@@ -59,10 +61,11 @@ class Recorder:
         self._splits: StepFile | None = None
         self._tracker: Tracker | None = None
         self._load: StepFile | None = None
+        self._loads_until = -1
         self._monitors: Monitors | None = None
         self._throughput = Throughput(config, traffic)
         self._terminal = Terminal(config.run.steps)
-        self._validated: Mapping[str, float] = {}
+        self._validated: dict[str, float] = {}
         self._losses: deque[float] = deque(maxlen=RECENT)
         self._lines = 0
         self._warned: dict[str, int] = {}  # the last line with each sign of trouble
@@ -71,7 +74,7 @@ class Recorder:
             self._file = StepFile(folder / METRICS, after_step=state.step)
             self._load = StepFile(folder / LOAD, after_step=state.step)
             self._monitors = Monitors(monitor_sections(config), folder, state.step)
-            self._validated = last_line_with("validation_loss", folder / METRICS)
+            self._validated = last_figures(folder / METRICS, ("validation_", "probe_"))
             if config.router.experts_at_start:
                 self._splits = StepFile(folder / ALLOCATION, after_step=state.step)
             if (folder / SKIPPED).exists():
@@ -164,7 +167,7 @@ class Recorder:
         self._terminal.step(step, metrics["loss"], metrics["molecules_per_second"])
         if validation:
             self._terminal.validation(step, validation, self._validated)
-            self._validated = metrics if "validation_loss" in validation else self._validated
+            self._validated |= validation
         self._warn(metrics)
 
     def flush(self) -> None:
@@ -179,8 +182,13 @@ class Recorder:
                 self._splits.write({"step": step, "layer": layer, **split._asdict()})
 
     def _record_load(self, step: int, load: RouterLoad) -> None:
-        """The load of every group and every expert, which would be too many names for `metrics.jsonl`."""
-        if self._load is not None:
+        """The load of every group and every expert, which would be too many names for `metrics.jsonl`.
+
+        Not at every line of a long run: with hundreds of experts its file would become large.
+        """
+        part = step * LOADS // self._config.run.steps
+        if self._load is not None and part > self._loads_until:
+            self._loads_until = part
             counts = {"molecules_G": load.molecules_G, "atoms_LE": load.atoms_LE}
             self._load.write({"step": step, **{name: value.int().tolist() for name, value in counts.items()}})
 

@@ -22,10 +22,10 @@ from hmoe_ds.model.checkpoint_record import (
     read_list,
     read_record,
 )
-from hmoe_ds.run_files import CONFIG
+from hmoe_ds.run_files import CONFIG, RECORD
 from hmoe_ds.training.outcome import forget_outcome
 
-RECORD, CHECKPOINTS, LATEST = "run.json", "checkpoints", "latest"
+CHECKPOINTS, LATEST = "checkpoints", "latest"
 # Lines of the steps that changed nothing, if there were any (`skipped.py`).
 SKIPPED = "skipped.jsonl"
 FORMAT_VERSION = 2

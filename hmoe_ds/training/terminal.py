@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
+_VALIDATION = "validation_"
 _CLEAR_LINE = "\r\x1b[K"
 
 
@@ -33,7 +34,7 @@ class Terminal:
             self._first = step, now
         first, began = self._first
         left = ""
-        if step > first:
+        if first < step < self._steps:
             left = f"  {duration((self._steps - step) * (now - began) / (step - first))} left"
         line = f"step {step}/{self._steps}  loss {loss:.4f}  {molecules_per_second:,.0f} molecules/s{left}"
         if self._stream.isatty():
@@ -42,15 +43,15 @@ class Terminal:
         else:
             print(line, file=self._stream, flush=True)
 
-    def validation(self, step: int, figures: Mapping[str, float], earlier: Mapping[str, float]) -> None:
-        """A table of what was measured after a step, beside the line of an earlier step that has the same figures."""
+    def validation(self, step: int, figures: Mapping[str, float], before: Mapping[str, float]) -> None:
+        """A table of what a validation, or a probe, measured after a step, and of the values before."""
         self.close()
-        rows = [(_title(name), _shown(value), _shown(earlier.get(name))) for name, value in figures.items()]
-        title = f"validation after step {step}"
+        kind = "validation" if any(name.startswith(_VALIDATION) for name in figures) else "probe"
+        title = f"{kind} after step {step}"
+        rows = [(_title(name), _shown(value), _shown(before.get(name))) for name, value in figures.items()]
         width = max(len(title), *(len(name) + 2 for name, *_ in rows))
-        before = f"step {int(earlier['step'])}" if earlier else ""
-        lines = [f"{title:<{width}}  {'now':>10}  {before:>12}"]
-        lines += [f"  {name:<{width - 2}}  {value:>10}  {was:>12}" for name, value, was in rows]
+        lines = [f"{title:<{width}}  {'now':>10}  {'before' if before else '':>10}"]
+        lines += [f"  {name:<{width - 2}}  {value:>10}  {was:>10}" for name, value, was in rows]
         print("\n".join(line.rstrip() for line in lines), file=self._stream, flush=True)
 
     def warn(self, step: int, text: str) -> None:
@@ -78,7 +79,7 @@ def duration(seconds: float) -> str:
 
 
 def _title(name: str) -> str:
-    return name.removeprefix("validation_").replace("_", " ")
+    return name.removeprefix(_VALIDATION).replace("_", " ")
 
 
 def _shown(value: float | None) -> str:

@@ -116,8 +116,8 @@ class Tracker:
             elif closing:
                 return
             else:
-                self._news.wait(self._system.interval)
-                self._closing.wait(GATHER_SECONDS)
+                if self._news.wait(self._system.interval):
+                    self._closing.wait(GATHER_SECONDS)
                 self._news.clear()
 
 

@@ -1,6 +1,7 @@
 """What README.md and docs/ tell the reader to type works: marked blocks are run, in the order of their page."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -130,3 +131,8 @@ def test_a_mark_that_marks_nothing_is_an_error(content, tmp_path):
     (tmp_path / "page.md").write_text(content)
     with pytest.raises(ValueError, match="expected a block of code"):
         marked_blocks(tmp_path / "page.md")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_page_has_a_gap_that_was_to_be_filled(name):
+    assert not re.findall(r"@[A-Z]+@|TODO|FIXME", FILES[name].read_text())

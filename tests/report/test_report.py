@@ -3,17 +3,20 @@
 import collections
 import itertools
 import json
-import math
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from rdkit import Chem
 
 from data_pipeline.errors import UsageError
 from hmoe_ds.downstream.export import export_checkpoint
+from hmoe_ds.report import sections
 from hmoe_ds.report.atom_kinds import expert_kinds, kinds_of
 from hmoe_ds.report.build import write_report
 from hmoe_ds.report.drawings import draw_molecule
@@ -141,7 +144,7 @@ def test_a_drawing_has_a_circle_for_each_atom_that_has_a_colour():
 def test_traffic_falls_with_migration(run, routed):
     story = read_run(run)
     (two,) = replayed_traffic(routed.train.routing, routed.train.rows, story.config)  # as there are two groups
-    assert two.ranks == 2
+    assert (two.ranks, two.molecules) == (2, 64)
     assert two.migrated is not None
     assert 0 < two.migrated < two.without
 
@@ -183,16 +186,84 @@ def test_a_run_that_goes_on_is_reported_up_to_its_last_whole_line(run, tmp_path)
         read_run(tmp_path / "going")
 
 
-def test_without_checkpoint_or_dataset_the_curves_remain(run, tmp_path, hmoe_here):
-    shutil.copytree(run, tmp_path / "early")
-    shutil.rmtree(tmp_path / "early" / "checkpoints")
-    (tmp_path / "early" / "load.jsonl").unlink()  # as of runs before there was one
-    result, out, _ = hmoe_here("report", tmp_path / "early", "--out", tmp_path / "r.html", "--json")
+@pytest.fixture
+def copy(run, tmp_path):
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def change_config(run, **data):
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content["data"] |= data
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+
+
+def reported(hmoe_here, run, *options):
+    result, _, _ = hmoe_here("report", run, "--out", run / "r.html", "--molecules", 300, *options, "--json")
+    return result, (run / "r.html").read_text()
+
+
+def test_without_a_checkpoint_the_curves_remain(copy, hmoe_here):
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "load.jsonl").unlink()  # as of runs before there was one
+    result, page = reported(hmoe_here, copy)
     assert result["routed_step"] is None
-    assert "holds no checkpoint" in out
-    page = (tmp_path / "r.html").read_text()
+    assert "holds no checkpoint" in result["missing"]
     assert "holds no checkpoint" in page
     assert "training and validation loss" in page
+
+
+@pytest.mark.parametrize("path", ["nowhere/zinc", "s3://bucket/zinc", "file:///tmp/zinc"])
+def test_without_the_dataset_the_curves_remain(copy, hmoe_here, path):
+    change_config(copy, path=path)
+    result, page = reported(hmoe_here, copy)
+    assert result["routed_step"] is None
+    assert path in result["missing"]
+    assert "training and validation loss" in page
+
+
+def test_a_dataset_that_lost_a_file(copy, hmoe_here, dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "lost")
+    (tmp_path / "lost" / "scaffolds.parquet").unlink()
+    change_config(copy, path=str(tmp_path / "lost"))
+    result, _ = reported(hmoe_here, copy)
+    assert "scaffolds.parquet" in result["missing"]
+
+
+def test_another_dataset_is_not_claimed_to_be_held_out(run, report, second_dataset, copy, hmoe_here):
+    assert "scaffolds that the training has never seen" in report.read_text()
+    result, page = reported(hmoe_here, copy, "--data", second_dataset)
+    assert result["routed_step"] == 12
+    assert "never seen" not in page
+    assert "a dataset that is not the one of the run" in page
+
+
+def test_a_run_that_diverged(copy, hmoe_here):
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 13, "loss": None, "loss_contrast": 0.0}) + "\n")
+    _, page = reported(hmoe_here, copy)
+    assert "not finite" in page
+
+
+def test_a_long_run_is_thinned_out(copy):
+    lines = [json.dumps({"step": step, "molecules_G": [1, 2], "atoms_LE": [[3, 4]]}) for step in range(1, 2001)]
+    (copy / "load.jsonl").write_text("\n".join(lines) + "\n")
+    steps = read_run(copy).load.step_S
+    assert len(steps) == 500
+    assert (steps[0], steps[-1]) == (1, 2000)
+
+
+def test_a_map_takes_three_molecules(routed):
+    one = routed.held_out._replace(u_BP=routed.held_out.u_BP[:1], group_B=routed.held_out.group_B[:1])
+    assert "No map" in sections.embedding_map(routed._replace(held_out=one))
+
+
+@pytest.mark.parametrize("form", ["flat", "additive", "soft"])
+def test_words_fit_the_form_of_the_gate(run, routed, form):
+    story = read_run(run)
+    story = story._replace(config=replace(story.config, router=replace(story.config.router, form=form)))
+    scaffolds, atoms = sections.groups(story, routed), sections.atoms(story, routed)
+    assert ("no scaffold level to show" in scaffolds) == (form == "flat")
+    assert ("expert 0 (group 0)" in atoms) == (form == "soft")
 
 
 def test_what_cannot_be_reported(run, tmp_path, hmoe_here):
@@ -210,8 +281,7 @@ def test_the_same_run_makes_the_same_page(run, report, tmp_path):
     assert (tmp_path / "again.html").read_bytes() == report.read_bytes()
 
 
-def test_consistency_of_a_figure_that_was_never_measured(run):
+def test_a_figure_that_was_never_measured(run):
     story = read_run(run)
-    assert story.last("validation_consistency") is None or math.isfinite(story.last("validation_consistency"))
     assert story.series("no such figure")[0].size == 0
     assert story.last("no such figure") is None

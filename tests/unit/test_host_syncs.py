@@ -99,7 +99,7 @@ def step(config, store, waits):
     for layer in model.encoder.moe_layers():
         layer.executor.register_forward_pre_hook(waits.begin_executor)
         layer.executor.register_forward_hook(waits.end_executor)
-    task, totals = PretrainingTask(model, config.objective), StepTotals(Traffic())
+    task, totals = PretrainingTask(model, config.objective), StepTotals(Traffic(timed=True))
     norm = count_normalizers(slices, "cpu")  # counted on the CPU before anything is sent to a device
     waits.found.clear()  # what the CPU has done of it
     with waits:

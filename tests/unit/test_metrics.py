@@ -14,6 +14,7 @@ from hmoe_ds.moe.balance import update_route_bias
 from hmoe_ds.training.metrics import (
     StepFile,
     group_entropy,
+    last_figures,
     load_imbalance,
     rms_ratio,
     starved_share,
@@ -95,3 +96,11 @@ def test_starved_experts_have_less_than_a_tenth_of_the_mean_of_those_that_live()
     atoms_LE = torch.tensor([[100.0, 100.0, 5.0, 0.0], [50.0, 50.0, 50.0, 0.0]]).double()
     assert starved_share(atoms_LE) == pytest.approx(3 / 8)  # means 51.25 and 37.5
     assert starved_share(atoms_LE, torch.tensor([3, 3])) == pytest.approx(1 / 6)  # the last slot is free
+
+
+def test_last_figures_are_of_different_lines(tmp_path):
+    lines = [{"step": 1, "validation_loss": 3.0, "probe_a": 0.5}, {"step": 2, "validation_loss": 2.0}, {"step": 3}]
+    lines.append({"step": 4, "validation_loss": None})
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = last_figures(tmp_path / "m.jsonl", ("validation_", "probe_"))
+    assert found == {"validation_loss": 2.0, "probe_a": 0.5}

@@ -55,15 +55,21 @@ def test_one_line_on_a_terminal_that_nothing_else_is_written_into(clock):
 def test_a_table_at_each_validation():
     stream = io.StringIO()
     figures = {"validation_loss": 0.5, "validation_molecules": 4096.0, "validation_consistency": float("nan")}
-    Terminal(10, stream).validation(5, figures, {"step": 3, "validation_loss": 0.75, "validation_molecules": 4096.0})
+    Terminal(10, stream).validation(5, figures, {"validation_loss": 0.75, "validation_molecules": 4096.0})
     rows = [line.split() for line in stream.getvalue().splitlines()]
     assert rows == [
-        ["validation", "after", "step", "5", "now", "step", "3"],
+        ["validation", "after", "step", "5", "now", "before"],
         ["loss", "0.5000", "0.7500"],
         ["molecules", "4,096", "4,096"],
         ["consistency", "nan"],
     ]
     assert len({len(line) for line in stream.getvalue().splitlines()[:3]}) == 1, "columns lie under each other"
+
+
+def test_a_probe_is_called_one():
+    stream = io.StringIO()
+    Terminal(10, stream).validation(5, {"probe_bbbp_roc_auc": 0.7}, {})
+    assert stream.getvalue().splitlines()[0].split() == ["probe", "after", "step", "5", "now"]
 
 
 @pytest.mark.parametrize(

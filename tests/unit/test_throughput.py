@@ -62,12 +62,21 @@ def test_what_is_due():
 def test_the_share_of_exchanges_is_of_ranks_that_exchange():
     traffic = Traffic(timed=True)
     throughput = Throughput(load_config([*BUDGETS, "--parallel.ep_size=2"]), traffic)
-    with traffic.clock(torch.device("cpu")):
-        time.sleep(0.02)
-    throughput.add(counts(90, 1800, 1000), load(400), seconds=0.2, waited=0.0)
-    assert 0.1 <= throughput.report()["exchange_share"] < 1
-    throughput.add(counts(90, 1800, 1000), load(400), seconds=0.2, waited=0.0)
-    assert throughput.report()["exchange_share"] == 0
+
+    def exchange() -> None:
+        with traffic.clock(torch.device("cpu")):
+            time.sleep(0.02)
+
+    exchange()  # before the first step
+    for taken in (True, False):
+        traffic.forget()
+        if taken:
+            exchange()
+        traffic.take()
+        exchange()  # of a validation, after the step
+        throughput.add(counts(90, 1800, 1000), load(400), seconds=0.02, waited=0.0)
+        share = throughput.report()["exchange_share"]
+        assert share >= 1 if taken else share == 0  # of the step alone
     alone = Throughput(load_config(BUDGETS), Traffic())
     alone.add(counts(90, 1800, 1000), load(400), seconds=0.2, waited=0.0)
     assert "exchange_share" not in alone.report()

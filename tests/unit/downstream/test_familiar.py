@@ -8,9 +8,11 @@ from sklearn.neighbors import NearestNeighbors
 
 from benchmarks import novelty as benchmark
 from data_pipeline.encode import encode_rows
+from data_pipeline.errors import PipelineError
 from hmoe_ds.data.batch import gather
+from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.store import ShardStore
-from hmoe_ds.downstream.familiarize import familiarize
+from hmoe_ds.downstream.familiarize import datasets_of_run, familiarize
 from hmoe_ds.downstream.inference import infer
 from hmoe_ds.model.description import FAMILIAR, ModelFormatError
 from hmoe_ds.model.familiar import NEIGHBOURS, Familiar, write_familiar
@@ -25,7 +27,7 @@ def familiar_model(exported, dataset, tmp_path):
     """A model that knows what it is familiar with."""
     folder = tmp_path / "model"
     HMoEModel.from_pretrained(exported).save_pretrained(folder)
-    assert familiarize(folder, dataset) > 1000
+    assert familiarize(folder, Mixture([ShardStore(dataset, "train")])) > 1000
     return folder
 
 
@@ -49,8 +51,8 @@ def test_a_score_does_not_depend_on_the_company(familiar_model):
     model = HMoEModel.from_pretrained(familiar_model)
     readouts = torch.randn(600, model.config.hidden_size)
     together = model.familiar.novelty(readouts)
-    assert torch.equal(together[:1], model.familiar.novelty(readouts[:1]))
-    assert torch.equal(together[590:], model.familiar.novelty(readouts[590:]))
+    for part in (slice(0, 1), slice(590, 600)):
+        torch.testing.assert_close(together[part], model.familiar.novelty(readouts[part]), rtol=1e-6, atol=0)
 
 
 def test_what_is_familiar_is_saved_and_loaded(familiar_model, tmp_path):
@@ -104,3 +106,24 @@ def test_the_benchmark(familiar_model, dataset, tmp_path, monkeypatch):
     assert (result["reference"], result["unfamiliar"]) == (800, len(STRANGE))
     assert set(result["auc"]) == set(result["auc_20_to_30_atoms"])
     assert 0.5 < result["auc"]["novelty"] <= 1
+
+
+def test_molecules_that_are_all_alike_are_no_measure():
+    with pytest.raises(PipelineError, match="hardly differ"):
+        Familiar.of(torch.ones(20, 4))
+
+
+def test_only_what_the_model_was_trained_on_is_taken_unasked(dataset, second_dataset):
+    def noted(*paths, fingerprint):
+        return {"config": {"data": {"path": list(map(str, paths)), "weights": None}}, "dataset": fingerprint}
+
+    stores = [ShardStore(path, "train") for path in (dataset, second_dataset)]
+    both = Mixture(stores)
+    found = datasets_of_run(noted(dataset, second_dataset, fingerprint=both.fingerprint))
+    assert len(found) == len(both)
+    with pytest.raises(PipelineError, match="has other molecules than those that the model was trained on"):
+        datasets_of_run(noted(dataset, fingerprint=stores[1].fingerprint))
+    with pytest.raises(PipelineError, match="is not on this machine"):
+        datasets_of_run(noted("s3://bucket/zinc", fingerprint="x"))
+    with pytest.raises(PipelineError, match="does not say"):
+        datasets_of_run({})
