@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way, small: molecules -> dataset -> 2-rank pretraining -> exported model -> embeddings.
+# The whole way, small: molecules -> dataset -> 2-rank pretraining -> report, exported model -> embeddings.
 # Everything is written to ./demo (or the folder given as the first argument).
 set -euo pipefail
 
@@ -24,6 +24,7 @@ EOF
 hmoe prepare nci5k --out "$out/dataset"
 hmoe pretrain --config tiny_cpu --num_ranks "$ranks" --parallel.ep_size "$ranks" \
   --data.path "$out/dataset" --run.out "$out/run" --run.steps 300
+hmoe report "$out/run" --out "$out/report.html"
 hmoe export "$out/run" "$out/model"
 hmoe embed "$out/model" "$out/molecules.smi" --out "$out/embeddings.parquet"
 
@@ -32,6 +33,7 @@ cat <<EOF
 Done. Everything lies in $out:
   $out/dataset             prepared molecules    (look: hmoe inspect $out/dataset)
   $out/run                 metrics.jsonl, checkpoints, mlflow.db
+  $out/report.html         the run in pictures   (open it in a browser)
   $out/model               exported model        (load: HMoEModel.from_pretrained("$out/model"))
   $out/embeddings.parquet  10 embedded molecules
 EOF
