@@ -123,11 +123,13 @@ inside bash -c '
   [ $code = 85 ]' -- "${pretrain[@]}" --run.out stopped --run.steps 100000
 
 step "the unit tests, against what is installed in the image"
-# What they need beyond the image goes into this container alone.
+# What they need beyond the image goes into this container alone, by a newer pip than that of Debian 12, which reads the
+# metadata of all that is installed again and again, for many minutes.
 buildah run --isolation chroot --user root --env PIP_CONFIG_FILE=/run/secrets/pipconf \
   --volume "$work/secrets:/run/secrets:ro" --volume "$work/wheels:/mnt:ro" \
   --volume "$PWD/constraints.txt:/tmp/constraints.txt:ro" "$container" -- bash -c '
-    pip install --quiet --no-cache-dir --constraint /tmp/constraints.txt "hmoe-ds[dev]" &&
+    pip install --quiet --no-cache-dir --upgrade pip &&
+    pip install --quiet --no-cache-dir --constraint /tmp/constraints.txt "hmoe-ds[test]" &&
     pip install --quiet --no-cache-dir --constraint /tmp/constraints.txt --no-deps ogb'
 inside mkdir checks
 mounts=()
