@@ -86,7 +86,7 @@ class Training:
         begin_run(config, 1, mixture.fingerprint, [store.extent for store in mixture.stores])
         with Prefetcher(mixture, plan, config, 0, rank=0, ranks=1) as ahead:
             self._batches = [ahead.step() for _ in range(steps)]
-        self._recorded = 0
+        self._recorded = self._last_line = 0
 
     def block(
         self, after_step: Callable[[int, PreparedStep, StepSums, Normalizers, float], None] = lambda *_: None
@@ -109,6 +109,7 @@ class Training:
             self._recorded += 1
             # In the middle of so many steps, so that it is sent before the block ends.
             due = number % every == every // 2
+            self._last_line = self._recorded if due else self._last_line
             recorder.record(
                 self._recorded, sums, norm, {}, stage=batch.stage, live_L=None, splits={}, due=due, learning_rate=1e-3,
                 grad_norm=self._engine.get_global_grad_norm(), skipped=0, seconds=seconds, waited=0.0,
@@ -121,6 +122,7 @@ class Training:
             self._wait_until_sent()
             before, calls = _mlflow_seconds(), 0.0
             cost = self.block(record)
+            self._wait_until_sent()  # lines that wait for others go out after the block, and count
             return cost._replace(calls=calls, thread=_mlflow_seconds() - before)
 
     def _step(self, batch: PreparedStep) -> tuple[StepSums, Normalizers]:
@@ -140,10 +142,10 @@ class Training:
         deadline = time.monotonic() + SENT_SECONDS
         while time.monotonic() < deadline:
             delivery = read_delivery(Path(self.config.run.out))
-            if delivery and delivery.last_step == self._recorded and delivery.status_sent == RUNNING:
+            if delivery and delivery.last_step == self._last_line and delivery.status_sent == RUNNING:
                 return
             time.sleep(0.1)
-        raise TimeoutError(f"MLflow's thread has not sent step {self._recorded} in {SENT_SECONDS:.0f} s")
+        raise TimeoutError(f"MLflow's thread has not sent step {self._last_line} in {SENT_SECONDS:.0f} s")
 
 
 def _mlflow_seconds() -> float:
@@ -156,8 +158,8 @@ def _mlflow_seconds() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="dataset made by hmoe prepare, such as of nci5k")
-    parser.add_argument("--lines", type=int, default=4, help="of metrics in a block")
-    parser.add_argument("--pairs", type=int, default=6, help="of blocks with and without recording")
+    parser.add_argument("--lines", type=int, default=12, help="of metrics in a block")
+    parser.add_argument("--pairs", type=int, default=5, help="of blocks with and without recording")
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # the sqlite file in the run's folder
