@@ -88,9 +88,7 @@ class Training:
             self._batches = [ahead.step() for _ in range(steps)]
         self._recorded = self._last_line = 0
 
-    def block(
-        self, after_step: Callable[[int, PreparedStep, StepSums, Normalizers, float], None] = lambda *_: None
-    ) -> Cost:
+    def block(self, after_step: AfterStep = lambda *_: None) -> Cost:
         """Make all steps; `after_step` gets the number, the batch, its figures and the seconds of each."""
         wall, cpu = time.perf_counter(), time.process_time()
         for number, batch in enumerate(self._batches):

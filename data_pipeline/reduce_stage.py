@@ -25,12 +25,10 @@ from data_pipeline.partitions import (
 )
 from data_pipeline.ranges import EVERYTHING, KeyRange, cell_bits
 from data_pipeline.scaffold import ACYCLIC_KEY
-from data_pipeline.schema import MOLECULE_SCHEMA, SCAFFOLD_SCHEMA, SPLITS
+from data_pipeline.schema import MOLECULE_SCHEMA, RUN_LENGTH, SCAFFOLD_SCHEMA, SPLITS
 from data_pipeline.statistics import SplitStatistics
 from data_pipeline.task import Task, work_file
 from data_pipeline.watch import Watch
-
-RUN_LENGTH = 16
 
 # A molecule, and the hash of its run.
 REDUCED_SCHEMA = MOLECULE_SCHEMA.append(pa.field("run_hash", pa.uint64()))

@@ -16,6 +16,8 @@ FORMAT_NAME = "hmoe-molecules"
 FORMAT_VERSION = 3
 
 SPLITS = ("train", "validation")
+# Molecules with one scaffold lie beside each other in a shard, in runs of up to so many; the order of runs is random.
+RUN_LENGTH = 16
 
 # Number of values of each feature, in Open Graph Benchmark's order (ogb.utils.features).
 # Atoms: atomic number, chirality, degree, formal charge, hydrogens, radical electrons, hybridisation,

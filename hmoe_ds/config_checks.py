@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 import re
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -24,6 +25,7 @@ from hmoe_ds.config import (
     ProbeTable,
     RouterConfig,
     RunConfig,
+    config_from_dict,
 )
 
 # Bound on t of the contrastive loss when it is learnt.
@@ -133,6 +135,16 @@ def check_config(config: RunConfig) -> None:
     _check_allocation(config.router, config.parallel)
     _check_migration(config.router, config.parallel)
     _check_learned_temperature(config.objective)
+
+
+def checked_config(content: Any, path: Path) -> RunConfig:
+    """A configuration as it was noted in the file `path`. Raises ConfigError for one that no run can have."""
+    try:
+        config = config_from_dict(content)
+        check_config(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return config
 
 
 def check_topology(config: RunConfig, ranks: int) -> None:

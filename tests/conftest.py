@@ -1,5 +1,6 @@
 """Small real datasets that many tests share, and nothing that depends on the machine."""
 
+import json
 import os
 from pathlib import Path
 
@@ -45,6 +46,23 @@ def exported(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "model"
     HMoEModel(MODEL, ROUTER, seed=1).save_pretrained(folder, {"step": 5, "standardize": True})
     return folder
+
+
+@pytest.fixture
+def hmoe_here(capsys):
+    """`hmoe` within this process, which has imported what takes the command longest: for the many small requests."""
+    from hmoe_ds.cli import main
+
+    def run_here(*arguments, expect=0):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:  # argparse
+            code = end.code
+        out, err = capsys.readouterr()
+        assert code == expect, f"exit {code}\n{out[-3000:]}\n{err[-3000:]}"
+        return json.loads(out.splitlines()[-1]) if "--json" in arguments and expect == 0 else None, out, err
+
+    return run_here
 
 
 def prepare_nci(folder: Path, first: int, last: int, targets: bool = False) -> Path:

@@ -14,14 +14,13 @@ from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.remote import is_url
 from hmoe_ds.data.batch import gather
 from hmoe_ds.data.mixture import Mixture
+from hmoe_ds.data.spread import spread_rows
 from hmoe_ds.data.store import ShardStore
 from hmoe_ds.downstream.inference import inference_device
 from hmoe_ds.model.familiar import NEIGHBOURS, Familiar, write_familiar
 from hmoe_ds.model.hmoe import HMoEModel
 
 MOLECULES = 8192
-# Molecules with one scaffold lie beside each other in a shard, in runs of up to 16.
-_SPREAD = 16
 _AT_ONCE = 256
 
 
@@ -50,12 +49,10 @@ def familiarize(folder: str | Path, mixture: Mixture) -> int:
 
 def _rows(mixture: Mixture) -> NDArray[np.int64]:
     """Rows of each dataset by its weight, evenly spread over its beginning."""
-    parts = []
-    for store, first, weight in zip(mixture.stores, mixture.first_row_S, mixture.weight_S, strict=True):
-        wanted = min(round(MOLECULES * float(weight)), len(store))
-        end = min(len(store), _SPREAD * wanted)
-        parts.append(first + np.linspace(0, max(end - 1, 0), wanted).astype(np.int64))
-    return np.concatenate(parts)
+    stores = zip(mixture.stores, mixture.first_row_S, mixture.weight_S, strict=True)
+    return np.concatenate(
+        [first + spread_rows(len(store), round(MOLECULES * weight)) for store, first, weight in stores]
+    )
 
 
 def datasets_of_run(training: Mapping[str, Any]) -> Mixture:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hmoe_ds.config import ConfigError, RunConfig, config_from_dict
-from hmoe_ds.config_checks import check_config
+from hmoe_ds.config import RunConfig
+from hmoe_ds.config_checks import checked_config
 from hmoe_ds.inspect.checkpoint import Kept, look_at, topology_words
 from hmoe_ds.inspect.model_size import architecture, parameters, parameters_fact
 from hmoe_ds.inspect.noted import noted, read_notes
@@ -19,10 +19,10 @@ from hmoe_ds.inspect.run_state import DONE, HELD, RunState, state_of
 from hmoe_ds.inspect.step_log import Line, read_step_log
 from hmoe_ds.inspect.trained import losses, validation_facts
 from hmoe_ds.model.checkpoint_record import RECORD_FILE, CheckpointError, read_record
-from hmoe_ds.run_files import CONFIG, RECORD
+from hmoe_ds.run_files import CONFIG, RECORD, SKIPPED
 from hmoe_ds.training.health import FIGURES, health_warnings
 from hmoe_ds.training.retention import DAMAGED
-from hmoe_ds.training.run_folder import CHECKPOINTS, SKIPPED, named_latest, read_run_record, step_of, tagged
+from hmoe_ds.training.run_folder import CHECKPOINTS, named_latest, read_run_record, step_of, tagged
 from hmoe_ds.training.stop_file import STOP_FILE
 
 
@@ -38,7 +38,7 @@ def inspect_run(path: Path, verify: bool) -> Report:
         PipelineError: its metrics are damaged.
     """
     record = read_run_record(path)
-    config = _config(path, record)
+    config = checked_config(record["config"], path / RECORD)
     here = dataclasses.replace(config, run=dataclasses.replace(config.run, out=str(path)))
     state, log = state_of(path), read_step_log(path)
     kept = _checkpoints(path, verify)
@@ -72,15 +72,6 @@ def inspect_run(path: Path, verify: bool) -> Report:
         **_commands(config, path, record, state, kept),
     }
     return Report("run", "\n".join(_facts(figures, state, kept, verify)), figures, problems)
-
-
-def _config(path: Path, record: Mapping[str, Any]) -> RunConfig:
-    try:
-        config = config_from_dict(record["config"])
-        check_config(config)
-    except ConfigError as error:
-        raise ConfigError(f"{path / RECORD}: {error}") from error
-    return config
 
 
 def _checkpoints(path: Path, verify: bool) -> list[Kept]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from data_pipeline.errors import PipelineError
 from hmoe_ds.inspect.noted import numbers
-from hmoe_ds.run_files import METRICS
+from hmoe_ds.run_files import METRICS, whole_lines
 
 Line = dict[str, float | None]
 
@@ -37,13 +37,9 @@ def read_step_log(out: Path) -> StepLog:
     """
     recent, validation = deque[bytes](maxlen=_RECENT), None
     path = out / METRICS
-    if path.is_file():
-        with path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):  # it is being written, or never will be
-                    break
-                recent.append(line)
-                validation = line if _VALIDATION in line else validation
+    for line in whole_lines(path):
+        recent.append(line)
+        validation = line if _VALIDATION in line else validation
     return StepLog([_parsed(line, path) for line in recent], None if validation is None else _parsed(validation, path))
 
 

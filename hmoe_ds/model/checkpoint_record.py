@@ -15,8 +15,8 @@ from typing import Any
 from data_pipeline.contained import check_contained, contained_path
 from data_pipeline.errors import UsageError
 from data_pipeline.keys import file_checksum
-from hmoe_ds.config import ConfigError, RunConfig, config_from_dict
-from hmoe_ds.config_checks import check_config
+from hmoe_ds.config import ConfigError, RunConfig
+from hmoe_ds.config_checks import checked_config
 from hmoe_ds.durable import flush, write_text
 
 FORMAT_VERSION = 2
@@ -161,8 +161,6 @@ def recorded_config(folder: Path, record: Mapping[str, Any]) -> RunConfig:
         CheckpointError: it is of another version, or one that no run can have.
     """
     try:
-        config = config_from_dict(record["config"])
-        check_config(config)
+        return checked_config(record["config"], folder / RECORD_FILE)
     except ConfigError as error:
-        raise CheckpointError(f"{folder / RECORD_FILE}: {error}") from error
-    return config
+        raise CheckpointError(str(error)) from error

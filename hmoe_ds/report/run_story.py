@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from data_pipeline.errors import UsageError
 from hmoe_ds.config import RunConfig
 from hmoe_ds.config_parser import load_config
-from hmoe_ds.run_files import ALLOCATION, CONFIG, LOAD, METRICS
+from hmoe_ds.run_files import ALLOCATION, CONFIG, LOAD, METRICS, whole_lines
 
 Line = dict[str, Any]
 _MOST_LOADS = 500  # as many as a figure can show
@@ -86,19 +86,11 @@ def _read_load(path: Path) -> ExpertLoad | None:
 
 
 def _read_lines(path: Path, most: int | None = None) -> list[Line]:
-    """The whole lines of a file, or `most` of them, evenly spread.
-
-    The last one may be half written, by a run that goes on or was killed.
-    """
-    if not path.is_file():
-        return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
+    """The whole lines of a file, or `most` of them, evenly spread."""
+    lines = list(whole_lines(path))
+    if most is not None:
+        lines = [lines[place] for place in np.linspace(0, len(lines) - 1, min(most, len(lines))).astype(int)]
     try:
-        lines = whole.splitlines()
-        places = (
-            range(len(lines)) if most is None else np.linspace(0, len(lines) - 1, min(most, len(lines))).astype(int)
-        )
-        return [json.loads(lines[place]) for place in places]
-    except json.JSONDecodeError as error:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
         raise UsageError(f"{path} is damaged ({error}): copy it again") from error

@@ -16,24 +16,24 @@ from numpy.typing import NDArray
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.manifest import Manifest, file_path
 from data_pipeline.remote import is_url
+from data_pipeline.schema import RUN_LENGTH
 from hmoe_ds.data.batch import Masks, MolBatch
 from hmoe_ds.data.shard_file import read_shard
+from hmoe_ds.data.spread import spread_rows
 from hmoe_ds.data.store import ShardStore
 from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.downstream.inference import batches_of, inference_device
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.moe.agreement import consistency
 from hmoe_ds.moe.replay import Routing, RowBytes, joined
 from hmoe_ds.report.recording import routing_of, row_bytes
 from hmoe_ds.run_files import RECORD
-
-_SPREAD = 16
 
 
 class Sample(NamedTuple):
     """B molecules with N atoms in all, of one split, and how they were routed.
 
     Attributes:
-        split: `train` or `validation`.
         smiles: of the molecules.
         scaffold_key_B: of their scaffolds; 0 = acyclic.
         generic_key_B: of their skeletons.
@@ -46,7 +46,6 @@ class Sample(NamedTuple):
         rows: bytes of what they would send.
     """
 
-    split: str
     smiles: list[str]
     scaffold_key_B: NDArray[np.int64]
     generic_key_B: NDArray[np.int64]
@@ -58,6 +57,11 @@ class Sample(NamedTuple):
     routing: Routing
     rows: RowBytes
 
+    @property
+    def consistency(self) -> float:
+        """Do molecules with one scaffold go to one group (`agreement.consistency`)?"""
+        return consistency(self.scaffold_key_B, self.group_B)
+
 
 class RoutedMolecules(NamedTuple):
     """What the last checkpoint does with molecules of the dataset.
@@ -65,7 +69,6 @@ class RoutedMolecules(NamedTuple):
     Attributes:
         step: of the checkpoint.
         is_of_run: whether the dataset is the one that the run is trained on.
-        parameters: of the model.
         centers_GP: the unit centres of the groups.
         train: molecules that it was trained on, perhaps.
         held_out: molecules with scaffolds that it was not.
@@ -74,7 +77,6 @@ class RoutedMolecules(NamedTuple):
 
     step: int
     is_of_run: bool
-    parameters: int
     centers_GP: NDArray[np.float32]
     train: Sample
     held_out: Sample
@@ -92,18 +94,18 @@ def route_molecules(run: Path, dataset: str, molecules: int) -> RoutedMolecules:
     if is_url(dataset):
         raise UsageError(f"{dataset} is not on this machine: copy it, and give the copy with --data")
     with TemporaryDirectory() as folder:
-        exported = export_checkpoint(run, folder)
+        step = export_checkpoint(run, folder)["step"]
         model = HMoEModel.from_pretrained(folder).to(inference_device())
     manifest = Manifest.load(dataset)
     # Of what was trained on, scaffolds as they come; of what was not, several molecules of each, to compare.
-    train = _route(model, dataset, manifest, "train", molecules, _SPREAD)
-    held_out = _route(model, dataset, manifest, "validation", molecules)
+    records = _first_molecules(dataset, manifest, "train", RUN_LENGTH * molecules)
+    train = _route(model, records.take(pa.array(spread_rows(len(records), molecules))))
+    held_out = _route(model, _first_molecules(dataset, manifest, "validation", molecules))
     keys = np.union1d(train.scaffold_key_B, held_out.scaffold_key_B)
     centers_GP = torch.nn.functional.normalize(model.encoder.scaffold_gate.centers.detach().float(), dim=-1)
     return RoutedMolecules(
-        step=exported["step"],
+        step=step,
         is_of_run=_is_of_run(run, dataset),
-        parameters=exported["parameters"],
         centers_GP=centers_GP.cpu().numpy(),
         train=train,
         held_out=held_out,
@@ -111,15 +113,14 @@ def route_molecules(run: Path, dataset: str, molecules: int) -> RoutedMolecules:
     )
 
 
-def _route(model: HMoEModel, dataset: str, manifest: Manifest, split: str, molecules: int, spread: int = 1) -> Sample:
-    records = _molecules(dataset, manifest, split, molecules, spread)
+def _route(model: HMoEModel, molecules: pa.Table) -> Sample:
+    records = molecules.combine_chunks().to_batches()[0]
     parts = [_routed(model, batch) for batch in batches_of(records)]
     of_molecules, of_atoms, routings, rows = zip(*parts, strict=True)
     group_B, u_BP, scaffold_B, generic_B = map(np.concatenate, zip(*of_molecules, strict=True))
     features, experts = zip(*of_atoms, strict=True)
     routing = joined(routings)
     return Sample(
-        split=split,
         smiles=records.column("smiles").to_pylist(),
         scaffold_key_B=scaffold_B,
         generic_key_B=generic_B,
@@ -163,13 +164,10 @@ def _nothing_hidden(batch: MolBatch) -> Masks:
     return Masks(*(torch.zeros(size, dtype=torch.bool, device=device) for size in sizes))
 
 
-def _molecules(dataset: str, manifest: Manifest, split: str, molecules: int, spread: int) -> pa.RecordBatch:
-    """Up to `molecules` of a split, evenly spread over the first `spread` times as many.
-
-    A shard is a fair sample of the whole, but those with one scaffold lie beside each other in it, in runs of up to 16.
-    """
+def _first_molecules(dataset: str, manifest: Manifest, split: str, molecules: int) -> pa.Table:
+    """Up to `molecules` of a split, as they are stored."""
     parts: list[pa.RecordBatch] = []
-    missing = spread * molecules
+    missing = molecules
     for record in manifest.splits[split].shards:
         if missing <= 0:
             break
@@ -180,9 +178,7 @@ def _molecules(dataset: str, manifest: Manifest, split: str, molecules: int, spr
         missing -= len(parts[-1])
     if not parts:
         raise PipelineError(f"{dataset} has no molecules in its {split} split: report on a larger dataset with --data")
-    found = pa.Table.from_batches(parts)
-    rows = np.linspace(0, len(found) - 1, min(molecules, len(found))).astype(np.int64)
-    return found.take(pa.array(rows)).combine_chunks().to_batches()[0]
+    return pa.Table.from_batches(parts)
 
 
 def _is_of_run(run: Path, dataset: str) -> bool:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.redact import redacted
 from hmoe_ds.config import RouterConfig
-from hmoe_ds.model.size import count_parameters
-from hmoe_ds.moe.agreement import consistency, mutual_information
+from hmoe_ds.model.size import count_parameters, moe_layers
+from hmoe_ds.moe.agreement import mutual_information
 from hmoe_ds.report import figures, html
 from hmoe_ds.report.atom_kinds import expert_kinds, kinds_of
 from hmoe_ds.report.drawings import draw_molecule
@@ -39,10 +39,9 @@ def head(story: RunStory, routed: RoutedMolecules | None) -> list[str]:
     config, last = story.config, story.lines[-1]
     router = config.router
     count = count_parameters(config.model, router, config.objective.molecule_heads)
-    layers = config.model.upper_blocks // config.model.moe_every
     shape = (
-        f"{layers} H-MoE layers of {router.experts} experts in {router.groups} groups, {router.experts_per_atom} for "
-        f"each atom, form {router.form}; width {config.model.hidden_size}"
+        f"{moe_layers(config.model)} H-MoE layers of {router.experts} experts in {router.groups} groups, "
+        f"{router.experts_per_atom} for each atom, form {router.form}; width {config.model.hidden_size}"
     )
     validation = story.last("validation_loss")
     speeds, sizes = (story.series(name)[1] for name in ("molecules_per_second", "molecules"))
@@ -54,8 +53,8 @@ def head(story: RunStory, routed: RoutedMolecules | None) -> list[str]:
         ("molecules", _short(last["step"] * sizes.mean()) if len(sizes) else "-", "in all, about"),
     ]
     if routed is not None:
-        agreement = consistency(routed.held_out.scaffold_key_B, routed.held_out.group_B)
-        facts.append(("consistency", _decimals(agreement, 2), "held-out scaffolds" if routed.is_of_run else ""))
+        agreement = _decimals(routed.held_out.consistency, 2)
+        facts.append(("consistency", agreement, "held-out scaffolds" if routed.is_of_run else ""))
     return [html.text(f"Routing report: {story.folder.name}", "h1"), html.text(shape, kind="soft"), html.cards(facts)]
 
 
@@ -101,7 +100,7 @@ def groups(story: RunStory, routed: RoutedMolecules) -> str:
     measured = [
         (
             "consistency",
-            _decimals(consistency(held_out.scaffold_key_B, held_out.group_B), 2),
+            _decimals(held_out.consistency, 2),
             "1: molecules of one scaffold go to one group; 0: as by chance",
         ),
         (
@@ -282,7 +281,7 @@ def allocation(story: RunStory) -> str:
         return html.section("Experts that split", html.text(words, kind="soft"))
     if not story.splits:
         return html.section("Experts that split", html.text("No expert has split so far.", kind="soft"))
-    layers, last = config.model.upper_blocks // config.model.moe_every, story.lines[-1]["step"]
+    layers, last = moe_layers(config.model), story.lines[-1]["step"]
     live = figures.curves_figure(story, {"experts_live": "living experts"}, "experts of a layer")
     recent = [
         [
@@ -333,8 +332,8 @@ def traffic(story: RunStory, routed: RoutedMolecules) -> str:
         html.grid(
             html.figure(
                 figures.traffic_figure(found),
-                "Bar chart of bytes that leave ranks in a step, with and without migration.",
-                "Replayed: bytes that leave ranks in a step.",
+                "Bar chart of bytes that leave ranks for these molecules, with and without migration.",
+                "Replayed: bytes that leave ranks for these molecules.",
             ),
             html.figure(
                 measured,

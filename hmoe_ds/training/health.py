@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Collection, Mapping
 from statistics import median
 
@@ -17,13 +18,35 @@ _MOST_STARVED = 0.1
 _MOST_DATA_WAIT = 0.1
 # A loss that jumps: over the median of the lines before by so much of it, and by so many median deviations.
 _SPIKE, _SPIKE_DEVIATIONS = 1.1, 10
-RECENT = 20
-_ENOUGH = 10
+_RECENT, _ENOUGH = 20, 10  # lines
 # What of a line the warnings are told from.
 FIGURES = (
     *("step", "loss", "data_wait"),
     *("chosen_p", "routed_over_dense_rms", "group_entropy", "starved_experts"),
 )
+
+
+class HealthWatch:
+    """Tells of what is wrong once while it lasts; what comes and goes within a few lines is the same trouble.
+
+    Args:
+        config: of the run.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._losses: deque[float] = deque(maxlen=_RECENT)
+        self._lines = 0
+        self._last_line: dict[str, int] = {}  # with each sign of trouble
+
+    def news(self, metrics: Mapping[str, float]) -> list[str]:
+        """The sentences of `health_warnings` for the next line that were not told lately."""
+        self._lines += 1
+        found = health_warnings(self._config, metrics, self._losses)
+        self._losses.append(metrics["loss"])
+        told = [text for sign, text in found.items() if self._lines - self._last_line.get(sign, -_RECENT) >= _RECENT]
+        self._last_line |= dict.fromkeys(found, self._lines)
+        return told
 
 
 def health_warnings(
@@ -34,7 +57,7 @@ def health_warnings(
     Args:
         config: of the run.
         metrics: the line of the step.
-        recent_losses: of up to `RECENT` lines before it.
+        recent_losses: of some lines before it.
 
     Returns:
         A sentence for each metric that has degenerated.

@@ -24,9 +24,9 @@ from data_pipeline.remote import join_url, one_line, open_filesystem
 from hmoe_ds.config import RunConfig
 from hmoe_ds.durable import flush, make_folder, rename, replace_text
 from hmoe_ds.model.checkpoint_record import LIST_FILE, check_files, read_list
-from hmoe_ds.run_files import ALLOCATION, LOAD, METRICS, RECORD
+from hmoe_ds.run_files import ALLOCATION, LOAD, METRICS, RECORD, SKIPPED
 from hmoe_ds.training.retention import PARTIAL, remove_remains
-from hmoe_ds.training.run_folder import CHECKPOINTS, LATEST, SKIPPED, checkpoint_tag, is_tag, tagged
+from hmoe_ds.training.run_folder import CHECKPOINTS, LATEST, checkpoint_tag, is_tag, tagged
 from hmoe_ds.training.spool import DELIVERY
 
 # Small files of the run's folder: what it is, what it logged, what MLflow has of that.

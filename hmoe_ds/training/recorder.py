@@ -6,7 +6,6 @@ Does nothing on ranks other than 0.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,11 +17,11 @@ from hmoe_ds.moe.allocation import Split
 from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import Normalizers
-from hmoe_ds.run_files import ALLOCATION, LOAD, METRICS
+from hmoe_ds.run_files import ALLOCATION, LOAD, METRICS, SKIPPED
 from hmoe_ds.training.checkpoint import TrainState
 from hmoe_ds.training.curriculum import Stage
 from hmoe_ds.training.deepspeed_config import monitor_sections
-from hmoe_ds.training.health import RECENT, health_warnings
+from hmoe_ds.training.health import HealthWatch
 from hmoe_ds.training.memory_used import memory_used
 from hmoe_ds.training.metrics import (
     StepFile,
@@ -34,7 +33,6 @@ from hmoe_ds.training.metrics import (
     starved_share,
 )
 from hmoe_ds.training.monitors import Monitors
-from hmoe_ds.training.run_folder import SKIPPED
 from hmoe_ds.training.spool import FAILED, FINISHED, KILLED
 from hmoe_ds.training.stop import StoppedError
 from hmoe_ds.training.terminal import Terminal
@@ -66,9 +64,7 @@ class Recorder:
         self._throughput = Throughput(config, traffic)
         self._terminal = Terminal(config.run.steps)
         self._validated: dict[str, float] = {}
-        self._losses: deque[float] = deque(maxlen=RECENT)
-        self._lines = 0
-        self._warned: dict[str, int] = {}  # the last line with each sign of trouble
+        self._health = HealthWatch(config)
         if self._active:
             folder = Path(config.run.out)
             self._file = StepFile(folder / METRICS, after_step=state.step)
@@ -168,7 +164,8 @@ class Recorder:
         if validation:
             self._terminal.validation(step, validation, self._validated)
             self._validated |= validation
-        self._warn(metrics)
+        for warning in self._health.news(metrics):
+            self._terminal.warn(step, warning)
 
     def flush(self) -> None:
         """Have on the disk what was recorded so far."""
@@ -191,15 +188,6 @@ class Recorder:
             self._loads_until = part
             counts = {"molecules_G": load.molecules_G, "atoms_LE": load.atoms_LE}
             self._load.write({"step": step, **{name: value.int().tolist() for name, value in counts.items()}})
-
-    def _warn(self, metrics: dict[str, float]) -> None:
-        """Say what is wrong, once while it lasts; what comes and goes within a few lines is the same trouble."""
-        self._lines += 1
-        for sign, text in health_warnings(self._config, metrics, self._losses).items():
-            if self._lines - self._warned.get(sign, -RECENT) >= RECENT:
-                self._terminal.warn(int(metrics["step"]), text)
-            self._warned[sign] = self._lines
-        self._losses.append(metrics["loss"])
 
     def _write(self, metrics: dict[str, float]) -> None:
         if self._file is not None:

@@ -26,8 +26,6 @@ from hmoe_ds.run_files import CONFIG, RECORD
 from hmoe_ds.training.outcome import forget_outcome
 
 CHECKPOINTS, LATEST = "checkpoints", "latest"
-# Lines of the steps that changed nothing, if there were any (`skipped.py`).
-SKIPPED = "skipped.jsonl"
 FORMAT_VERSION = 2
 _TAG_PREFIX = "step"
 _TAG = re.compile(_TAG_PREFIX + r"\d{8,}")

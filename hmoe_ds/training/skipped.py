@@ -16,7 +16,7 @@ from hmoe_ds.config import RunConfig
 from hmoe_ds.durable import flush
 from hmoe_ds.objectives.gather import gather_objects
 from hmoe_ds.objectives.total import RankSlice
-from hmoe_ds.training.run_folder import SKIPPED
+from hmoe_ds.run_files import SKIPPED
 
 
 class DivergedError(PipelineError):

@@ -5,10 +5,7 @@ from pathlib import Path
 import pytest
 
 from hmoe_ds.report.build import write_report
-from tests.cli.conftest import hmoe_here
 from tests.distributed.harness import train
-
-__all__ = ["hmoe_here"]
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import pytest
 
 from hmoe_ds.config_parser import load_config
-from hmoe_ds.training.health import health_warnings
+from hmoe_ds.training.health import HealthWatch, health_warnings
 
 HEALTHY = {"step": 1000, "chosen_p": 0.36, "routed_over_dense_rms": 1.2, "group_entropy": 0.98}
 HEALTHY |= {"starved_experts": 0.0, "data_wait": 0.01, "loss": 1.0}
@@ -50,3 +50,19 @@ def test_a_loss_that_jumps_is_told_of_and_one_that_wavers_is_not():
         assert health_warnings(config(), HEALTHY | {"loss": loss}, recent) == {}
     assert "jumped to 1.5 from about 1:" in health_warnings(config(), HEALTHY | {"loss": 1.5}, recent)["loss"]
     assert health_warnings(config(), HEALTHY | {"loss": 1.5}, recent[:5]) == {}, "too few to tell"
+
+
+def test_trouble_is_told_once_while_it_lasts():
+    watch = HealthWatch(config())
+    sick = HEALTHY | {"group_entropy": 0.2}
+    told = [len(watch.news(sick if line % 5 == 0 else HEALTHY)) for line in range(60)]
+    assert told == [1] + 59 * [0], "it comes and goes within a few lines"
+    for _ in range(20):
+        assert watch.news(HEALTHY) == []
+    assert ["collapses" in text for text in watch.news(sick)] == [True]
+
+
+def test_a_watch_knows_the_losses_before():
+    watch = HealthWatch(config())
+    assert [text for _ in range(12) for text in watch.news(HEALTHY)] == []
+    assert ["jumped" in text for text in watch.news(HEALTHY | {"loss": 2.0})] == [True]
