@@ -13,6 +13,16 @@ if os.environ.get("HMOE_TEST_GPU") != "1":
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
+@pytest.fixture(autouse=True)
+def environment():
+    """What a command sets for its process ends with the test that ran it here."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
     """A prepared dataset of real molecules in several shards (the first 1,500 NCI molecules)."""

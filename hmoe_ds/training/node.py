@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
+import random
 import socket
 import sys
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from hmoe_ds.training.supervisor import is_supervised
 
 LAUNCHER, LOOP = "hmoe_ds.training.launcher", "hmoe_ds.training.loop"
 MASTER_PORT = 29500
+_FREE_PORTS = range(20000, 29000)  # Linux gives those from 32768 on to outgoing connections
 
 
 class Node(NamedTuple):
@@ -82,10 +85,15 @@ def gpu_count() -> int:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port that nobody listens on now, and that no outgoing connection takes until the ranks listen there.
+
+    Raises OSError when there is none.
+    """
+    for port in random.SystemRandom().sample(_FREE_PORTS, len(_FREE_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise OSError(f"all of the ports {_FREE_PORTS.start} to {_FREE_PORTS.stop - 1} of this machine are taken")
 
 
 def node_command(argv: Sequence[str], node: Node) -> Command:

@@ -15,7 +15,8 @@ import torch
 
 from hmoe_ds.downstream.embed import embed_batch
 from hmoe_ds.model.hmoe import HMoEModel
-from tests.distributed.harness import SMALL, free_port
+from hmoe_ds.training.node import free_port
+from tests.distributed.harness import SMALL
 from tests.faults.processes import processes_of, wait_until
 
 ROOT = Path(__file__).parents[2]

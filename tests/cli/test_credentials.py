@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from hmoe_ds.cli import main
-from tests.distributed.harness import arguments, free_port
+from hmoe_ds.training.node import free_port
+from tests.distributed.harness import arguments
 from tests.unit.data_pipeline.servers import serve
 
 SECRET = "hushHUSH0815"

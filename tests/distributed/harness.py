@@ -6,24 +6,18 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from hmoe_ds.training.node import free_port
 from tests.distributed.ranks_job import Job
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 300
 # Figures in a line of metrics that tell the time, and so differ from run to run.
 TIMED = ("time", "molecules_per_second", "flops_per_second", "data_wait", "exchange_share", "host_memory_bytes")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def run_module(module: str, ranks: int, arguments: list[str], timeout: float = TIMEOUT_SECONDS) -> None:

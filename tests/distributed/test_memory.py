@@ -11,7 +11,8 @@ from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.training.disk_check import checkpoint_bytes
 from hmoe_ds.training.machine import Machine
 from hmoe_ds.training.memory_check import check_memory
-from tests.distributed.harness import ROOT, free_port
+from hmoe_ds.training.node import free_port
+from tests.distributed.harness import ROOT
 
 LARGE = {"model.hidden_size": 384, "model.dense_size": 768, "router.experts": 32, "router.expert_size": 768}
 FULL = {"data.molecules_per_step": 1024, "data.atoms_per_step": 65536, "data.bonds_per_step": 65536}

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import psutil
 
-from hmoe_ds.training.node import LAUNCHER, LOOP
+from hmoe_ds.training.node import LAUNCHER, LOOP, free_port
 from tests.conftest import prepare_nci
-from tests.distributed.harness import ROOT, arguments, free_port, read_metrics, run_module, train
+from tests.distributed.harness import ROOT, arguments, read_metrics, run_module, train
 from tests.faults import processes
 
 LONG = {"run__steps": 800, "run__checkpoint_every": 4, "parallel__ep_size": 2, "data__molecules_per_step": 16}

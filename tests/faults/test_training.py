@@ -11,7 +11,8 @@ import pytest
 
 from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.training import exit_codes
-from tests.distributed.harness import arguments, free_port, read_metrics, run_module
+from hmoe_ds.training.node import free_port
+from tests.distributed.harness import arguments, read_metrics, run_module
 
 pytestmark = pytest.mark.timeout(900)  # of the runs in the fixtures together
 COMMON = {"run__steps": 6, "run__checkpoint_every": 2, "parallel__ep_size": 2}

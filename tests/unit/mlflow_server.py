@@ -12,7 +12,7 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tests.distributed.harness import free_port
+from hmoe_ds.training.node import free_port
 
 START_SECONDS = 120
 
@@ -40,13 +40,13 @@ class MlflowServer:
     def wait(self) -> None:
         """Wait until it answers."""
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self._process is not None and self._process.poll() is None:
             try:
                 with urllib.request.urlopen(self.uri + "/health", timeout=5):
                     return
             except OSError:
                 time.sleep(0.1)
-        raise AssertionError("mlflow server does not start:\n" + (self._folder / "server.log").read_text()[-3000:])
+        raise AssertionError("mlflow server does not answer:\n" + (self._folder / "server.log").read_text()[-3000:])
 
     def stop(self) -> None:
         """End it with its workers, at once."""

@@ -1,6 +1,8 @@
 """What ranks find in their environment, and whom they meet."""
 
+import socket
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch
 from data_pipeline.errors import PipelineError
 from hmoe_ds.training.engine import _join
 from hmoe_ds.training.environment import rank_environment
+from hmoe_ds.training.node import free_port
 
 
 def test_ranks_on_a_cpu_are_told_so_and_share_its_cores(monkeypatch):
@@ -36,3 +39,17 @@ def test_a_rank_that_meets_those_of_the_attempt_before(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun keeps the store
     _join(patience)
+
+
+def test_a_port_stays_free_of_outgoing_connections():
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = {free_port() for _ in range(50)}
+    assert len(ports) > 40
+    assert not any(first <= port <= last for port in ports)
+
+
+def test_a_port_that_somebody_listens_on_is_not_given(monkeypatch):
+    with socket.create_server(("127.0.0.1", free_port())) as server:
+        taken, other = server.getsockname()[1], free_port()
+        monkeypatch.setattr("random.SystemRandom.sample", lambda *_: [taken, other])
+        assert free_port() == other

@@ -22,12 +22,13 @@ from hmoe_ds.training import tracking
 from hmoe_ds.training.checkpoint import TrainState
 from hmoe_ds.training.curriculum import Stage
 from hmoe_ds.training.metrics import StepSums
+from hmoe_ds.training.node import free_port
 from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.recorder import Recorder
 from hmoe_ds.training.run_folder import begin_run
 from hmoe_ds.training.spool import read_delivery
 from hmoe_ds.training.stop import StoppedError
-from tests.distributed.harness import arguments, free_port
+from tests.distributed.harness import arguments
 from tests.unit.mlflow_server import Gate, MlflowServer
 
 ROOT = Path(__file__).parents[2]
