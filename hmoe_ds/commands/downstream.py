@@ -121,6 +121,12 @@ def _add_fit(sub: argparse.ArgumentParser) -> None:
     fit.add_argument(
         "--mode", choices=("full", "frozen"), default="full", help="train the encoder too, or the head alone"
     )
+    fit.add_argument(
+        "--readout",
+        choices=("mean", "mean+max+size"),
+        default="mean+max+size",
+        help="what of its atom states the head sees of a molecule (default: mean+max+size)",
+    )
     fit.add_argument("--epochs", type=positive, default=100, help="at most (default: 100)")
     fit.add_argument("--patience", type=positive, default=20, help="epochs without gain until the end (default: 20)")
     fit.add_argument("--batch-size", type=positive, default=32, help="molecules of a step (default: 32)")

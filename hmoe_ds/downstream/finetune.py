@@ -133,7 +133,8 @@ def finetune(
         _write_predictions(out / PREDICTIONS, found, split, prediction, options)
         description = {
             "task": options.task, "targets": list(options.targets), "standardize": standardize,
-            "model": redacted(str(model)), "table": file_name(table), "options": asdict(options), "result": result,
+            "readout": options.fit.readout, "model": redacted(str(model)), "table": file_name(table),
+            "options": asdict(options), "result": result,
         }  # fmt: skip
         save_predictor(out, fits, description, described.training, frozen=options.fit.mode == "frozen")
     return {**without_nan(result), "out": str(out), "predictions": str(out / PREDICTIONS)}
@@ -197,7 +198,8 @@ def fit_member(
     report: Report = lambda stage, done, total: None,
 ) -> Fit:
     """Fit one member of the ensemble, from the exported model at `model`."""
-    start = PropertyModel(HMoEModel.from_pretrained(model), len(options.targets), options.fit.dropout, seed)
+    encoder, how = HMoEModel.from_pretrained(model), options.fit
+    start = PropertyModel(encoder, len(options.targets), how.readout, how.dropout, seed)
     stage, epochs = f"fit {seed + 1} of {options.seeds}", options.fit.epochs
     return fit(
         start.to(inference_device()), found.molecules, found.label_nT, split, options.task, options.fit, seed,

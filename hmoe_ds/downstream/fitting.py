@@ -19,6 +19,7 @@ from hmoe_ds.data.batch import gather
 from hmoe_ds.data.store import BatchStore
 from hmoe_ds.downstream.inference import batches_of
 from hmoe_ds.downstream.label_scale import LabelScale, label_scale, scaled_back
+from hmoe_ds.downstream.predictor_record import Readout
 from hmoe_ds.downstream.property_model import PropertyModel, parameter_groups
 from hmoe_ds.downstream.scores import PRIMARY, Array, Task, is_better, score, worst
 from hmoe_ds.downstream.splits import Rows, Split
@@ -32,6 +33,7 @@ class FitOptions:
 
     Args:
         mode: `full` trains encoder and head, `frozen` the head alone.
+        readout: what the head sees of a molecule.
         epochs: passes over the training side, at most.
         patience: epochs without a better validation score after which a fit ends.
         batch_size: molecules of one step.
@@ -43,6 +45,7 @@ class FitOptions:
     """
 
     mode: Literal["full", "frozen"] = "full"
+    readout: Readout = "mean+max+size"
     epochs: int = 100
     patience: int = 20
     batch_size: int = 32
@@ -164,12 +167,12 @@ class _Fitting:
         self._known_nT, self._label_nT = ~label.isnan(), label.nan_to_num()
         self._loss = F.mse_loss if task == "regression" else F.binary_cross_entropy_with_logits
         self._weighs_classes = options.class_weights and task == "classification"
-        self._embedding_nD: Tensor | None = None
+        self._readout_nW: Tensor | None = None
         if options.mode == "frozen":
             model.encoder.eval()
             with torch.no_grad():
-                parts = [model.encoder.embed(batch.to(self.device)) for batch in batches_of(molecules)]
-            self._embedding_nD = torch.cat(parts).float()
+                parts = [model.read_out(batch.to(self.device)) for batch in batches_of(molecules)]
+            self._readout_nW = torch.cat(parts)
             groups: list[dict[str, Any]] = [{"params": list(model.head.parameters()), "lr": options.learning_rate}]
         else:
             groups = parameter_groups(model, options.learning_rate, options.layer_decay)
@@ -207,8 +210,8 @@ class _Fitting:
         return torch.cat(parts).double().cpu().numpy()
 
     def _outputs(self, rows: NDArray[np.int64]) -> Tensor:
-        if self._embedding_nD is not None:
-            return self._model.head(self._embedding_nD[torch.from_numpy(rows).to(self.device)])
+        if self._readout_nW is not None:
+            return self._model.head(self._readout_nW[torch.from_numpy(rows).to(self.device)])
         return self._model(gather(self._store, rows).to(self.device))
 
     def _weights(self, rows: Rows) -> Tensor:

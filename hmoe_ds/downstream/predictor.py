@@ -74,12 +74,12 @@ class Predictor(NamedTuple):
         """Of encoded molecules; what it says of one does not depend on the others."""
         outputs: list[list[Array]] = [[] for _ in self.members]
         for batch in batches_of(molecules):
-            embeddings: dict[int, Tensor] = {}  # of each encoder: with frozen ones, all members have the same
+            readouts: dict[int, Tensor] = {}  # of each encoder: with frozen ones, all members have the same
             for (model, scale), parts in zip(self.members, outputs, strict=True):
                 encoder = model.encoder
-                if id(encoder) not in embeddings:
-                    embeddings[id(encoder)] = encoder.embed(batch.to(encoder.encoder.norm.weight.device))
-                output_BT = model.head(embeddings[id(encoder)])
+                if id(encoder) not in readouts:
+                    readouts[id(encoder)] = model.read_out(batch.to(encoder.encoder.norm.weight.device))
+                output_BT = model.head(readouts[id(encoder)])
                 parts.append(scaled_back(output_BT.double().cpu().numpy(), scale))
         none_T = np.empty((0, len(self.targets)))
         return combine(self.task, [np.concatenate([none_T, *parts]) for parts in outputs])
@@ -99,7 +99,7 @@ def save_predictor(
     Args:
         out: the folder, which is there.
         fits: the members.
-        description: `task`, `targets`, `standardize`, and whatever a reader may want to know.
+        description: `task`, `targets`, `standardize`, `readout`, and whatever a reader may want to know.
         training: where the weights of the encoder come from.
         frozen: all members have the same encoder.
     """
@@ -133,12 +133,13 @@ def load_predictor(folder: str | Path) -> Predictor:
     """
     folder = Path(folder)
     content = read_predictor(folder)
+    targets, readout = len(content["targets"]), content["readout"]
     encoders: dict[str, HMoEModel] = {}
     members = []
     for each in content["members"]:
         if each["encoder"] not in encoders:
             encoders[each["encoder"]] = HMoEModel.from_pretrained(folder / each["encoder"])
-        model = PropertyModel(encoders[each["encoder"]], len(content["targets"]), dropout=0.0, seed=0)
+        model = PropertyModel(encoders[each["encoder"]], targets, readout, dropout=0.0, seed=0)
         try:
             model.head.load_state_dict(load_file(folder / each["head"] / HEAD))
         except (OSError, SafetensorError, RuntimeError) as error:

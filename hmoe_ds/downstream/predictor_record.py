@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from data_pipeline.errors import UsageError
 from hmoe_ds.downstream.label_scale import LabelScale
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no `readout`: it was the mean
+
+Readout = Literal["mean", "mean+max+size"]
 DESCRIPTION, HEAD = "predictor.json", "head.safetensors"
 _MEMBER = re.compile(r"member\d+")
 
@@ -22,7 +24,7 @@ class PredictorError(UsageError):
 
 
 def read_predictor(folder: Path) -> dict[str, Any]:
-    """The description of a predictor.
+    """The description of a predictor, as one of the present version.
 
     Raises:
         PredictorError: there is none, or one of another version.
@@ -35,8 +37,12 @@ def read_predictor(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise PredictorError(f"{path} is damaged ({error}): fine-tune again") from error
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise PredictorError(f"{path} has format_version {version!r}: this version of hmoe_ds reads {FORMAT_VERSION}")
+    if version not in (1, FORMAT_VERSION):
+        raise PredictorError(
+            f"{path} has format_version {version!r}: this version of hmoe_ds reads 1 and {FORMAT_VERSION}"
+        )
+    if version == 1:
+        content["readout"] = "mean"
     try:
         members = [(each["head"], each["encoder"], LabelScale(**each["scale"])) for each in content["members"]]
         targets, names = content["targets"], [name for head, encoder, _ in members for name in (head, encoder)]
@@ -46,6 +52,8 @@ def read_predictor(folder: Path) -> dict[str, Any]:
             raise ValueError(f"members {names}")
         if content["task"] not in ("classification", "regression") or not isinstance(content["standardize"], bool):
             raise ValueError(f"task {content['task']!r}, standardize {content['standardize']!r}")
+        if content["readout"] not in get_args(Readout):
+            raise ValueError(f"readout {content['readout']!r}")
         for _, _, scale in members:
             numbers = np.array([*scale], dtype=np.float64)
             if numbers.shape != (2, len(targets)) or not np.isfinite(numbers).all() or (numbers[1] <= 0).any():

@@ -8,22 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from hmoe_ds.data.batch import MolBatch
+from hmoe_ds.downstream.predictor_record import Readout
+from hmoe_ds.downstream.readout import read_out, readout_width
 from hmoe_ds.model.hmoe import HMoEModel
 
 
 class PropertyHead(nn.Sequential):
-    """Mean atom state to T numbers: logits of classes, or quantities on the scale of the fit; [B, D] -> [B, T].
+    """Readouts of molecules to T numbers: logits of classes, or quantities on the scale of the fit; [B, W] -> [B, T].
 
     Args:
-        hidden_size: width D.
+        width: W, of the readout.
+        hidden_size: width of its hidden layer.
         targets: T.
         dropout: share of the inputs of each layer that are dropped in training.
     """
 
-    def __init__(self, hidden_size: int, targets: int, dropout: float) -> None:
+    def __init__(self, width: int, hidden_size: int, targets: int, dropout: float) -> None:
         super().__init__(
             nn.Dropout(dropout),
-            nn.Linear(hidden_size, hidden_size),
+            nn.Linear(width, hidden_size),
             nn.SiLU(),
             nn.Dropout(dropout),
             nn.Linear(hidden_size, targets),
@@ -37,20 +40,26 @@ class PropertyModel(nn.Module):
     Args:
         encoder: pretrained, or not; it is converted.
         targets: T.
+        readout: what the head sees of a molecule.
         dropout: of the head.
         seed: of the head's initialisation.
     """
 
-    def __init__(self, encoder: HMoEModel, targets: int, dropout: float, seed: int) -> None:
+    def __init__(self, encoder: HMoEModel, targets: int, readout: Readout, dropout: float, seed: int) -> None:
         super().__init__()
-        self.encoder = encoder.float()
+        self.encoder, self._readout = encoder.float(), readout
+        width = encoder.config.hidden_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = PropertyHead(encoder.config.hidden_size, targets, dropout)
+            self.head = PropertyHead(readout_width(readout, width), width, targets, dropout)
 
     def forward(self, batch: MolBatch) -> Tensor:
         """B molecules -> [B, T]"""
-        return self.head(self.encoder.embed(batch))
+        return self.head(self.read_out(batch))
+
+    def read_out(self, batch: MolBatch) -> Tensor:
+        """What the head sees of B molecules; -> [B, W]"""
+        return read_out(self._readout, self.encoder, batch)
 
 
 def parameter_groups(model: PropertyModel, learning_rate: float, layer_decay: float) -> list[dict[str, Any]]:

@@ -281,12 +281,13 @@ def test_a_model_that_is_replaced_under_way_is_noticed(exported, tmp_path):
         {"members": [{"head": "member0", "encoder": "member0", "scale": {"mean_T": [0], "deviation_T": [0]}}]},
         {"members": [{"head": "member0", "encoder": "member0", "scale": {"mean_T": ["x"], "deviation_T": [1]}}]},
         {"members": [{"head": "member0", "encoder": "member0", "scale": {"mean_T": [None], "deviation_T": [1]}}]},
+        {"readout": "sum"},
         {"format_version": 9},
     ],
 )
 def test_a_predictor_that_was_edited_is_refused(change, tmp_path):
     scale = {"mean_T": [0.0], "deviation_T": [1.0]}
-    good = {"format_version": 1, "task": "regression", "targets": ["y"], "standardize": True,
+    good = {"format_version": 2, "task": "regression", "targets": ["y"], "standardize": True, "readout": "mean",
             "members": [{"head": "member0", "encoder": "member0", "scale": scale}]}  # fmt: skip
     (tmp_path / "predictor.json").write_text(json.dumps(good))
     read_predictor(tmp_path)

@@ -81,10 +81,11 @@ def write_lines(out: Path, lines: list[dict], end="") -> None:
 
 def make_predictor(out: Path) -> Path:
     encoder = HMoEModel(MODEL, ROUTER, heads=None)
-    fits = [Fit(PropertyModel(encoder, 2, 0.0, seed), LabelScale([0.0] * 2, [1.0] * 2), 3, []) for seed in range(2)]
+    models = [PropertyModel(encoder, 2, "mean", 0.0, seed) for seed in range(2)]
+    fits = [Fit(model, LabelScale([0.0] * 2, [1.0] * 2), 3, []) for model in models]
     options = {"split": "scaffold", "fit": {"mode": "frozen"}}
-    description = {"task": "classification", "targets": ["a", "b"], "standardize": True, "model": "models/zinc",
-                   "table": "assay.csv", "options": options, "result": RESULT}  # fmt: skip
+    description = {"task": "classification", "targets": ["a", "b"], "standardize": True, "readout": "mean",
+                   "model": "models/zinc", "table": "assay.csv", "options": options, "result": RESULT}  # fmt: skip
     out.mkdir()
     save_predictor(out, fits, description, {"step": 7, **NOTES}, frozen=True)
     return out

@@ -39,7 +39,7 @@ def weights() -> np.ndarray:
 
 
 def start(seed=0, targets=1):
-    return PropertyModel(HMoEModel(MODEL, ROUTER, seed=2), targets, dropout=0.1, seed=seed)
+    return PropertyModel(HMoEModel(MODEL, ROUTER, seed=2), targets, "mean+max+size", dropout=0.1, seed=seed)
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -118,7 +118,7 @@ def test_without_a_score_on_validation_the_last_epoch_counts(molecules, split):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mode", ["full", "frozen"])
 def test_a_model_in_half_precision_is_fitted_in_fp32(dtype, mode, molecules, split):
-    model = PropertyModel(HMoEModel(MODEL, ROUTER, seed=2).to(dtype), 1, dropout=0.1, seed=0)
+    model = PropertyModel(HMoEModel(MODEL, ROUTER, seed=2).to(dtype), 1, "mean+max+size", dropout=0.1, seed=0)
     fitted = fit(model, molecules, weights(), split, "regression", FitOptions(mode=mode, epochs=2), seed=0)
     assert np.isfinite(fitted.validation).all()
     assert fitted.model.encoder.dtype == torch.float32

@@ -1,0 +1,93 @@
+"""What the head of a property model sees of molecules, against numpy one molecule at a time."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.encode import encode_rows
+from hmoe_ds.downstream.fitting import Fit, FitOptions, fit
+from hmoe_ds.downstream.inference import batches_of
+from hmoe_ds.downstream.label_scale import LabelScale
+from hmoe_ds.downstream.predictor import load_predictor, save_predictor
+from hmoe_ds.downstream.property_model import PropertyModel
+from hmoe_ds.downstream.readout import read_out, readout_width
+from hmoe_ds.downstream.splits import Split
+from hmoe_ds.model.hmoe import HMoEModel
+from tests.small_model import MODEL, ROUTER
+from tests.unit.downstream.test_splits import nci
+
+SMILES = [*nci(240), "C", "[Na+].[Cl-]"]
+READOUTS = ["mean", "mean+max+size"]
+
+
+@pytest.fixture(scope="module")
+def molecules():
+    encoded = encode_rows(SMILES, [""] * len(SMILES), standardize=False)
+    assert len(encoded.kept) == len(SMILES)
+    return encoded.batch
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_a_readout_is_that_of_each_molecule_alone(readout, molecules):
+    model = HMoEModel(MODEL, ROUTER, seed=2).eval()
+    with torch.no_grad():
+        found = torch.cat([read_out(readout, model, batch) for batch in batches_of(molecules)]).numpy()
+        states = [
+            model(each).h_ND.numpy() for row in range(len(SMILES)) for each in batches_of(molecules[row : row + 1])
+        ]
+    for seen, h_ND in zip(found, states, strict=True):
+        expected = [h_ND.mean(axis=0)]
+        if readout == "mean+max+size":
+            expected += [h_ND.max(axis=0), np.log([len(h_ND) / 32])]
+        np.testing.assert_allclose(seen, np.concatenate(expected), rtol=1e-4, atol=1e-5)
+    assert found.shape[1] == readout_width(readout, MODEL.hidden_size)
+
+
+def test_all_parts_of_a_readout_teach_the_encoder(molecules):
+    model = HMoEModel(MODEL, ROUTER, seed=2).double()
+    [batch] = batches_of(molecules[:8])
+    state = model.encoder.norm.weight
+    weight_W = torch.linspace(-1, 1, readout_width("mean+max+size", MODEL.hidden_size), dtype=torch.float64)
+
+    def value():
+        return (read_out("mean+max+size", model, batch) @ weight_W).sum()
+
+    [slope_D] = torch.autograd.grad(value(), state)
+    for place in (0, 3):
+        values = []
+        for step in (1e-6, -1e-6):
+            with torch.no_grad():
+                state[place] += step
+                values.append(value())
+                state[place] -= step
+        assert float(slope_D[place]) == pytest.approx(float(values[0] - values[1]) / 2e-6, rel=1e-4)
+
+
+def test_what_a_mean_cannot_tell(molecules):
+    """The number of atoms, read from an encoder that is not trained."""
+    label = np.array(molecules.column("num_atoms").to_pylist(), dtype=float)[:, None]
+    order = np.random.default_rng(0).permutation(len(SMILES))
+    split = Split(*(np.sort(rows) for rows in np.split(order, [180, 210])))
+    errors = {}
+    for readout in READOUTS:
+        options = FitOptions(mode="frozen", readout=readout, epochs=80, learning_rate=1e-2, dropout=0.0)
+        model = PropertyModel(HMoEModel(MODEL, ROUTER, seed=2), 1, readout, dropout=0.0, seed=0)
+        errors[readout] = min(fit(model, molecules, label, split, "regression", options, seed=0).validation)
+    assert errors["mean+max+size"] < 0.5 * errors["mean"]
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_a_predictor_keeps_its_readout(readout, molecules, tmp_path):
+    members = [PropertyModel(HMoEModel(MODEL, ROUTER, seed=2), 1, readout, 0.0, seed).eval() for seed in range(2)]
+    fits = [Fit(member, LabelScale([5.0], [2.0]), 1, [0.5]) for member in members]
+    description = {"task": "regression", "targets": ["y"], "standardize": False, "readout": readout}
+    save_predictor(tmp_path, fits, description, {}, frozen=False)
+    expected = np.mean([each.outputs(molecules) for each in fits], axis=0)
+    np.testing.assert_allclose(load_predictor(tmp_path).predict(molecules).mean_nT, expected, rtol=1e-6)
+    if readout == "mean":  # as the first version wrote it
+        content = json.loads((tmp_path / "predictor.json").read_text()) | {"format_version": 1}
+        del content["readout"]
+        (tmp_path / "predictor.json").write_text(json.dumps(content))
+        np.testing.assert_allclose(load_predictor(tmp_path).predict(molecules).mean_nT, expected, rtol=1e-6)
