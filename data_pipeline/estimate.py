@@ -10,6 +10,7 @@ import pyarrow as pa
 from data_pipeline.encode import EncodedRows, encode_rows
 from data_pipeline.formats import SYNTH
 from data_pipeline.options import PrepareOptions
+from data_pipeline.quantities import byte_size, duration
 from data_pipeline.row_count import COLUMNAR, count_rows
 from data_pipeline.sources import Source, SourceChunk, read_chunks
 from data_pipeline.targets import with_targets
@@ -131,15 +132,15 @@ def describe_estimate(estimate: Estimate) -> str:
             *lines,
             f"total       {_number(estimate.rows, estimate.exact)} rows, "
             f"about {_rounded(estimate.molecules):,} molecules, duplicates among them included",
-            f"time        about {_duration(estimate.seconds)} with {estimate.workers} workers, a core for each",
-            f"disk        about {_size(estimate.shard_bytes)} of shards, and {_size(estimate.temporary_bytes)} of "
-            "temporary files beside them while it works",
+            f"time        about {duration(estimate.seconds)} with {estimate.workers} workers, a core for each",
+            f"disk        about {byte_size(estimate.shard_bytes)} of shards, and {byte_size(estimate.temporary_bytes)} "
+            "of temporary files beside them while it works",
         ]
     )
 
 
 def _describe_source(source: SourceEstimate) -> list[str]:
-    stored = f", {_size(source.bytes)}" if source.bytes else ""
+    stored = f", {byte_size(source.bytes)}" if source.bytes else ""
     rejected = ", ".join(f"{reason} {count:,}" for reason, count in source.rejected.items())
     return [
         f"source      {source.name}: {source.format}{stored}, {_number(source.rows, source.exact)} rows",
@@ -160,17 +161,3 @@ def _number(count: int, exact: bool) -> str:
 def _rounded(count: int) -> int:
     """A count to three digits: more would feign a certainty that an estimate has not."""
     return int(float(f"{count:.2e}"))
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} s"
-
-
-def _size(count: int) -> str:
-    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= length:
-            return f"{count / length:.1f} {unit}"
-    return f"{count} bytes"

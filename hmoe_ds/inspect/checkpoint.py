@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipeline.quantities import byte_size
 from hmoe_ds.config import ParallelConfig
 from hmoe_ds.inspect.model_size import architecture, parameters, parameters_fact
 from hmoe_ds.inspect.noted import noted, read_notes
-from hmoe_ds.inspect.report import Report, fact, files_fact, megabytes, plural
+from hmoe_ds.inspect.report import Report, fact, files_fact, plural
 from hmoe_ds.inspect.trained import trained_facts, validation_facts
 from hmoe_ds.model.checkpoint_record import (
     RECORD_FILE,
@@ -64,7 +65,7 @@ def inspect_checkpoint(path: Path, verify: bool) -> Report:
         record = read_record(folder)
     except DamagedCheckpointError as error:
         figures = {"path": str(folder), **kept._asdict(), "problems": kept.problems or [str(error)]}
-        lines = [fact("checkpoint", str(folder), megabytes(kept.bytes)), files_fact(0, figures["problems"], read=True)]
+        lines = [fact("checkpoint", str(folder), byte_size(kept.bytes)), files_fact(0, figures["problems"], read=True)]
         return Report("checkpoint", "\n".join(lines), figures, figures["problems"])
     config, notes = recorded_config(folder, record), read_notes(record, folder / RECORD_FILE)
     figures = {
@@ -89,7 +90,7 @@ def inspect_checkpoint(path: Path, verify: bool) -> Report:
         parameters_fact(figures["parameters"]),
         *trained_facts(notes),
         *validation_facts(notes.validation, config.router.groups),
-        fact("size", megabytes(kept.bytes)),
+        fact("size", byte_size(kept.bytes)),
         files_fact(kept.files, kept.problems, verify),
         fact("to export", figures["export"]),
     ]

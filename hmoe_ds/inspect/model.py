@@ -9,9 +9,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from data_pipeline.quantities import byte_size
 from hmoe_ds.inspect.model_size import architecture, parameters, parameters_fact
 from hmoe_ds.inspect.noted import read_notes
-from hmoe_ds.inspect.report import Report, fact, megabytes
+from hmoe_ds.inspect.report import Report, fact
 from hmoe_ds.inspect.trained import trained_facts, validation_facts
 from hmoe_ds.inspect.weights_header import Tensor, read_header
 from hmoe_ds.model.description import CONFIG, WEIGHTS, Description, read_description
@@ -55,7 +56,7 @@ def inspect_model(path: Path, verify: bool) -> Report:
         fact("model", f"{path}: exported, format version {figures['format_version']}"),
         fact("shape", figures["architecture"]),
         parameters_fact(figures["parameters"]),
-        fact("weights", megabytes(figures["bytes"]), figures["dtype"] or "dtype not known"),
+        fact("weights", byte_size(figures["bytes"]), figures["dtype"] or "dtype not known"),
         fact("heads", ", ".join(figures["heads"]) or "none (an encoder alone)"),
         *trained_facts(notes),
         *validation_facts(notes.validation, described.router.groups),

@@ -36,19 +36,6 @@ def files_fact(number: int, problems: Sequence[str], read: bool) -> str:
     return fact("files", "; ".join([*(problems or [whole]), *([] if read else ["--verify reads them"])]))
 
 
-def megabytes(size: float) -> str:
-    """Bytes, in a unit that fits."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
-
-
-def duration(seconds: float) -> str:
-    """Such as 45 s, 12 min, 5.5 hours, 3.2 days."""
-    for unit, name in ((86400, "days"), (3600, "hours")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.1f} {name}"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
-
-
 def number(value: float | None) -> str:
     """A loss or a score, to three digits; None is one that was not finite."""
     if value is None:

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.quantities import byte_size, duration
 from hmoe_ds.config import RunConfig
 from hmoe_ds.config_checks import checked_config
 from hmoe_ds.inspect.checkpoint import Kept, look_at, topology_words
 from hmoe_ds.inspect.model_size import architecture, parameters, parameters_fact
 from hmoe_ds.inspect.noted import noted, read_notes
-from hmoe_ds.inspect.report import Report, duration, fact, files_fact, megabytes, number, plural
+from hmoe_ds.inspect.report import Report, fact, files_fact, number, plural
 from hmoe_ds.inspect.run_state import DONE, HELD, RunState, state_of
 from hmoe_ds.inspect.step_log import Line, read_step_log
 from hmoe_ds.inspect.trained import losses, validation_facts
@@ -231,6 +232,6 @@ def _checkpoint_facts(figures: Mapping[str, Any], kept: Sequence[Kept], verify: 
     for each in kept:
         loss = "" if each.validation_loss is None else f"validation loss {number(each.validation_loss)}"
         marks = [mark for mark in ("latest", "best") if figures[mark] == each.name]
-        step = f"step {step_of(Path(each.name)):,}: {megabytes(each.bytes)}"
+        step = f"step {step_of(Path(each.name)):,}: {byte_size(each.bytes)}"
         lines.append(fact("checkpoint", step, topology_words(each.topology), loss, *marks))
     return [*lines, files_fact(sum(each.files for each in kept), figures["problems"], verify)]

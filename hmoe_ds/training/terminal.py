@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
+from data_pipeline.quantities import duration
+
 _VALIDATION = "validation_"
 _CLEAR_LINE = "\r\x1b[K"
 
@@ -64,18 +66,6 @@ class Terminal:
         if self._open:
             print(file=self._stream, flush=True)
         self._open = False
-
-
-def duration(seconds: float) -> str:
-    """Such as `40 s`, `3 min`, `2 h 05 min`, `4 d 3 h`."""
-    minutes, hours = round(seconds / 60), int(seconds // 3600)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def _title(name: str) -> str:

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from hmoe_ds.training import terminal
-from hmoe_ds.training.terminal import Terminal, duration
+from hmoe_ds.training.terminal import Terminal
 
 
 class Screen(io.StringIO):
@@ -70,11 +70,3 @@ def test_a_probe_is_called_one():
     stream = io.StringIO()
     Terminal(10, stream).validation(5, {"probe_bbbp_roc_auc": 0.7}, {})
     assert stream.getvalue().splitlines()[0].split() == ["probe", "after", "step", "5", "now"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0, "0 s"), (59.6, "60 s"), (90, "2 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min"), (50 * 3600, "2 d 2 h")],
-)
-def test_durations(seconds, words):
-    assert duration(seconds) == words

@@ -180,6 +180,6 @@ def test_description() -> None:
         f"row         '{'C' * 77}...'  id Z1",
         "row         'C\\udcff\\n'  id Z2",
         "total       about 133,000 rows, about 133,000 molecules, duplicates among them included",
-        "time        about 3.3 min with 2 workers, a core for each",
+        "time        about 3 min with 2 workers, a core for each",
         "disk        about 70.0 MB of shards, and 147.0 MB of temporary files beside them while it works",
     ]
