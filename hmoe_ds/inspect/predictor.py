@@ -49,6 +49,7 @@ def inspect_predictor(path: Path, verify: bool) -> Report:
         "standardize": record["standardize"],
         "members": len(record["members"]),
         "mode": noted(fit, "mode", str, file),
+        "readout": record["readout"],
         "split": noted(options, "split", str, file),
         "rows": _counts(result, "rows", file),
         "left_out": _counts(result, "left_out", file),
@@ -148,6 +149,7 @@ def _sides(figures: Mapping[str, Any]) -> str:
 def _fit(figures: Mapping[str, Any]) -> str:
     what = {"full": "encoder and head", "frozen": "the head alone, on a frozen encoder"}
     members = figures["members"]
-    return f"{what.get(figures['mode'] or '', 'how is not noted')}; " + (
+    how = f"{what.get(figures['mode'] or '', 'how is not noted')}, readout {figures['readout']}; "
+    return how + (
         f"an ensemble of {members}" if members > 1 else "one member, so its predictions come without a deviation"
     )

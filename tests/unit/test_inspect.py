@@ -432,6 +432,7 @@ def test_a_predictor(originals):
     assert "test        roc_auc 0.810 (95% 0.700 to 0.900) over 1 of 2 targets; 2 molecules" in report.text
     assert "scaffold: 16 for training, 2 for validation, 2 for test; left out: 1 no label" in report.text
     assert "standard form" in report.text
+    assert "the head alone, on a frozen encoder, readout mean; an ensemble of 2" in report.text
 
 
 def test_a_predictor_that_is_not_whole(copies):
