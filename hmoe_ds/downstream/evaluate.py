@@ -184,10 +184,11 @@ def _forest(benchmark: BenchmarkSet, seed: int) -> tuple[Array, dict[str, Any]]:
 def _fine_tuned(
     encoder: HMoEModel, benchmark: BenchmarkSet, options: FitOptions, seed: int
 ) -> tuple[Array, dict[str, Any]]:
-    model = PropertyModel(encoder, len(benchmark.targets), options.readout, options.dropout, seed).to(
-        inference_device()
-    )
-    fitted = fit(model, benchmark.molecules, benchmark.label_nT, benchmark.split, benchmark.task, options, seed)
+    start = PropertyModel(encoder, len(benchmark.targets), options.readout, options.dropout, seed)
+    fitted = fit(
+        start.to(inference_device()), benchmark.molecules, benchmark.label_nT, benchmark.split, benchmark.task,
+        options, seed,
+    )  # fmt: skip
     return fitted.outputs(benchmark.molecules), {"best_epoch": fitted.best_epoch, "epochs": len(fitted.validation)}
 
 

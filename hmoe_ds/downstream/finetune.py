@@ -200,10 +200,10 @@ def fit_member(
     """Fit one member of the ensemble, from the exported model at `model`."""
     encoder, how = HMoEModel.from_pretrained(model), options.fit
     start = PropertyModel(encoder, len(options.targets), how.readout, how.dropout, seed)
-    stage, epochs = f"fit {seed + 1} of {options.seeds}", options.fit.epochs
+    stage = f"fit {seed + 1} of {options.seeds}"
     return fit(
-        start.to(inference_device()), found.molecules, found.label_nT, split, options.task, options.fit, seed,
-        lambda epoch: report(stage, epoch, epochs),
+        start.to(inference_device()), found.molecules, found.label_nT, split, options.task, how, seed,
+        lambda epoch: report(stage, epoch, how.epochs),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +56,8 @@ class FitOptions:
     class_weights: bool = False
 
     def __post_init__(self) -> None:
-        ranges = {
+        ranges: dict[str, tuple[object, bool, str]] = {
+            "readout": (self.readout, self.readout in get_args(Readout), f"one of {', '.join(get_args(Readout))}"),
             "learning_rate": (self.learning_rate, 0 < self.learning_rate < float("inf"), "a number above 0"),
             "layer_decay": (self.layer_decay, 0 < self.layer_decay <= 1, "a number above 0, up to 1"),
             "weight_decay": (self.weight_decay, 0 <= self.weight_decay < float("inf"), "a number from 0"),

@@ -7,10 +7,8 @@ from torch import Tensor
 
 from hmoe_ds.data.batch import MolBatch
 from hmoe_ds.downstream.predictor_record import Readout
+from hmoe_ds.model.heads import TYPICAL_ATOMS
 from hmoe_ds.model.hmoe import HMoEModel
-
-# Atoms of a molecule, about: brings the logarithm of the number of atoms to the order of 1.
-_TYPICAL_ATOMS = 32
 
 
 def readout_width(readout: Readout, hidden_size: int) -> int:
@@ -29,5 +27,5 @@ def read_out(readout: Readout, model: HMoEModel, batch: MolBatch) -> Tensor:
     if readout == "mean":
         return mean_BD
     largest_BD = torch.segment_reduce(h_ND, "max", offsets=batch.ptr_B)
-    size_B1 = (batch.ptr_B.diff().unsqueeze(1) / _TYPICAL_ATOMS).log().to(h_ND.dtype)
+    size_B1 = (batch.ptr_B.diff().unsqueeze(1) / TYPICAL_ATOMS).log().to(h_ND.dtype)
     return torch.cat([mean_BD, largest_BD, size_B1], dim=1)

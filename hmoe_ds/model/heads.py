@@ -14,8 +14,8 @@ NUM_ELEMENTS = ATOM_FEATURE_SIZES[0]
 NUM_BOND_TYPES = BOND_FEATURE_SIZES[0]
 NUM_DESCRIPTORS = len(DESCRIPTORS)
 
-# Atoms of a molecule, about: brings the number of atoms to the order of 1.
-_TYPICAL_ATOMS = 32
+# Atoms of a molecule, about: brings the number of atoms, or its logarithm, to the order of 1.
+TYPICAL_ATOMS = 32
 
 
 class MaskedAtomHead(nn.Module):
@@ -89,7 +89,7 @@ class DescriptorHead(nn.Module):
     def forward(self, mean_BD: Tensor, atoms_B: Tensor) -> Tensor:
         """Mean atom states [B, D] and numbers of atoms [B] -> standardised descriptors [B, T]"""
         by_molecule_BT, by_atom_BT = self.layers(mean_BD).chunk(2, dim=-1)
-        size_B = (atoms_B / _TYPICAL_ATOMS).to(mean_BD.dtype)
+        size_B = (atoms_B / TYPICAL_ATOMS).to(mean_BD.dtype)
         return by_molecule_BT + size_B.unsqueeze(-1) * by_atom_BT
 
     def set_scale(self, mean_T: Tensor, deviation_T: Tensor) -> None:

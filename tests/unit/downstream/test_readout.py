@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data_pipeline.encode import encode_rows
+from data_pipeline.errors import UsageError
 from hmoe_ds.downstream.fitting import Fit, FitOptions, fit
 from hmoe_ds.downstream.inference import batches_of
 from hmoe_ds.downstream.label_scale import LabelScale
@@ -76,6 +77,11 @@ def test_what_a_mean_cannot_tell(molecules):
         model = PropertyModel(HMoEModel(MODEL, ROUTER, seed=2), 1, readout, dropout=0.0, seed=0)
         errors[readout] = min(fit(model, molecules, label, split, "regression", options, seed=0).validation)
     assert errors["mean+max+size"] < 0.5 * errors["mean"]
+
+
+def test_a_readout_that_is_none_is_refused():
+    with pytest.raises(UsageError, match=r"--readout is sum: expected one of mean, mean\+max\+size"):
+        FitOptions(readout="sum")
 
 
 @pytest.mark.parametrize("readout", READOUTS)
