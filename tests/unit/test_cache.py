@@ -418,11 +418,12 @@ def test_processes_that_share_a_folder_download_each_shard_once(bucket, server, 
 def test_a_killed_download_is_never_trusted(bucket, shards, tmp_path):
     bucket.put(tmp_path / "zinc")
     code = (
-        "import data_pipeline.remote, time; from hmoe_ds.data import cache as module; read = module.read_blocks\n"
+        "import data_pipeline.remote, os, time\n"
+        "from hmoe_ds.data import cache as module; read = module.read_blocks\n"
         "def stuck(*arguments):\n"
         f"    data_pipeline.remote._BLOCK_BYTES = {SIZE // 4}\n"
         "    blocks = read(*arguments); yield next(blocks); yield next(blocks)\n"
-        "    print('half', flush=True); time.sleep(60)\n"
+        "    os.write(1, b'half\\n'); time.sleep(60)\n"  # one write: two threads download
         "module.read_blocks = stuck\n"
     )
     arguments = [sys.executable, "-c", code + _READER, URL, tmp_path / "cache", tmp_path / "zinc", str(6 * SIZE)]
