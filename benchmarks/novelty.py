@@ -33,6 +33,7 @@ from hmoe_ds.downstream.familiarize import MOLECULES
 from hmoe_ds.downstream.inference import batches_of
 from hmoe_ds.model.familiar import NEIGHBOURS, Familiar
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.readout import mean_state
 
 _SIZES = (20, 30)
 Array = NDArray[np.float32]
@@ -135,7 +136,7 @@ def _of_batches(model: HMoEModel, batches: Iterable[MolBatch]) -> Molecules:
         encoding = model(batch)
         u_BP = encoding.scaffold.u_BP
         centre_B = 1 - (u_BP @ centers_GP.t()).amax(dim=-1)
-        embedding_BD = model.readout(encoding.h_ND, batch)
+        embedding_BD = mean_state(encoding.h_ND, batch)
         columns = (encoding.scaffold.readout_BD, u_BP, embedding_BD, centre_B, batch.ptr_B.diff())
         parts.append([values.float().numpy() for values in columns])
     return Molecules(*map(np.concatenate, zip(*parts, strict=True)))

@@ -151,11 +151,20 @@ class DataConfig:
         return self.path if isinstance(self.path, list) else [self.path] if self.path else []
 
 
+Readout = Literal["mean", "mean+max+size"]
+
+
 class MoleculeHeads(NamedTuple):
-    """Which heads of molecule-level objectives a model has."""
+    """Which heads of molecule-level objectives a model has, and what they see of a molecule."""
 
     fingerprint: bool = False
     descriptors: bool = False
+    readout: Readout = "mean"
+
+    @property
+    def names(self) -> list[str]:
+        """Names of those that it has."""
+        return [name for name in ("fingerprint", "descriptors") if getattr(self, name)]
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,8 @@ class ObjectiveConfig:
         fingerprint_weight: weight of predicting each molecule's Morgan fingerprint; 0 for none. The dataset must be
             made by `hmoe prepare --targets`.
         descriptor_weight: the same for each molecule's descriptors.
+        readout: what the heads of these two see of a molecule: the `mean` of its atom states, or `mean+max+size`, with
+            the largest value of each feature and the number of atoms beside it (`model/readout.py`).
     """
 
     mask_ratio: float = 0.2
@@ -192,11 +203,13 @@ class ObjectiveConfig:
     entropy_weight: float = 0.0
     fingerprint_weight: float = 0.0
     descriptor_weight: float = 0.0
+    readout: Readout = "mean+max+size"
 
     @property
     def molecule_heads(self) -> MoleculeHeads:
         """The heads that these weights ask for."""
-        return MoleculeHeads(self.fingerprint_weight > 0, self.descriptor_weight > 0)
+        heads = MoleculeHeads(self.fingerprint_weight > 0, self.descriptor_weight > 0, self.readout)
+        return heads if heads.names else MoleculeHeads()
 
     @property
     def weights(self) -> dict[str, float]:
@@ -438,16 +451,27 @@ SECTIONS: dict[str, Any] = {
 def config_from_dict(tree: dict[str, Any]) -> RunConfig:
     """Inverse of `RunConfig.to_dict`, for a tree that came from a checkpoint or an export.
 
+    A field that is younger than the tree has the value that says what was done without it: its default, mostly.
+
     Raises:
         ConfigError: a section or a field that this version does not know. Values are left to `check_config`.
     """
     if not isinstance(tree, dict):
         raise ConfigError(f"{tree!r} is no configuration: use the version of hmoe_ds that wrote it")
-    sections = {name: section_from_dict(name, values) for name, values in tree.items()}
+    sections = {name: section_from_dict(name, _with_younger_fields(name, values)) for name, values in tree.items()}
     if isinstance(getattr(sections.get("probe"), "tables", None), list):
         tables = [_known_fields(ProbeTable, "probe.tables", values) for values in sections["probe"].tables]
         sections["probe"] = dataclasses.replace(sections["probe"], tables=tables)
     return RunConfig(**sections)
+
+
+def _with_younger_fields(name: str, values: Any) -> Any:
+    """The values of a section, with those of younger fields that are not what was done without them."""
+    # Heads of molecules saw the mean alone before they could see more; without such heads there is nothing to see.
+    heads = name == "objective" and isinstance(values, dict)
+    if heads and (values.get("fingerprint_weight") or values.get("descriptor_weight")):
+        return {"readout": "mean", **values}
+    return values
 
 
 def section_from_dict(name: str, values: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.redact import redacted
@@ -20,6 +20,7 @@ from hmoe_ds.commands.arguments import (
     positive,
 )
 from hmoe_ds.commands.progress import Progress
+from hmoe_ds.config import Readout
 
 if TYPE_CHECKING:
     from hmoe_ds.downstream.chunked import RowOptions
@@ -52,7 +53,9 @@ def add_commands(command: Command) -> None:
     embed.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     embed.add_argument("source", metavar="SOURCE", help=SOURCES_HELP)
     embed.add_argument("--out", required=True, help="Parquet file to write")
-    embed.add_argument("--per-atom", action="store_true", help="embeddings of atoms instead of their mean")
+    embedded = embed.add_mutually_exclusive_group()
+    embedded.add_argument("--per-atom", action="store_true", help="embeddings of atoms instead of molecules")
+    _add_readout(embedded, "mean", "what the embedding of a molecule has of its atom states")
     embed.add_argument(
         "--routing", action="store_true", help="also the group, the top experts and the novelty of each molecule"
     )
@@ -115,18 +118,17 @@ def add_commands(command: Command) -> None:
     add_no_standardize(evaluate, default=None)
 
 
+def _add_readout(group: argparse._ActionsContainer, default: Readout, what: str) -> None:
+    group.add_argument("--readout", choices=get_args(Readout), default=default, help=f"{what} (default: {default})")
+
+
 def _add_fit(sub: argparse.ArgumentParser) -> None:
     """What `FitOptions` has."""
     fit = sub.add_argument_group("fitting")
     fit.add_argument(
         "--mode", choices=("full", "frozen"), default="full", help="train the encoder too, or the head alone"
     )
-    fit.add_argument(
-        "--readout",
-        choices=("mean", "mean+max+size"),
-        default="mean+max+size",
-        help="what of its atom states the head sees of a molecule (default: mean+max+size)",
-    )
+    _add_readout(fit, "mean+max+size", "what of its atom states the head sees of a molecule")
     fit.add_argument("--epochs", type=positive, default=100, help="at most (default: 100)")
     fit.add_argument("--patience", type=positive, default=20, help="epochs without gain until the end (default: 20)")
     fit.add_argument("--batch-size", type=positive, default=32, help="molecules of a step (default: 32)")
@@ -202,7 +204,7 @@ def _registered(result: Result) -> str:
 def _embed(options: argparse.Namespace, rest: list[str]) -> Result:
     from hmoe_ds.downstream.embed import EmbedOptions, embed_source
 
-    what = EmbedOptions(options.standardize, options.per_atom, options.routing)
+    what = EmbedOptions(options.standardize, options.per_atom, options.routing, options.readout)
     with Progress() as progress:
         result = embed_source(
             options.model, options.source, options.out, _rows(options), what, options.workers, progress.report

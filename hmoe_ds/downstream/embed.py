@@ -16,10 +16,12 @@ from data_pipeline.parquet import ParquetSink
 from data_pipeline.schema import REJECT_SCHEMA
 from data_pipeline.sources import SourceChunk
 from data_pipeline.task import atomically
+from hmoe_ds.config import Readout
 from hmoe_ds.downstream.chunked import ChunkTask, Report, RowOptions, done_by_chunks
 from hmoe_ds.downstream.inference import Inferred, infer
 from hmoe_ds.downstream.worker_model import WorkerModel
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.size import readout_width
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,19 @@ class EmbedOptions:
 
     Args:
         standardize: embed the standard form of each molecule; None: as the model was trained.
-        per_atom: embeddings of atoms instead of their mean over the molecule.
+        per_atom: embeddings of atoms instead of molecules.
         routing: also how each molecule was routed, and how far it is from what the model knows.
+        readout: what the embedding of a molecule has of its atom states.
     """
 
     standardize: bool | None = None
     per_atom: bool = False
     routing: bool = False
+    readout: Readout = "mean"
+
+    def width(self, hidden_size: int) -> int:
+        """Numbers of one embedding."""
+        return hidden_size if self.per_atom else readout_width(self.readout, hidden_size)
 
 
 def embed_source(
@@ -80,7 +88,7 @@ def embed_source(
     return {
         "molecules": done.molecules,
         "rejected": done.rejected,
-        "dimensions": shared.hidden_size,
+        "dimensions": options.width(shared.hidden_size),
         "out": str(out),
         "rejects": str(rejects),
     }
@@ -88,7 +96,7 @@ def embed_source(
 
 def embedding_schema(model: WorkerModel, options: EmbedOptions) -> pa.Schema:
     """The columns of the file. `smiles` is canonical; atom i of `atom_embeddings` is the i-th atom written in it."""
-    vector = pa.list_(pa.float32(), model.hidden_size)
+    vector = pa.list_(pa.float32(), options.width(model.hidden_size))
     fields = [("source_id", pa.string()), ("smiles", pa.string())]
     fields += [("atom_embeddings", pa.list_(vector))] if options.per_atom else [("embedding", vector)]
     if options.routing:
@@ -98,7 +106,7 @@ def embedding_schema(model: WorkerModel, options: EmbedOptions) -> pa.Schema:
 
 def embed_batch(model: HMoEModel, molecules: pa.RecordBatch, device: str) -> NDArray[np.float32]:
     """Embeddings of encoded molecules, [rows, D]; they do not depend on what else is in the batch, but for rounding."""
-    return infer(model, molecules, device).embedding_XD
+    return infer(model, molecules, device).embedding_XW
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class EmbedTask(ChunkTask):
 
     @property
     def settings(self) -> tuple[object, ...]:
-        return (self.model.files.identity, self.standardize, self.what.per_atom, self.what.routing)
+        return (self.model.files.identity, self.standardize, self.what.per_atom, self.what.routing, self.what.readout)
 
     @property
     def standardize(self) -> bool:
@@ -122,13 +130,13 @@ class EmbedTask(ChunkTask):
 
     def results(self, chunk: SourceChunk, encoded: EncodedRows) -> pa.RecordBatch:
         model, device = self.model.loaded()
-        inferred = infer(model, encoded.batch, device, self.what.per_atom, self.what.routing)
+        inferred = infer(model, encoded.batch, device, self.what.per_atom, self.what.routing, self.what.readout)
         return _to_batch(encoded.batch, inferred, self.schema)
 
 
 def _to_batch(molecules: pa.RecordBatch, inferred: Inferred, schema: pa.Schema) -> pa.RecordBatch:
-    width = inferred.embedding_XD.shape[1]
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(inferred.embedding_XD.reshape(-1)), width)
+    width = inferred.embedding_XW.shape[1]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(inferred.embedding_XW.reshape(-1)), width)
     if "atom_embeddings" in schema.names:
         end_n = np.cumsum(molecules.column("num_atoms").to_numpy(), dtype=np.int32)
         vectors = pa.ListArray.from_arrays(pa.array(np.concatenate([np.zeros(1, np.int32), end_n])), vectors)

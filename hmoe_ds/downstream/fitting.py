@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.errors import PipelineError, UsageError
+from hmoe_ds.config import Readout
 from hmoe_ds.data.batch import gather
 from hmoe_ds.data.store import BatchStore
 from hmoe_ds.downstream.inference import batches_of
 from hmoe_ds.downstream.label_scale import LabelScale, label_scale, scaled_back
-from hmoe_ds.downstream.predictor_record import Readout
 from hmoe_ds.downstream.property_model import PropertyModel, parameter_groups
 from hmoe_ds.downstream.scores import PRIMARY, Array, Task, is_better, score, worst
 from hmoe_ds.downstream.splits import Rows, Split

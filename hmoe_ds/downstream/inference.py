@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmoe_ds.config import DataConfig
+from hmoe_ds.config import DataConfig, Readout
 from hmoe_ds.data.batch import MolBatch, gather
 from hmoe_ds.data.plan import within_budgets
 from hmoe_ds.data.store import BatchStore, Shard
 from hmoe_ds.model.encoder import Encoding
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.readout import read_out
+from hmoe_ds.model.size import readout_width
 
 # Of one forward: what keeps two cores busy, and a GPU, at some 100 MB of activations for each 256 of width.
 _BUDGETS = DataConfig(molecules_per_step=1024, atoms_per_step=8192, bonds_per_step=16384)
@@ -46,32 +48,47 @@ class Inferred(NamedTuple):
     """What a model makes of n molecules with N atoms in all; `routing` if it was asked for.
 
     Attributes:
-        embedding_XD: of the n molecules, or of the N atoms, those of the first molecule first.
+        embedding_XW: of the n molecules, or of the N atoms, those of the first molecule first.
         routing: of the molecules.
     """
 
-    embedding_XD: NDArray[np.float32]
+    embedding_XW: NDArray[np.float32]
     routing: Routing | None
 
 
 @torch.inference_mode()
 def infer(
-    model: HMoEModel, molecules: pa.RecordBatch, device: str, per_atom: bool = False, routing: bool = False
+    model: HMoEModel,
+    molecules: pa.RecordBatch,
+    device: str,
+    per_atom: bool = False,
+    routing: bool = False,
+    readout: Readout = "mean",
 ) -> Inferred:
-    """Run the model on encoded molecules. What it makes of one does not depend on the others, but for rounding."""
+    """Run the model on encoded molecules. What it makes of one does not depend on the others, but for rounding.
+
+    Args:
+        model: an exported model.
+        molecules: as `encode_rows` gives them.
+        device: where the model is.
+        per_atom: states of atoms instead of readouts of molecules.
+        routing: also how molecules were routed.
+        readout: of molecules.
+    """
     embeddings, routings = [], []
     for batch in batches_of(molecules):
         encoding = model(batch.to(device))
-        states = encoding.h_ND if per_atom else model.readout(encoding.h_ND, encoding.batch)
+        states = encoding.h_ND if per_atom else read_out(readout, encoding.h_ND, encoding.batch)
         embeddings.append(states.float().cpu().numpy())
         if routing:
             routings.append(_routing(model, encoding))
-    width, layers = model.config.hidden_size, len(model.encoder.moe_layers())
-    embedding_XD = np.concatenate([np.empty((0, width), np.float32), *embeddings])
+    hidden_size, layers = model.config.hidden_size, len(model.encoder.moe_layers())
+    width = hidden_size if per_atom else readout_width(readout, hidden_size)
+    embedding_XW = np.concatenate([np.empty((0, width), np.float32), *embeddings])
     if not routing:
-        return Inferred(embedding_XD, None)
+        return Inferred(embedding_XW, None)
     none = Routing(np.empty(0, np.int32), np.empty((0, layers), np.int32), np.empty(0, np.float32))
-    return Inferred(embedding_XD, Routing(*map(np.concatenate, zip(none, *routings, strict=True))))
+    return Inferred(embedding_XW, Routing(*map(np.concatenate, zip(none, *routings, strict=True))))
 
 
 def batches_of(molecules: pa.RecordBatch) -> Iterator[MolBatch]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from data_pipeline.errors import UsageError
+from hmoe_ds.config import Readout
 from hmoe_ds.downstream.label_scale import LabelScale
 
 FORMAT_VERSION = 2  # 1 had no `readout`: it was the mean
-
-Readout = Literal["mean", "mean+max+size"]
 DESCRIPTION, HEAD = "predictor.json", "head.safetensors"
 _MEMBER = re.compile(r"member\d+")
 

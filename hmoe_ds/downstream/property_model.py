@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hmoe_ds.config import Readout
 from hmoe_ds.data.batch import MolBatch
-from hmoe_ds.downstream.predictor_record import Readout
-from hmoe_ds.downstream.readout import read_out, readout_width
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.readout import read_out
+from hmoe_ds.model.size import readout_width
 
 
 class PropertyHead(nn.Sequential):
@@ -59,7 +60,7 @@ class PropertyModel(nn.Module):
 
     def read_out(self, batch: MolBatch) -> Tensor:
         """What the head sees of B molecules; -> [B, W]"""
-        return read_out(self._readout, self.encoder, batch)
+        return read_out(self._readout, self.encoder(batch).h_ND, batch)
 
 
 def parameter_groups(model: PropertyModel, learning_rate: float, layer_decay: float) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,39 +13,50 @@ from sklearn.utils.validation import check_is_fitted
 
 from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
+from hmoe_ds.config import Readout
 from hmoe_ds.downstream.inference import infer, inference_device
 from hmoe_ds.downstream.worker_model import WorkerModel
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.size import readout_width
 
 
 class HMoETransformer(TransformerMixin, BaseEstimator):
-    """SMILES to embeddings, float32 [n, D], by an exported model, whose weights stay as they are.
+    """SMILES to embeddings, float32 [n, W], by an exported model, whose weights stay as they are.
 
     Args:
         model: folder made by `hmoe export`, or `owner/name` on the hub.
         standardize: embed the standard form of each molecule; None: as the model was trained.
         unreadable: what becomes of a text that is no molecule: `error`, or a row of `nan`.
+        readout: what an embedding has of a molecule's atom states: their `mean`, or `mean+max+size`.
     """
 
     def __init__(
-        self, model: str, standardize: bool | None = None, unreadable: Literal["error", "nan"] = "error"
+        self,
+        model: str,
+        standardize: bool | None = None,
+        unreadable: Literal["error", "nan"] = "error",
+        readout: Readout = "mean",
     ) -> None:
         self.model = model
         self.standardize = standardize
         self.unreadable = unreadable
+        self.readout = readout
 
     def fit(self, X: Sequence[str], y: object = None) -> HMoETransformer:
         """Look at the model; there is nothing to learn from `X`.
 
         Raises:
+            UsageError: there is no such readout.
             ModelFormatError: no exported model there.
         """
+        if self.readout not in get_args(Readout):
+            raise UsageError(f"readout is {self.readout!r}: expected one of {', '.join(get_args(Readout))}")
         self.described_ = WorkerModel.of(self.model)
-        self.n_features_out_ = self.described_.hidden_size
+        self.n_features_out_ = readout_width(self.readout, self.described_.hidden_size)
         return self
 
     def transform(self, X: Sequence[str]) -> NDArray[np.float32]:
-        """Embeddings of n SMILES, [n, D].
+        """Embeddings of n SMILES, [n, W].
 
         Raises:
             UsageError: one of them is no molecule, and `unreadable` is `error`; `X` has more than one column; the model
@@ -64,9 +75,10 @@ class HMoETransformer(TransformerMixin, BaseEstimator):
                 f"{len(encoded.rejects)} of {len(texts)} texts are no molecules, the first at place {first.index}: "
                 f"{first.text[:60]!r} ({first.reason}); leave them out, or set unreadable to 'nan'"
             )
-        embedding_nD = np.full((len(texts), self.n_features_out_), np.nan, np.float32)
-        embedding_nD[encoded.kept] = infer(self._loaded(), encoded.batch, inference_device()).embedding_XD
-        return embedding_nD
+        embedding_nW = np.full((len(texts), self.n_features_out_), np.nan, np.float32)
+        inferred = infer(self._loaded(), encoded.batch, inference_device(), readout=self.readout)
+        embedding_nW[encoded.kept] = inferred.embedding_XW
+        return embedding_nW
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[Any]:
         """Names of the columns of what `transform` gives."""

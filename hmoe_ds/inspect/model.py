@@ -99,4 +99,4 @@ def _heads(described: Description) -> list[str]:
     """Names of the pretraining heads."""
     if described.heads is None:
         return []
-    return ["atoms", "bonds", *(name for name, exists in described.heads._asdict().items() if exists)]
+    return ["atoms", "bonds", *described.heads.names]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from data_pipeline.errors import UsageError
-from hmoe_ds.config import ConfigError, ModelConfig, MoleculeHeads, RouterConfig, RunConfig, section_from_dict
+from hmoe_ds.config import ConfigError, ModelConfig, MoleculeHeads, Readout, RouterConfig, RunConfig, section_from_dict
 from hmoe_ds.config_checks import check_config
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -80,6 +80,7 @@ def _read_heads(path: Path, content: Mapping[str, Any]) -> MoleculeHeads | None:
     heads = content.get("molecule_heads", {})
     if heads is None and content["format_version"] > 1:
         return None
-    if not isinstance(heads, dict) or not heads.keys() <= set(MoleculeHeads._fields):
+    known = isinstance(heads, dict) and heads.keys() <= set(MoleculeHeads._fields)
+    if not known or heads.get("readout", "mean") not in get_args(Readout):
         raise ModelFormatError(f"{path} has molecule_heads {heads!r}: use the version of hmoe_ds that wrote it")
     return MoleculeHeads(**heads)

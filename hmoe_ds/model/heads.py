@@ -1,4 +1,4 @@
-"""Pretraining heads: what a hidden atom or bond is, from the states around it; what a molecule is, from its mean state.
+"""Pretraining heads: what a hidden atom or bond is, from the states around it; what a molecule is, from its readout.
 
 Only the heads of the objectives that are on exist: a parameter without a gradient is no part of a model.
 """
@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES, DESCRIPTORS, FINGERPRINT_BINS
+from hmoe_ds.model.readout import TYPICAL_ATOMS
 
 NUM_ELEMENTS = ATOM_FEATURE_SIZES[0]
 NUM_BOND_TYPES = BOND_FEATURE_SIZES[0]
 NUM_DESCRIPTORS = len(DESCRIPTORS)
-
-# Atoms of a molecule, about: brings the number of atoms, or its logarithm, to the order of 1.
-TYPICAL_ATOMS = 32
 
 
 class MaskedAtomHead(nn.Module):
@@ -54,16 +52,17 @@ class FingerprintHead(nn.Module):
     """Predicts how the environments of a molecule's atoms spread over the bins of its Morgan fingerprint.
 
     Args:
-        hidden_size: width D.
+        width: W, of the readout.
+        hidden_size: width of its hidden layer.
     """
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, width: int, hidden_size: int) -> None:
         super().__init__()
-        self.layers = _mlp(hidden_size, hidden_size, FINGERPRINT_BINS)
+        self.layers = _mlp(width, hidden_size, FINGERPRINT_BINS)
 
-    def forward(self, mean_BD: Tensor) -> Tensor:
-        """Mean atom states [B, D] -> logits [B, V]"""
-        return self.layers(mean_BD)
+    def forward(self, readout_BW: Tensor) -> Tensor:
+        """Readouts [B, W] -> logits [B, V]"""
+        return self.layers(readout_BW)
 
 
 class DescriptorHead(nn.Module):
@@ -73,23 +72,24 @@ class DescriptorHead(nn.Module):
     predicted as a part by molecule plus a part by atom, times the number of atoms.
 
     Args:
-        hidden_size: width D.
+        width: W, of the readout.
+        hidden_size: width of its hidden layer.
     """
 
     mean_T: Tensor
     deviation_T: Tensor
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, width: int, hidden_size: int) -> None:
         super().__init__()
-        self.layers = _mlp(hidden_size, hidden_size, 2 * NUM_DESCRIPTORS)
+        self.layers = _mlp(width, hidden_size, 2 * NUM_DESCRIPTORS)
         # Of the training molecules; buffers, so that who loads the model can give its predictions their units back.
         self.register_buffer("mean_T", torch.zeros(NUM_DESCRIPTORS))
         self.register_buffer("deviation_T", torch.ones(NUM_DESCRIPTORS))
 
-    def forward(self, mean_BD: Tensor, atoms_B: Tensor) -> Tensor:
-        """Mean atom states [B, D] and numbers of atoms [B] -> standardised descriptors [B, T]"""
-        by_molecule_BT, by_atom_BT = self.layers(mean_BD).chunk(2, dim=-1)
-        size_B = (atoms_B / TYPICAL_ATOMS).to(mean_BD.dtype)
+    def forward(self, readout_BW: Tensor, atoms_B: Tensor) -> Tensor:
+        """Readouts [B, W] and numbers of atoms [B] -> standardised descriptors [B, T]"""
+        by_molecule_BT, by_atom_BT = self.layers(readout_BW).chunk(2, dim=-1)
+        size_B = (atoms_B / TYPICAL_ATOMS).to(readout_BW.dtype)
         return by_molecule_BT + size_B.unsqueeze(-1) * by_atom_BT
 
     def set_scale(self, mean_T: Tensor, deviation_T: Tensor) -> None:

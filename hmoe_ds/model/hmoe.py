@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from hmoe_ds.config import ModelConfig, MoleculeHeads, RouterConfig
-from hmoe_ds.data.batch import Masks, MolBatch, sum_by_molecule
+from hmoe_ds.data.batch import Masks, MolBatch
 from hmoe_ds.model.description import Description, read_description
 from hmoe_ds.model.encoder import Encoder, Encoding
 from hmoe_ds.model.familiar import Familiar, read_familiar, write_familiar
 from hmoe_ds.model.heads import DescriptorHead, FingerprintHead, MaskedAtomHead, MaskedBondHead
 from hmoe_ds.model.hub import find_model, push_folder
 from hmoe_ds.model.pretrained import load_weights, write_pretrained
+from hmoe_ds.model.readout import mean_state
+from hmoe_ds.model.size import readout_width
 from hmoe_ds.moe.experts import Executor, LocalExecutor
 from hmoe_ds.moe.gate import FINAL_STAGE, RoutingStage
 from hmoe_ds.moe.stationary import StationaryExecutor
-from hmoe_ds.moe.wide import wide
 
 _NO_HEADS = MoleculeHeads()
 
@@ -60,8 +61,9 @@ class HMoEModel(nn.Module):
             width = model.hidden_size
             self.atom_head = None if heads is None else MaskedAtomHead(width)
             self.bond_head = None if heads is None else MaskedBondHead(width)
-            self.fingerprint_head = FingerprintHead(width) if heads and heads.fingerprint else None
-            self.descriptor_head = DescriptorHead(width) if heads and heads.descriptors else None
+            seen = readout_width(heads.readout, width) if heads else 0
+            self.fingerprint_head = FingerprintHead(seen, width) if heads and heads.fingerprint else None
+            self.descriptor_head = DescriptorHead(seen, width) if heads and heads.descriptors else None
 
     def forward(self, batch: MolBatch, masks: Masks | None = None, stage: RoutingStage = FINAL_STAGE) -> Encoding:
         """Atom states and routing of B molecules; `stage` is for training under a curriculum."""
@@ -74,13 +76,7 @@ class HMoEModel(nn.Module):
 
     def embed(self, batch: MolBatch) -> Tensor:
         """Mean atom state of each molecule; -> [B, D]"""
-        return self.readout(self.encoder(batch).h_ND, batch)
-
-    def readout(self, h_ND: Tensor, batch: MolBatch) -> Tensor:
-        """Atom states to their mean over each molecule; -> [B, D]"""
-        # A sum of many atoms in bf16 would lose the last ones.
-        total_BD = sum_by_molecule(wide(h_ND), batch.molecule_N, batch.num_molecules)
-        return (total_BD / batch.ptr_B.diff().unsqueeze(-1)).to(h_ND.dtype)
+        return mean_state(self.encoder(batch).h_ND, batch)
 
     def save_pretrained(self, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write `model.safetensors`, `config.json` and a model card; `familiar.safetensors` where there is something.

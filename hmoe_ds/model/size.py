@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES, DESCRIPTORS, FINGERPRINT_BINS
-from hmoe_ds.config import ModelConfig, MoleculeHeads, RouterConfig, RunConfig
+from hmoe_ds.config import ModelConfig, MoleculeHeads, Readout, RouterConfig, RunConfig
 
 BYTES = {"fp32": 4, "bf16": 2}
 # Gates and losses are computed in fp32 whatever the precision of the rest.
@@ -67,6 +67,11 @@ def moe_layers(model: ModelConfig) -> int:
     return model.upper_blocks // model.moe_every
 
 
+def readout_width(readout: Readout, hidden_size: int) -> int:
+    """Width W of what heads of molecules see (`readout.read_out`)."""
+    return hidden_size if readout == "mean" else 2 * hidden_size + 1
+
+
 def count_parameters(model: ModelConfig, router: RouterConfig, heads: MoleculeHeads) -> ParameterCount:
     """Parameters of `HMoEModel(model, router, heads=heads)`, exactly.
 
@@ -80,7 +85,8 @@ def count_parameters(model: ModelConfig, router: RouterConfig, heads: MoleculeHe
     expert = 3 * width * router.expert_size
     atom_head = _linear(width, width) + _linear(width, _ELEMENTS)
     bond_head = _linear(2 * width, width) + _linear(width, _BOND_TYPES)
-    molecule_heads = sum(_linear(width, width) + _linear(width, outputs) for outputs in _molecule_outputs(heads))
+    seen = readout_width(heads.readout, width)
+    molecule_heads = sum(_linear(seen, width) + _linear(width, outputs) for outputs in _molecule_outputs(heads))
     gate_layers = _linear(width, width) + _linear(width, router.gate_size)
     return ParameterCount(
         embedding=(sum(ATOM_FEATURE_SIZES) + 1 + sum(BOND_FEATURE_SIZES) + 1) * width,
@@ -97,7 +103,8 @@ def count_parameters(model: ModelConfig, router: RouterConfig, heads: MoleculeHe
 
 def _molecule_outputs(heads: MoleculeHeads) -> list[int]:
     """Outputs of each head of molecules that there is."""
-    return [size for size, exists in zip((FINGERPRINT_BINS, 2 * len(DESCRIPTORS)), heads, strict=True) if exists]
+    outputs = {"fingerprint": FINGERPRINT_BINS, "descriptors": 2 * len(DESCRIPTORS)}
+    return [outputs[name] for name in heads.names]
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -168,13 +175,15 @@ def training_flops(config: RunConfig, work: Work) -> Flops:
         + moe_rows * (messages + 2 * router.gate_size * (width + router.experts) + 6 * width * router.shared_size)
         + work.routed * 6 * width * router.expert_size
     )
+    molecule_heads = config.objective.molecule_heads
+    seen = readout_width(molecule_heads.readout, width)
     heads = (
         2
         * width
         * (
             work.atoms_hidden * (width + _ELEMENTS)
             + work.bonds_hidden * (2 * width + _BOND_TYPES)
-            + work.molecules * sum(width + size for size in _molecule_outputs(config.objective.molecule_heads))
+            + work.molecules * sum(seen + size for size in _molecule_outputs(molecule_heads))
         )
     )
     scaffold_gate = 2 * (width * width + router.gate_size * (width + router.groups))
@@ -319,11 +328,11 @@ def _bytes_outside_blocks(config: RunConfig, batch: PackedSize) -> float:
 
 
 def _molecule_head_bytes(config: RunConfig, batch: PackedSize) -> float:
-    """The mean state, shared by the heads; of each 2 D; its outputs and its targets in fp32."""
-    width, size = config.model.hidden_size, BYTES[config.parallel.precision]
-    outputs = _molecule_outputs(config.objective.molecule_heads)
-    heads = sum(size * 2 * width + _WIDE * 2 * count for count in outputs)
-    return batch.molecules * (heads + (size * width if outputs else 0))
+    """The readout, shared by the heads; of each 2 D; its outputs and its targets in fp32."""
+    width, size, heads = config.model.hidden_size, BYTES[config.parallel.precision], config.objective.molecule_heads
+    outputs = _molecule_outputs(heads)
+    kept = sum(size * 2 * width + _WIDE * 2 * count for count in outputs)
+    return batch.molecules * (kept + (size * readout_width(heads.readout, width) if outputs else 0))
 
 
 def count_by_part(count: ParameterCount) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Molecule-level objectives: a molecule's Morgan fingerprint and its descriptors, from its mean atom state.
+"""Molecule-level objectives: a molecule's Morgan fingerprint and its descriptors, from its readout.
 
 Both kinds of target are usual in pretraining on molecules (Li et al., "A knowledge-guided pre-training framework for
 improving molecular representation learning", Nature Communications, 2023). The forms of the losses:
@@ -26,6 +26,7 @@ from torch import Tensor
 from hmoe_ds.data.batch import MolBatch
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.readout import read_out
 from hmoe_ds.moe.wide import wide
 
 
@@ -67,16 +68,16 @@ def molecule_losses(model: HMoEModel, h_ND: Tensor, batch: MolBatch) -> tuple[Te
         ValueError: a head, and no targets in `batch`.
     """
     fingerprint = descriptors = h_ND.new_zeros(())
-    if not any(model.heads or ()):
+    if model.heads is None or not model.heads.names:
         return fingerprint, descriptors
     if batch.targets is None:
         raise ValueError("the batch has no targets for the model's heads: open its dataset with targets=True")
-    mean_BD = model.readout(h_ND, batch)
+    readout_BW = read_out(model.heads.readout, h_ND, batch)
     if model.fingerprint_head is not None:
-        fingerprint = fingerprint_loss(model.fingerprint_head(mean_BD), batch.targets.fingerprint_BV)
+        fingerprint = fingerprint_loss(model.fingerprint_head(readout_BW), batch.targets.fingerprint_BV)
     if model.descriptor_head is not None:
         standardized_BT = model.descriptor_head.standardize(batch.targets.descriptors_BT)
-        descriptors = descriptor_loss(model.descriptor_head(mean_BD, batch.ptr_B.diff()), standardized_BT)
+        descriptors = descriptor_loss(model.descriptor_head(readout_BW, batch.ptr_B.diff()), standardized_BT)
     return fingerprint, descriptors
 
 

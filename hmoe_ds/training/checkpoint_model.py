@@ -24,6 +24,10 @@ def _model(config: RunConfig) -> dict[str, Any]:
     """What decides the names and shapes of the weights, and what the layers compute with them."""
     tree = config.to_dict()
     fields = {f"{section}.{name}": tree[section][name] for section in ("model", "router") for name in tree[section]}
-    heads = config.objective.molecule_heads._asdict()
+    heads = config.objective.molecule_heads
     del fields["router.max_received"]  # how much is worked on at a time
-    return fields | {f"{name} head": present for name, present in heads.items()}
+    return fields | {
+        "fingerprint head": heads.fingerprint,
+        "descriptors head": heads.descriptors,
+        "objective.readout": heads.readout,
+    }

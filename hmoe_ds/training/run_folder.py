@@ -133,7 +133,7 @@ def open_datasets(config: RunConfig) -> tuple[Mixture, Mixture]:
     """
     extents = read_run_record(Path(config.run.out))["shards"] if has_checkpoint(config) else None
     caches: list[ShardCache] = []
-    targets = any(config.objective.molecule_heads)
+    targets = bool(config.objective.molecule_heads.names)
     training, validation = (open_mixture(config.data, split, extents, caches, targets) for split in SPLITS)
     return training, validation
 
@@ -198,7 +198,6 @@ _FREE_ON_RESUME = {
 
 
 def _check_unchanged(saved: dict[str, Any], config: RunConfig) -> None:
-    # A field that is younger than the run has its default, which is what the run did without it.
     before, now = config_from_dict(saved).to_dict(), config.to_dict()
     for section, values in now.items():
         for name, value in values.items():

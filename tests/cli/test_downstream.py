@@ -103,6 +103,22 @@ def test_embed_of_atoms_and_routing(exported, hmoe_here, tmp_path):
             assert weight[found["experts"][layer]] == pytest.approx(max(weight.values()), rel=1e-5)
 
 
+def test_embed_of_more_than_the_mean(exported, hmoe_here, tmp_path):
+    (tmp_path / "m.smi").write_text("\n".join(SMILES[:30]) + "\n")
+    files = (exported, tmp_path / "m.smi", "--workers", 1, "--json", "--out")
+    hmoe_here("embed", *files, tmp_path / "atoms.parquet", "--per-atom")
+    result, _, _ = hmoe_here("embed", *files, tmp_path / "e.parquet", "--readout", "mean+max+size")
+    atoms = pq.read_table(tmp_path / "atoms.parquet").column("atom_embeddings").to_pylist()
+    found = pq.read_table(tmp_path / "e.parquet").column("embedding").to_pylist()
+    assert result["dimensions"] == 2 * MODEL.hidden_size + 1
+    for embedding, states in zip(found, atoms, strict=True):
+        expected = [*np.mean(states, axis=0), *np.max(states, axis=0), np.log(len(states) / 32)]
+        np.testing.assert_allclose(embedding, expected, rtol=1e-4, atol=1e-5)
+    both = ("--per-atom", "--readout", "mean+max+size")
+    _, _, error = hmoe_here("embed", *files, tmp_path / "x.parquet", *both, expect=2)
+    assert "not allowed with argument --per-atom" in error
+
+
 def write_table(path, count=300):
     """A property that a small model learns: whether there is a halogen; and a quantity with gaps."""
     lines = ["id,smiles,halogen,size,notes"]

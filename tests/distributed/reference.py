@@ -3,6 +3,8 @@
 One model in double precision, one batch, torch's AdamW, and losses written as their definitions say.
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -77,8 +79,13 @@ def slow_descriptors(predicted_BT, descriptors_BT, mean_T, deviation_T):
     return torch.where(error.abs() < 1, error.square() / 2, error.abs() - 0.5)
 
 
-def mean_states(h_ND, batch):
-    return torch.stack([h_ND[batch.molecule_N == m].mean(dim=0) for m in range(batch.num_molecules)])
+def slow_readouts(readout, h_ND, batch):
+    found = []
+    for m in range(batch.num_molecules):
+        own = h_ND[batch.molecule_N == m]
+        size = own.new_tensor([math.log(len(own) / 32)])
+        found.append(own.mean(dim=0) if readout == "mean" else torch.cat([own.mean(dim=0), own.amax(dim=0), size]))
+    return torch.stack(found)
 
 
 def descriptor_scale(store):
@@ -131,11 +138,11 @@ def reference_losses(model, config, parts, stage, temperature):
             share = routing.candidates.log_w_NM.softmax(dim=1)
             entropy.append(-(share * share.clamp(min=1e-300).log()).sum(dim=1))  # 0 log 0 is 0
         if model.fingerprint_head is not None:
-            logits = model.fingerprint_head(mean_states(h, batch))
+            logits = model.fingerprint_head(slow_readouts(config.objective.readout, h, batch))
             fingerprint.append(slow_fingerprint(logits, batch.targets.fingerprint_BV))
         if model.descriptor_head is not None:
             head = model.descriptor_head
-            predicted = head(mean_states(h, batch), batch.ptr_B.diff())
+            predicted = head(slow_readouts(config.objective.readout, h, batch), batch.ptr_B.diff())
             descriptors.append(slow_descriptors(predicted, batch.targets.descriptors_BT, head.mean_T, head.deviation_T))
         z_scaffold.append(encoding.scaffold.z_B)
         z_atom.append(torch.stack([routing.z_N for routing in encoding.atoms]).mean(dim=0))
@@ -172,7 +179,7 @@ def reference_run(config):
         betas=(optim.beta1, optim.beta2),
         eps=optim.epsilon,
     )
-    store = open_mixture(config.data, "train", targets=any(heads))
+    store = open_mixture(config.data, "train", targets=bool(heads.names))
     if heads.descriptors:
         model.descriptor_head.mean_T, model.descriptor_head.deviation_T = descriptor_scale(store)
     plan = BatchPlan(store, config.data, optim.accumulation, config.run.seed)

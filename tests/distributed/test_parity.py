@@ -18,7 +18,7 @@ from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.objectives.masking import draw_masks
 from hmoe_ds.training.feed import VALIDATION_MASK_SEED
 from tests.distributed.layouts import Trained, check_agreement, check_bf16, layout
-from tests.distributed.reference import descriptor_scale, mean_states, slow_descriptors, slow_fingerprint
+from tests.distributed.reference import descriptor_scale, slow_descriptors, slow_fingerprint, slow_readouts
 
 pytestmark = pytest.mark.timeout(1500)  # of the launches in the fixture together
 FP32 = dict(
@@ -162,10 +162,10 @@ def test_validation_measures_what_is_predicted_of_molecules(name, trained, datas
     masks = draw_masks(
         batch, np.zeros(batch.num_molecules, np.int64), config.objective.mask_ratio, VALIDATION_MASK_SEED
     )
-    mean_BD = mean_states(model(batch, masks).h_ND, batch)
-    fingerprint = slow_fingerprint(model.fingerprint_head(mean_BD), batch.targets.fingerprint_BV).mean()
+    readout_BW = slow_readouts(config.objective.readout, model(batch, masks).h_ND, batch)
+    fingerprint = slow_fingerprint(model.fingerprint_head(readout_BW), batch.targets.fingerprint_BV).mean()
     scale = descriptor_scale(ShardStore(dataset_with_targets, "train", targets=True))
-    predicted_BT = model.descriptor_head(mean_BD, batch.ptr_B.diff())
+    predicted_BT = model.descriptor_head(readout_BW, batch.ptr_B.diff())
     descriptors = slow_descriptors(predicted_BT, batch.targets.descriptors_BT, *scale).mean()
     last = lines[-1]
     assert last["validation_loss_fingerprint"] == pytest.approx(fingerprint.item(), rel=1e-5)

@@ -184,6 +184,17 @@ def test_a_deepspeed_schedule_round_trips(tmp_path):
     assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+@pytest.mark.parametrize("weights", [{}, {"fingerprint_weight": 0.5}, {"descriptor_weight": 0.5}])
+def test_a_run_from_before_heads_could_see_more_goes_on_as_it_was(weights):
+    config = load_config([f"--objective.{name}={value}" for name, value in weights.items()])
+    tree = config.to_dict()
+    assert config_from_dict(tree) == config
+    del tree["objective"]["readout"]
+    heads = config_from_dict(tree).objective.molecule_heads
+    assert heads == config.objective.molecule_heads._replace(readout="mean")
+    assert (config_from_dict(tree) == config) == (not weights)  # what cannot be resumed is what would change
+
+
 def test_data_path_is_one_folder_or_a_list():
     assert load_config([]).data.paths == []
     assert load_config(["--data.path", "one"]).data.paths == ["one"]

@@ -224,6 +224,7 @@ def test_a_record_of_a_checkpoint_that_makes_no_sense(change, message, folder):
         (lambda content: content["router"].update(groups=3), "not divisible by router.groups 3"),
         (lambda content: content.pop("router"), "router None is not known"),
         (lambda content: content.update(molecule_heads={"toxicity": True}), "molecule_heads {'toxicity': True}"),
+        (lambda content: content.update(molecule_heads={"readout": ["sum"]}), "molecule_heads {'readout': ['sum']}"),
         (lambda content: content.update(format_version=None), "format_version None"),
     ],
 )

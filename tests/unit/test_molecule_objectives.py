@@ -15,6 +15,7 @@ from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import sequential_slices
 from hmoe_ds.data.store import ShardStore
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.readout import mean_state
 from hmoe_ds.objectives.molecule import (
     count_targets,
     descriptor_loss,
@@ -28,6 +29,7 @@ from hmoe_ds.training.feed import rank_slice
 MODEL = ModelConfig(hidden_size=16, lower_blocks=1, upper_blocks=2, dense_size=24)
 ROUTER = RouterConfig(groups=4, experts=8, experts_per_atom=2, expert_size=16, shared_size=16, gate_size=8)
 BOTH = MoleculeHeads(fingerprint=True, descriptors=True)
+SEEN = ["mean", "mean+max+size"]
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +164,10 @@ def losses_of_ranks(store, ranks, objective):
     return totals, {name: weight.grad for name, weight in model.named_parameters()}
 
 
-def test_the_shares_of_ranks_add_up(dataset_with_targets):
+@pytest.mark.parametrize("readout", SEEN)
+def test_the_shares_of_ranks_add_up(readout, dataset_with_targets):
     store = open_mixture(DataConfig(path=str(dataset_with_targets)), "train", targets=True)
-    objective = ObjectiveConfig(fingerprint_weight=0.3, descriptor_weight=0.7, contrast_weight=0.0)
+    objective = ObjectiveConfig(fingerprint_weight=0.3, descriptor_weight=0.7, contrast_weight=0.0, readout=readout)
     one, gradient = losses_of_ranks(store, 1, objective)
     assert (one > 0).all()
     assert all(value is not None for value in gradient.values())
@@ -175,8 +178,9 @@ def test_the_shares_of_ranks_add_up(dataset_with_targets):
             torch.testing.assert_close(other_gradient[name], value)
 
 
-def test_a_rank_without_molecules_has_a_gradient(store):
-    model = HMoEModel(MODEL, ROUTER, heads=BOTH)
+@pytest.mark.parametrize("readout", SEEN)
+def test_a_rank_without_molecules_has_a_gradient(readout, store):
+    model = HMoEModel(MODEL, ROUTER, heads=BOTH._replace(readout=readout))
     batch = gather(store, np.empty(0, np.int64))
     fingerprint, descriptors = molecule_losses(model, model(batch).h_ND, batch)
     assert fingerprint.item() == descriptors.item() == 0
@@ -199,18 +203,27 @@ def test_heads_leave_the_rest_of_the_model_as_it_is():
         state = HMoEModel(MODEL, ROUTER, seed=3, heads=heads).state_dict()
         assert all(torch.equal(state[name], value) for name, value in plain.items())
         extra = {name.split(".")[0] for name in state.keys() - plain.keys()}
-        assert extra == {name for name, on in zip(("fingerprint_head", "descriptor_head"), heads, strict=True) if on}
+        names = {"fingerprint": "fingerprint_head", "descriptors": "descriptor_head"}
+        assert extra == {names[name] for name in heads.names}
 
 
 @torch.no_grad()
-def test_heads_and_their_scale_are_exported(store, dataset_with_targets, tmp_path):
-    model = HMoEModel(MODEL, ROUTER, heads=BOTH).eval()
+@pytest.mark.parametrize("readout", SEEN)
+def test_heads_and_their_scale_are_exported(readout, store, dataset_with_targets, tmp_path):
+    model = HMoEModel(MODEL, ROUTER, heads=BOTH._replace(readout=readout)).eval()
     set_descriptor_scale(model, open_mixture(DataConfig(path=str(dataset_with_targets)), "train"))
     model.save_pretrained(tmp_path / "model")
     loaded = HMoEModel.from_pretrained(tmp_path / "model")
     batch = gather(store, np.arange(20))
     for one, other in zip(*(molecule_losses(m, m(batch).h_ND, batch) for m in (model, loaded)), strict=True):
         assert torch.equal(one, other)
+    assert loaded.heads == model.heads
+    if readout == "mean":  # a model from before heads could see more
+        config = tmp_path / "model" / "config.json"
+        content = json.loads(config.read_text())
+        del content["molecule_heads"]["readout"]
+        config.write_text(json.dumps(content))
+        assert HMoEModel.from_pretrained(tmp_path / "model").heads == model.heads
     # A model from before there were such heads.
     HMoEModel(MODEL, ROUTER).save_pretrained(tmp_path / "old")
     config = tmp_path / "old" / "config.json"
@@ -220,9 +233,10 @@ def test_heads_and_their_scale_are_exported(store, dataset_with_targets, tmp_pat
     assert HMoEModel.from_pretrained(tmp_path / "old").fingerprint_head is None
 
 
-def test_gradient_descent_learns_both(store, dataset_with_targets):
+@pytest.mark.parametrize("readout", SEEN)
+def test_gradient_descent_learns_both(readout, store, dataset_with_targets):
     torch.manual_seed(0)
-    model = HMoEModel(dataclasses.replace(MODEL, hidden_size=32), ROUTER, heads=BOTH)
+    model = HMoEModel(dataclasses.replace(MODEL, hidden_size=32), ROUTER, heads=BOTH._replace(readout=readout))
     set_descriptor_scale(model, open_mixture(DataConfig(path=str(dataset_with_targets)), "train"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     history = []
@@ -241,7 +255,7 @@ def test_gradient_descent_learns_both(store, dataset_with_targets):
 def test_the_mean_state_of_a_large_molecule_is_right_in_bf16(store):
     batch = gather(store, np.argsort(-store.shard(0).num_atoms.astype(int))[:3])
     h = 1 + torch.rand(batch.num_atoms, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
-    found = HMoEModel(MODEL, ROUTER).readout(h, batch)
+    found = mean_state(h, batch)
     expected = torch.stack([h[batch.molecule_N == m].double().mean(dim=0) for m in range(3)])
     assert found.dtype == torch.bfloat16
     assert batch.ptr_B.diff().min() > 30

@@ -54,6 +54,9 @@ VARIANTS = {
     ],
     "no shared expert": ["--router.shared_size=0"],
     "heads of molecules": ["--objective.fingerprint_weight=0.1", "--objective.descriptor_weight=0.1"],
+    "heads that see the mean": [
+        *("--objective.fingerprint_weight=0.1", "--objective.descriptor_weight=0.1", "--objective.readout=mean")
+    ],
     "descriptors, bf16": ["--objective.descriptor_weight=0.1", "--parallel.precision=bf16"],
     "experts that split": ["--router.experts_at_start=4"],
     "experts that split, recomputed": ["--router.experts_at_start=4", "--parallel.activation_checkpointing=true"],

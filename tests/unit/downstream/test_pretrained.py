@@ -31,7 +31,7 @@ def molecules():
 
 
 def embeddings(model, molecules):
-    return torch.from_numpy(infer(model, molecules, "cpu").embedding_XD)
+    return torch.from_numpy(infer(model, molecules, "cpu").embedding_XW)
 
 
 def test_an_encoder_alone_embeds_the_same_and_has_no_heads(exported, molecules, tmp_path):

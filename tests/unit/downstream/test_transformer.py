@@ -30,6 +30,18 @@ def test_it_gives_the_embeddings_of_the_model(exported):
     assert found.dtype == np.float32
 
 
+def test_it_gives_more_than_the_mean(exported):
+    mean, more = (
+        HMoETransformer(str(exported), readout=readout).fit_transform(SMILES) for readout in ("mean", "mean+max+size")
+    )
+    assert more.shape == (len(SMILES), 2 * MODEL.hidden_size + 1)
+    np.testing.assert_allclose(more[:, : MODEL.hidden_size], mean, rtol=1e-6)
+    atoms = encode_rows(SMILES, SMILES).batch.column("num_atoms").to_numpy()
+    np.testing.assert_allclose(more[:, -1], np.log(atoms / 32), rtol=1e-6)
+    with pytest.raises(UsageError, match=r"readout is 'sum': expected one of mean, mean\+max\+size"):
+        HMoETransformer(str(exported), readout="sum").fit(SMILES)
+
+
 def test_it_works_in_a_pipeline_and_in_its_copies(exported):
     label = [len(text) for text in SMILES]
     pipeline = make_pipeline(HMoETransformer(str(exported)), Ridge())
@@ -39,7 +51,8 @@ def test_it_works_in_a_pipeline_and_in_its_copies(exported):
     again = pickle.loads(pickle.dumps(pipeline))
     np.testing.assert_allclose(again.predict(SMILES), pipeline.predict(SMILES), rtol=1e-5)
     assert len(pickle.dumps(pipeline)) < 10_000  # no weights
-    assert clone(pipeline[0]).get_params() == {"model": str(exported), "standardize": None, "unreadable": "error"}
+    arguments = {"model": str(exported), "standardize": None, "unreadable": "error", "readout": "mean"}
+    assert clone(pipeline[0]).get_params() == arguments
     assert list(pipeline[0].get_feature_names_out()[:2]) == ["hmoe0", "hmoe1"]
 
 

@@ -13,9 +13,10 @@ from hmoe_ds.downstream.inference import batches_of
 from hmoe_ds.downstream.label_scale import LabelScale
 from hmoe_ds.downstream.predictor import load_predictor, save_predictor
 from hmoe_ds.downstream.property_model import PropertyModel
-from hmoe_ds.downstream.readout import read_out, readout_width
 from hmoe_ds.downstream.splits import Split
 from hmoe_ds.model.hmoe import HMoEModel
+from hmoe_ds.model.readout import read_out
+from hmoe_ds.model.size import readout_width
 from tests.small_model import MODEL, ROUTER
 from tests.unit.downstream.test_splits import nci
 
@@ -34,7 +35,7 @@ def molecules():
 def test_a_readout_is_that_of_each_molecule_alone(readout, molecules):
     model = HMoEModel(MODEL, ROUTER, seed=2).eval()
     with torch.no_grad():
-        found = torch.cat([read_out(readout, model, batch) for batch in batches_of(molecules)]).numpy()
+        found = torch.cat([read_out(readout, model(batch).h_ND, batch) for batch in batches_of(molecules)]).numpy()
         states = [
             model(each).h_ND.numpy() for row in range(len(SMILES)) for each in batches_of(molecules[row : row + 1])
         ]
@@ -53,7 +54,7 @@ def test_all_parts_of_a_readout_teach_the_encoder(molecules):
     weight_W = torch.linspace(-1, 1, readout_width("mean+max+size", MODEL.hidden_size), dtype=torch.float64)
 
     def value():
-        return (read_out("mean+max+size", model, batch) @ weight_W).sum()
+        return (read_out("mean+max+size", model(batch).h_ND, batch) @ weight_W).sum()
 
     [slope_D] = torch.autograd.grad(value(), state)
     for place in (0, 3):

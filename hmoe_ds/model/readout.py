@@ -1,0 +1,35 @@
+"""Readout: the atom states of each molecule as one vector, from which a head tells what the molecule is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hmoe_ds.config import Readout
+from hmoe_ds.data.batch import MolBatch, sum_by_molecule
+from hmoe_ds.moe.wide import wide
+
+# Atoms of a molecule, about: brings the number of atoms, or its logarithm, to the order of 1.
+TYPICAL_ATOMS = 32
+
+
+def read_out(readout: Readout, h_ND: Tensor, batch: MolBatch) -> Tensor:
+    """Atom states of B molecules to their readouts; -> [B, W], W = `size.readout_width`
+
+    A mean over atoms tells neither how large a molecule is nor whether one of its atoms is unusual: `mean+max+size`
+    has beside it the largest value of each feature over the atoms, and the logarithm of their number.
+    """
+    mean_BD = mean_state(h_ND, batch)
+    if readout == "mean":
+        return mean_BD
+    # Unsafe: without checks of the offsets, for which the CPU would wait.
+    largest_BD = torch.segment_reduce(h_ND, "max", offsets=batch.ptr_B, unsafe=True)
+    size_B1 = (batch.ptr_B.diff().unsqueeze(1) / TYPICAL_ATOMS).log().to(h_ND.dtype)
+    return torch.cat([mean_BD, largest_BD, size_B1], dim=1)
+
+
+def mean_state(h_ND: Tensor, batch: MolBatch) -> Tensor:
+    """Atom states to their mean over each molecule; -> [B, D]"""
+    # A sum of many atoms in bf16 would lose the last ones.
+    total_BD = sum_by_molecule(wide(h_ND), batch.molecule_N, batch.num_molecules)
+    return (total_BD / batch.ptr_B.diff().unsqueeze(-1)).to(h_ND.dtype)
