@@ -22,8 +22,10 @@ def read_out(readout: Readout, h_ND: Tensor, batch: MolBatch) -> Tensor:
     mean_BD = mean_state(h_ND, batch)
     if readout == "mean":
         return mean_BD
-    # Unsafe: without checks of the offsets, for which the CPU would wait.
-    largest_BD = torch.segment_reduce(h_ND, "max", offsets=batch.ptr_B, unsafe=True)
+    # Not torch.segment_reduce: its backward gives each of several equal maxima the whole gradient, if that is negative.
+    largest_BD = h_ND.new_zeros(mean_BD.shape).scatter_reduce(
+        0, batch.molecule_N.unsqueeze(1).expand_as(h_ND), h_ND, "amax", include_self=False
+    )
     size_B1 = (batch.ptr_B.diff().unsqueeze(1) / TYPICAL_ATOMS).log().to(h_ND.dtype)
     return torch.cat([mean_BD, largest_BD, size_B1], dim=1)
 

@@ -67,6 +67,16 @@ def test_all_parts_of_a_readout_teach_the_encoder(molecules):
         assert float(slope_D[place]) == pytest.approx(float(values[0] - values[1]) / 2e-6, rel=1e-4)
 
 
+def test_equal_maxima_share_their_gradient():
+    """Atoms that are alike, as those of a symmetric molecule are, have the same states."""
+    encoded = encode_rows(["CCO", "CC"], ["", ""], standardize=False)
+    [batch] = batches_of(encoded.batch)
+    h_ND = torch.tensor([[1.0], [1.0], [0.0], [2.0], [2.0]]).requires_grad_()
+    for sign in (1, -1):
+        [slope_ND] = torch.autograd.grad(sign * read_out("mean+max+size", h_ND, batch)[:, 1].sum(), h_ND)
+        assert (sign * slope_ND).flatten().tolist() == [0.5, 0.5, 0, 0.5, 0.5]
+
+
 def test_what_a_mean_cannot_tell(molecules):
     """The number of atoms, read from an encoder that is not trained."""
     label = np.array(molecules.column("num_atoms").to_pylist(), dtype=float)[:, None]
