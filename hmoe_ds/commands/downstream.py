@@ -55,7 +55,11 @@ def add_commands(command: Command) -> None:
     embed.add_argument("--out", required=True, help="Parquet file to write")
     embedded = embed.add_mutually_exclusive_group()
     embedded.add_argument("--per-atom", action="store_true", help="embeddings of atoms instead of molecules")
-    _add_readout(embedded, "mean", "what the embedding of a molecule has of its atom states")
+    embedded.add_argument(
+        "--readout",
+        choices=get_args(Readout),
+        help="what the embedding of a molecule has of its atom states (default: mean)",
+    )
     embed.add_argument(
         "--routing", action="store_true", help="also the group, the top experts and the novelty of each molecule"
     )
@@ -118,17 +122,18 @@ def add_commands(command: Command) -> None:
     add_no_standardize(evaluate, default=None)
 
 
-def _add_readout(group: argparse._ActionsContainer, default: Readout, what: str) -> None:
-    group.add_argument("--readout", choices=get_args(Readout), default=default, help=f"{what} (default: {default})")
-
-
 def _add_fit(sub: argparse.ArgumentParser) -> None:
     """What `FitOptions` has."""
     fit = sub.add_argument_group("fitting")
     fit.add_argument(
         "--mode", choices=("full", "frozen"), default="full", help="train the encoder too, or the head alone"
     )
-    _add_readout(fit, "mean+max+size", "what of its atom states the head sees of a molecule")
+    fit.add_argument(
+        "--readout",
+        choices=get_args(Readout),
+        default="mean+max+size",
+        help="what of its atom states the head sees of a molecule (default: mean+max+size)",
+    )
     fit.add_argument("--epochs", type=positive, default=100, help="at most (default: 100)")
     fit.add_argument("--patience", type=positive, default=20, help="epochs without gain until the end (default: 20)")
     fit.add_argument("--batch-size", type=positive, default=32, help="molecules of a step (default: 32)")
@@ -204,7 +209,7 @@ def _registered(result: Result) -> str:
 def _embed(options: argparse.Namespace, rest: list[str]) -> Result:
     from hmoe_ds.downstream.embed import EmbedOptions, embed_source
 
-    what = EmbedOptions(options.standardize, options.per_atom, options.routing, options.readout)
+    what = EmbedOptions(options.standardize, options.per_atom, options.routing, options.readout or "mean")
     with Progress() as progress:
         result = embed_source(
             options.model, options.source, options.out, _rows(options), what, options.workers, progress.report

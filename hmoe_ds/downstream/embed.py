@@ -72,9 +72,10 @@ def embed_source(
 
     Raises:
         ModelFormatError: no exported model at `model`.
-        UsageError, PipelineError: as `done_by_chunks`; no row of the source is a molecule.
+        UsageError, PipelineError: as `done_by_chunks`; there is no such readout; no row of the source is a molecule.
     """
     shared, out = WorkerModel.of(model), Path(out)
+    dimensions = options.width(shared.hidden_size)
     rejects = out.with_name(out.stem + ".rejects.parquet")
 
     def make_task(work: str, read_key: str, name: str, chunk: int, first_row: int) -> EmbedTask:
@@ -88,7 +89,7 @@ def embed_source(
     return {
         "molecules": done.molecules,
         "rejected": done.rejected,
-        "dimensions": options.width(shared.hidden_size),
+        "dimensions": dimensions,
         "out": str(out),
         "rejects": str(rejects),
     }

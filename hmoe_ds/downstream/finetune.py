@@ -133,7 +133,7 @@ def finetune(
         _write_predictions(out / PREDICTIONS, found, split, prediction, options)
         description = {
             "task": options.task, "targets": list(options.targets), "standardize": standardize,
-            "readout": options.fit.readout, "model": redacted(str(model)), "table": file_name(table),
+            "model": redacted(str(model)), "table": file_name(table),
             "options": asdict(options), "result": result,
         }  # fmt: skip
         save_predictor(out, fits, description, described.training, frozen=options.fit.mode == "frozen")

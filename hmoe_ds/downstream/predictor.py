@@ -99,7 +99,7 @@ def save_predictor(
     Args:
         out: the folder, which is there.
         fits: the members.
-        description: `task`, `targets`, `standardize`, `readout`, and whatever a reader may want to know.
+        description: `task`, `targets`, `standardize`, and whatever a reader may want to know.
         training: where the weights of the encoder come from.
         frozen: all members have the same encoder.
     """
@@ -114,7 +114,7 @@ def save_predictor(
             {name: value.cpu().contiguous() for name, value in fit.model.head.state_dict().items()}, folder / HEAD
         )
         members.append({"head": folder.name, "encoder": encoder, "scale": fit.scale._asdict()})
-    content = {"format_version": FORMAT_VERSION, **description, "members": members}
+    content = {"format_version": FORMAT_VERSION, **description, "readout": fits[0].model.readout, "members": members}
     replace_text(out / DESCRIPTION, json.dumps(without_nan(content), indent=2) + "\n")
 
 

@@ -48,7 +48,7 @@ class PropertyModel(nn.Module):
 
     def __init__(self, encoder: HMoEModel, targets: int, readout: Readout, dropout: float, seed: int) -> None:
         super().__init__()
-        self.encoder, self._readout = encoder.float(), readout
+        self.encoder, self.readout = encoder.float(), readout
         width = encoder.config.hidden_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -60,7 +60,7 @@ class PropertyModel(nn.Module):
 
     def read_out(self, batch: MolBatch) -> Tensor:
         """What the head sees of B molecules; -> [B, W]"""
-        return read_out(self._readout, self.encoder(batch).h_ND, batch)
+        return read_out(self.readout, self.encoder(batch).h_ND, batch)
 
 
 def parameter_groups(model: PropertyModel, learning_rate: float, layer_decay: float) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +49,9 @@ class HMoETransformer(TransformerMixin, BaseEstimator):
             UsageError: there is no such readout.
             ModelFormatError: no exported model there.
         """
-        if self.readout not in get_args(Readout):
-            raise UsageError(f"readout is {self.readout!r}: expected one of {', '.join(get_args(Readout))}")
         self.described_ = WorkerModel.of(self.model)
         self.n_features_out_ = readout_width(self.readout, self.described_.hidden_size)
+        self.readout_ = self.readout
         return self
 
     def transform(self, X: Sequence[str]) -> NDArray[np.float32]:
@@ -76,7 +75,7 @@ class HMoETransformer(TransformerMixin, BaseEstimator):
                 f"{first.text[:60]!r} ({first.reason}); leave them out, or set unreadable to 'nan'"
             )
         embedding_nW = np.full((len(texts), self.n_features_out_), np.nan, np.float32)
-        inferred = infer(self._loaded(), encoded.batch, inference_device(), readout=self.readout)
+        inferred = infer(self._loaded(), encoded.batch, inference_device(), readout=self.readout_)
         embedding_nW[encoded.kept] = inferred.embedding_XW
         return embedding_nW
 

@@ -17,16 +17,16 @@ def read_out(readout: Readout, h_ND: Tensor, batch: MolBatch) -> Tensor:
     """Atom states of B molecules to their readouts; -> [B, W], W = `size.readout_width`
 
     A mean over atoms tells neither how large a molecule is nor whether one of its atoms is unusual: `mean+max+size`
-    has beside it the largest value of each feature over the atoms, and the logarithm of their number.
+    has beside it the largest value of each feature over the atoms, and the logarithm of their number over 32.
     """
     mean_BD = mean_state(h_ND, batch)
     if readout == "mean":
         return mean_BD
     # Not torch.segment_reduce: its backward gives each of several equal maxima the whole gradient, if that is negative.
-    largest_BD = h_ND.new_zeros(mean_BD.shape).scatter_reduce(
-        0, batch.molecule_N.unsqueeze(1).expand_as(h_ND), h_ND, "amax", include_self=False
-    )
-    size_B1 = (batch.ptr_B.diff().unsqueeze(1) / TYPICAL_ATOMS).log().to(h_ND.dtype)
+    # Nor zeros without `include_self`: the backward takes them for maxima where these are 0.
+    lowest_BD = h_ND.new_full(mean_BD.shape, -torch.inf)
+    largest_BD = lowest_BD.scatter_reduce(0, batch.molecule_N.unsqueeze(1).expand_as(h_ND), h_ND, "amax")
+    size_B1 = (batch.ptr_B.diff().unsqueeze(1).to(wide(h_ND).dtype) / TYPICAL_ATOMS).log().to(h_ND.dtype)
     return torch.cat([mean_BD, largest_BD, size_B1], dim=1)
 
 

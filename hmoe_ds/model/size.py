@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import get_args
 
+from data_pipeline.errors import UsageError
 from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES, DESCRIPTORS, FINGERPRINT_BINS
 from hmoe_ds.config import ModelConfig, MoleculeHeads, Readout, RouterConfig, RunConfig
 
@@ -68,7 +70,9 @@ def moe_layers(model: ModelConfig) -> int:
 
 
 def readout_width(readout: Readout, hidden_size: int) -> int:
-    """Width W of what heads of molecules see (`readout.read_out`)."""
+    """Width W of what heads of molecules see (`readout.read_out`). Raises UsageError when there is no such readout."""
+    if readout not in get_args(Readout):
+        raise UsageError(f"readout is {readout!r}: expected one of {', '.join(get_args(Readout))}")
     return hidden_size if readout == "mean" else 2 * hidden_size + 1
 
 
@@ -328,11 +332,15 @@ def _bytes_outside_blocks(config: RunConfig, batch: PackedSize) -> float:
 
 
 def _molecule_head_bytes(config: RunConfig, batch: PackedSize) -> float:
-    """The readout, shared by the heads; of each 2 D; its outputs and its targets in fp32."""
+    """The readout, shared by the heads; of each 2 D; its outputs and its targets in fp32. For the maximum also what it
+    began with, what came out, and the states that it is of."""
     width, size, heads = config.model.hidden_size, BYTES[config.parallel.precision], config.objective.molecule_heads
-    outputs = _molecule_outputs(heads)
-    kept = sum(size * 2 * width + _WIDE * 2 * count for count in outputs)
-    return batch.molecules * (kept + (size * readout_width(heads.readout, width) if outputs else 0))
+    if not heads.names:
+        return 0.0
+    kept = sum(size * 2 * width + _WIDE * 2 * count for count in _molecule_outputs(heads))
+    kept += size * readout_width(heads.readout, width)
+    maximum = 0.0 if heads.readout == "mean" else size * width * (2 * batch.molecules + batch.atoms)
+    return batch.molecules * kept + maximum
 
 
 def count_by_part(count: ParameterCount) -> dict[str, int]:

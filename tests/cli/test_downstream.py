@@ -114,7 +114,11 @@ def test_embed_of_more_than_the_mean(exported, hmoe_here, tmp_path):
     for embedding, states in zip(found, atoms, strict=True):
         expected = [*np.mean(states, axis=0), *np.max(states, axis=0), np.log(len(states) / 32)]
         np.testing.assert_allclose(embedding, expected, rtol=1e-4, atol=1e-5)
-    both = ("--per-atom", "--readout", "mean+max+size")
+    # The same file with other options starts anew, whatever an interrupted command left.
+    mean, _, _ = hmoe_here("embed", *files, tmp_path / "e.parquet", "--readout", "mean")
+    assert mean["dimensions"] == MODEL.hidden_size
+    assert len(pq.read_table(tmp_path / "e.parquet").column("embedding")[0]) == MODEL.hidden_size
+    both = ("--per-atom", "--readout", "mean")
     _, _, error = hmoe_here("embed", *files, tmp_path / "x.parquet", *both, expect=2)
     assert "not allowed with argument --per-atom" in error
 

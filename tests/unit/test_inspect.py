@@ -84,7 +84,7 @@ def make_predictor(out: Path) -> Path:
     models = [PropertyModel(encoder, 2, "mean", 0.0, seed) for seed in range(2)]
     fits = [Fit(model, LabelScale([0.0] * 2, [1.0] * 2), 3, []) for model in models]
     options = {"split": "scaffold", "fit": {"mode": "frozen"}}
-    description = {"task": "classification", "targets": ["a", "b"], "standardize": True, "readout": "mean",
+    description = {"task": "classification", "targets": ["a", "b"], "standardize": True,
                    "model": "models/zinc", "table": "assay.csv", "options": options, "result": RESULT}  # fmt: skip
     out.mkdir()
     save_predictor(out, fits, description, {"step": 7, **NOTES}, frozen=True)
@@ -367,7 +367,9 @@ def test_a_checkpoint_of_another_version_is_refused_alone_and_named_in_a_run(cop
 # A model.
 
 
-@pytest.mark.parametrize("heads", [None, MoleculeHeads(), MoleculeHeads(fingerprint=True, descriptors=True)])
+@pytest.mark.parametrize(
+    "heads", [None, MoleculeHeads(), MoleculeHeads(True, True), MoleculeHeads(True, True, "mean+max+size")]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model(heads, dtype, tmp_path):
     model = HMoEModel(MODEL, ROUTER, heads=heads)
@@ -381,10 +383,9 @@ def test_a_model(heads, dtype, tmp_path):
     assert figures["parameters"] == {"total": total, "active": total - idle}
     assert figures["dtype"] == str(dtype).removeprefix("torch.")
     assert figures["format_version"] == 2
-    both = ["atoms", "bonds"]
-    assert (
-        figures["heads"] == {None: [], (False, False): both, (True, True): [*both, "fingerprint", "descriptors"]}[heads]
-    )
+    assert figures["heads"] == ([] if heads is None else ["atoms", "bonds", *heads.names])
+    assert figures["readout"] == (heads.readout if heads and heads.names else None)
+    assert ("those of molecules see mean" in report.text) == bool(heads and heads.names)
     assert figures["problems"] == []
     assert "zinc.smi: 900 rows (ZINC: free to use)" in report.text
     assert "loss 1.50" in report.text
@@ -405,10 +406,16 @@ def test_a_model_whose_weights_are_cut_or_of_another_model(copies):
         ({"model": content["model"] | {"upper_blocks": 3}}, "experts"),
         ({"router": content["router"] | {"experts": 16}}, "experts"),
         ({"molecule_heads": None}, "heads"),
+        ({"molecule_heads": {"fingerprint": True}}, "readouts of molecules"),
     ):
         edit(copies["model"] / "config.json", **content | change)
         (problem,) = examine(str(copies["model"]), verify=False).problems
         assert f"are of different models: {wrong}" in problem
+    wide = HMoEModel(MODEL, ROUTER, heads=MoleculeHeads(True, False, "mean+max+size"))
+    wide.save_pretrained(copies["model"])
+    edit(copies["model"] / "config.json", molecule_heads={"fingerprint": True})
+    (problem,) = examine(str(copies["model"]), verify=False).problems
+    assert "readouts of molecules [[33]] in one, [[16]] in the other" in problem
     described = Description(MODEL, ROUTER, None, {})
     write_pretrained(copies["model"], weights_of(described, encoder.state_dict()), described)
     report = examine(str(copies["model"]), verify=True)

@@ -1,6 +1,7 @@
 """What the head of a property model sees of molecules, against numpy one molecule at a time."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
+from hmoe_ds.downstream.embed import EmbedOptions
 from hmoe_ds.downstream.fitting import Fit, FitOptions, fit
 from hmoe_ds.downstream.inference import batches_of
 from hmoe_ds.downstream.label_scale import LabelScale
@@ -47,6 +49,17 @@ def test_a_readout_is_that_of_each_molecule_alone(readout, molecules):
     assert found.shape[1] == readout_width(readout, MODEL.hidden_size)
 
 
+@pytest.mark.parametrize(("dtype", "near"), [(torch.bfloat16, 2**-8), (torch.float64, 1e-14)])
+def test_a_readout_is_as_precise_as_its_states(dtype, near, molecules):
+    [batch] = batches_of(molecules[:40])
+    h_ND = torch.randn(batch.num_atoms, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = read_out("mean+max+size", h_ND, batch)
+    assert found.dtype == dtype
+    for row, states in enumerate(h_ND.double().split(batch.ptr_B.diff().tolist())):
+        expected = [*states.mean(dim=0), *states.amax(dim=0), math.log(len(states) / 32)]
+        torch.testing.assert_close(found[row].double(), torch.tensor(expected).double(), rtol=near, atol=near)
+
+
 def test_all_parts_of_a_readout_teach_the_encoder(molecules):
     model = HMoEModel(MODEL, ROUTER, seed=2).double()
     [batch] = batches_of(molecules[:8])
@@ -71,10 +84,11 @@ def test_equal_maxima_share_their_gradient():
     """Atoms that are alike, as those of a symmetric molecule are, have the same states."""
     encoded = encode_rows(["CCO", "CC"], ["", ""], standardize=False)
     [batch] = batches_of(encoded.batch)
-    h_ND = torch.tensor([[1.0], [1.0], [0.0], [2.0], [2.0]]).requires_grad_()
-    for sign in (1, -1):
-        [slope_ND] = torch.autograd.grad(sign * read_out("mean+max+size", h_ND, batch)[:, 1].sum(), h_ND)
-        assert (sign * slope_ND).flatten().tolist() == [0.5, 0.5, 0, 0.5, 0.5]
+    for states, shares in (([1, 1, 0, 2, 2], [0.5, 0.5, 0, 0.5, 0.5]), ([0, -1, -2, 0, 0], [1, 0, 0, 0.5, 0.5])):
+        h_ND = torch.tensor(states).float().unsqueeze(1).requires_grad_()
+        for sign in (1, -1):
+            [slope_ND] = torch.autograd.grad(sign * read_out("mean+max+size", h_ND, batch)[:, 1].sum(), h_ND)
+            assert (sign * slope_ND).flatten().tolist() == shares
 
 
 def test_what_a_mean_cannot_tell(molecules):
@@ -93,13 +107,15 @@ def test_what_a_mean_cannot_tell(molecules):
 def test_a_readout_that_is_none_is_refused():
     with pytest.raises(UsageError, match=r"--readout is sum: expected one of mean, mean\+max\+size"):
         FitOptions(readout="sum")
+    with pytest.raises(UsageError, match=r"readout is 'sum': expected one of mean, mean\+max\+size"):
+        EmbedOptions(readout="sum").width(16)
 
 
 @pytest.mark.parametrize("readout", READOUTS)
 def test_a_predictor_keeps_its_readout(readout, molecules, tmp_path):
     members = [PropertyModel(HMoEModel(MODEL, ROUTER, seed=2), 1, readout, 0.0, seed).eval() for seed in range(2)]
     fits = [Fit(member, LabelScale([5.0], [2.0]), 1, [0.5]) for member in members]
-    description = {"task": "regression", "targets": ["y"], "standardize": False, "readout": readout}
+    description = {"task": "regression", "targets": ["y"], "standardize": False}
     save_predictor(tmp_path, fits, description, {}, frozen=False)
     expected = np.mean([each.outputs(molecules) for each in fits], axis=0)
     np.testing.assert_allclose(load_predictor(tmp_path).predict(molecules).mean_nT, expected, rtol=1e-6)
