@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from data_pipeline.streams import file_name
 from hmoe_ds.downstream.claim import claimed
 from hmoe_ds.downstream.fitting import Fit, FitOptions, fit
 from hmoe_ds.downstream.inference import inference_device
+from hmoe_ds.downstream.kept_fits import KeptFits
 from hmoe_ds.downstream.labelled_table import Conflicts, LabelledTable, read_labelled_table
 from hmoe_ds.downstream.predictor import Prediction, combine, save_predictor
 from hmoe_ds.downstream.property_model import PropertyModel
@@ -31,11 +32,13 @@ from hmoe_ds.downstream.splits import (
     random_split,
     scaffold_split,
 )
+from hmoe_ds.downstream.worker_model import WorkerModel
 from hmoe_ds.model.description import read_description
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.hub import find_model
 
 PREDICTIONS = "predictions.csv"
+WORK_FOLDER = ".hmoe_finetune"
 
 Report = Callable[[str, int, int | None], None]
 
@@ -98,7 +101,7 @@ def finetune(
     Args:
         model: folder made by `hmoe export`, or `owner/name` on the hub.
         table: CSV file with a header, or its URL.
-        out: folder to write; it must be new or empty.
+        out: folder to write; it must be new or empty, or what the same command left when it was interrupted.
         options: what to learn, and how.
         report: called with (stage, units done, all units).
 
@@ -119,8 +122,9 @@ def finetune(
         table, options.targets, options.task, options.smiles_column, standardize, options.conflicts
     )
     split = split_table(found, options)
-    with claimed(out), _new_folder(out):
-        fits = [fit_member(folder, found, split, options, seed, report) for seed in range(options.seeds)]
+    with claimed(out), _unfinished(out) as work:
+        kept = KeptFits(work, *_what_fits_are_of(folder, found, split, options))
+        fits = [fit_member(folder, found, split, options, seed, kept, report) for seed in range(options.seeds)]
         outputs = [each.outputs(found.molecules) for each in fits]
         prediction = combine(options.task, outputs)
         sides = {side: rows for side, rows in zip(SIDES, split, strict=True) if side != "train" and len(rows)}
@@ -141,16 +145,29 @@ def finetune(
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[None]:
-    """Make the folder `out`, which goes again if the context fails."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+def _unfinished(out: Path) -> Iterator[Path]:
+    """Make the folder `out` and one in it for fits, which goes at the end; both go if this fails without a fit."""
+    work = out / WORK_FOLDER
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not work.is_dir())):
         raise UsageError(f"--out {out} holds something already: give a new folder")
-    out.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     try:
-        yield
+        yield work
     except BaseException:
-        shutil.rmtree(out)
+        if not any(work.iterdir()):
+            work.rmdir()
+            with suppress(OSError):  # not empty
+                out.rmdir()
         raise
+    shutil.rmtree(work)
+
+
+def _what_fits_are_of(folder: Path, found: LabelledTable, split: Split, options: FinetuneOptions) -> list[object]:
+    how = asdict(options)
+    del how["seeds"]  # with more or fewer of them, those that are fitted stay what they are
+    labels = [repr(label) for label in found.label_nT.ravel().tolist()]
+    sides = [rows.tolist() for rows in split]
+    return [WorkerModel.of(folder).files.identity, how, found.canonical, labels, sides]
 
 
 def split_table(found: LabelledTable, options: FinetuneOptions) -> Split:
@@ -195,16 +212,22 @@ def fit_member(
     split: Split,
     options: FinetuneOptions,
     seed: int,
+    kept: KeptFits,
     report: Report = lambda stage, done, total: None,
 ) -> Fit:
-    """Fit one member of the ensemble, from the exported model at `model`."""
+    """Fit one member of the ensemble, from the exported model at `model`, unless it is kept already."""
     encoder, how = HMoEModel.from_pretrained(model), options.fit
-    start = PropertyModel(encoder, len(options.targets), how.readout, how.dropout, seed)
+    start = PropertyModel(encoder, len(options.targets), how.readout, how.dropout, seed).to(inference_device())
+    known = kept.load(seed, start)
+    if known is not None:
+        return known
     stage = f"fit {seed + 1} of {options.seeds}"
-    return fit(
-        start.to(inference_device()), found.molecules, found.label_nT, split, options.task, how, seed,
+    fitted = fit(
+        start, found.molecules, found.label_nT, split, options.task, how, seed,
         lambda epoch: report(stage, epoch, how.epochs),
     )  # fmt: skip
+    kept.save(seed, fitted)
+    return fitted
 
 
 def _counts(found: LabelledTable) -> dict[str, int]:

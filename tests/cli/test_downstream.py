@@ -254,6 +254,58 @@ def test_a_salt_is_on_the_side_of_its_base(exported, hmoe_here, tmp_path):
     assert len(set(side)) == 3
 
 
+def test_finetune_goes_on_after_a_kill(exported, hmoe_here, tmp_path):
+    table = write_table(tmp_path / "t.csv", 120)
+    what = ("finetune", exported, table, "--target", "size", "--task", "regression", "--split", "random")
+    what += ("--seeds", 3, "--epochs", 3)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    hmoe_here(*what, "--out", whole)
+    command = [sys.executable, "-m", "hmoe_ds.cli", *what, "--out", killed]
+    process = subprocess.Popen([*map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not list(killed.rglob("fit0-*.safetensors")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (killed / "predictor.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in killed.rglob("fit*.safetensors")}
+    assert 1 <= len(kept) < 3
+    # Other options have nothing to do with these fits, and leave them.
+    _, _, said = hmoe_here(*what, "--learning-rate", 1e30, "--out", killed, expect=1)
+    assert "lower --learning-rate" in said
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    _, _, progress = hmoe_here(*what, "--out", killed)
+    assert "fit 1 of 3" not in progress
+    assert "fit 3 of 3" in progress
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*"))
+    assert sorted(path.relative_to(killed) for path in killed.rglob("*")) == files
+    for file in files:
+        if file.suffix in (".csv", ".safetensors"):
+            assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_a_fit_that_is_kept_and_damaged(exported, hmoe_here, tmp_path, monkeypatch):
+    table = write_table(tmp_path / "t.csv", 100)
+    what = ("finetune", exported, table, "--target", "size", "--task", "regression", "--split", "random")
+    what += ("--mode", "frozen", "--epochs", 2, "--out", tmp_path / "out")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hmoe_ds.downstream.finetune.combine", interrupted)
+        hmoe_here(*what, expect=128 + signal.SIGINT)
+    (kept,) = (tmp_path / "out").rglob("fit0-*")
+    kept.write_bytes(kept.read_bytes()[:-10])
+    _, _, said = hmoe_here(*what, expect=2)
+    assert f"{kept} is damaged" in said
+    kept.unlink()
+    hmoe_here(*what)
+    assert not kept.parent.exists()
+
+
 def test_a_diverging_fit_leaves_no_folder(exported, hmoe_here, tmp_path):
     table = write_table(tmp_path / "t.csv", 100)
     _, _, said = hmoe_here("finetune", exported, table, "--target", "size", "--task", "regression", "--split", "random",
