@@ -8,7 +8,7 @@ from typing import Any
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.redact import redacted
 from hmoe_ds.durable import replace_text
-from hmoe_ds.report import html, sections
+from hmoe_ds.report import expert_chapters, html, run_chapters, scaffold_chapters
 from hmoe_ds.report.run_story import RunStory, read_run
 from hmoe_ds.report.sample import RoutedMolecules, route_molecules
 
@@ -33,13 +33,13 @@ def write_report(run: str | Path, out: str | Path, dataset: str | None = None, m
         raise UsageError(f"--out {out}: expected a file whose name ends with .html")
     story = read_run(run)
     routed, reason = _routed(story, dataset, molecules)
-    parts = [*sections.head(story, routed), sections.training(story)]
+    parts = [*run_chapters.head(story, routed), run_chapters.training(story)]
     if routed is None:
-        parts.append(sections.unrouted(reason))
+        parts.append(run_chapters.unrouted(reason))
     else:
-        parts += [sections.groups(story, routed), sections.atoms(story, routed), sections.embedding_map(routed)]
-        parts.append(sections.traffic(story, routed))
-    parts += [sections.allocation(story), sections.settings(story)]
+        parts += [scaffold_chapters.groups(story, routed), expert_chapters.atoms(story, routed)]
+        parts += [scaffold_chapters.embedding_map(routed), expert_chapters.traffic(story, routed)]
+    parts += [expert_chapters.allocation(story), run_chapters.settings(story)]
     replace_text(out, html.page(f"Routing report: {story.folder.name}", parts))
     routed_step = None if routed is None else routed.step
     return {"out": str(out), "step": story.lines[-1]["step"], "routed_step": routed_step, "missing": reason or None}

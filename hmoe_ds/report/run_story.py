@@ -49,6 +49,11 @@ class RunStory(NamedTuple):
     load: ExpertLoad | None
     splits: list[Line]
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether the scaffold level of the gate has a say."""
+        return self.config.router.groups > 1 and self.config.router.form != "flat"
+
     def series(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Steps and values of a figure, where it was measured and is finite."""
         found = [(line["step"], line[name]) for line in self.lines if line.get(name) is not None]

@@ -16,7 +16,7 @@ from rdkit import Chem
 
 from data_pipeline.errors import UsageError
 from hmoe_ds.downstream.export import export_checkpoint
-from hmoe_ds.report import sections
+from hmoe_ds.report import expert_chapters, scaffold_chapters
 from hmoe_ds.report.atom_kinds import expert_kinds, kinds_of
 from hmoe_ds.report.build import write_report
 from hmoe_ds.report.drawings import draw_molecule
@@ -254,14 +254,14 @@ def test_a_long_run_is_thinned_out(copy):
 
 def test_a_map_takes_three_molecules(routed):
     one = routed.held_out._replace(u_BP=routed.held_out.u_BP[:1], group_B=routed.held_out.group_B[:1])
-    assert "No map" in sections.embedding_map(routed._replace(held_out=one))
+    assert "No map" in scaffold_chapters.embedding_map(routed._replace(held_out=one))
 
 
 @pytest.mark.parametrize("form", ["flat", "additive", "soft"])
 def test_words_fit_the_form_of_the_gate(run, routed, form):
     story = read_run(run)
     story = story._replace(config=replace(story.config, router=replace(story.config.router, form=form)))
-    scaffolds, atoms = sections.groups(story, routed), sections.atoms(story, routed)
+    scaffolds, atoms = scaffold_chapters.groups(story, routed), expert_chapters.atoms(story, routed)
     assert ("no scaffold level to show" in scaffolds) == (form == "flat")
     assert ("expert 0 (group 0)" in atoms) == (form == "soft")
 
