@@ -212,6 +212,11 @@ class ObjectiveConfig:
         return heads if heads.names else MoleculeHeads()
 
     @property
+    def needs_targets(self) -> bool:
+        """Whether something is predicted of molecules, so that batches must have it."""
+        return bool(self.molecule_heads.names)
+
+    @property
     def weights(self) -> dict[str, float]:
         """Weights of all terms of the loss, by their names in it (`objectives/total.py`)."""
         return {

@@ -120,7 +120,7 @@ def _report(config: RunConfig, run: Path, dataset: Path) -> Figures:
 
 
 def _open(config: RunConfig, split: str) -> Mixture:
-    return open_mixture(config.data, split, targets=bool(config.objective.molecule_heads.names))
+    return open_mixture(config.data, split, targets=config.objective.needs_targets)
 
 
 def main() -> None:

@@ -88,7 +88,7 @@ def run_rank(job: Job) -> None:
     load_weights(engine, HMoEModel.from_pretrained(job.model), rank)
     encoder = engine.module.model.encoder
     migrations = dict(zip(ARMS, (None, encoder.migration), strict=True))
-    mixture = open_mixture(config.data, "train", targets=bool(config.objective.molecule_heads.names))
+    mixture = open_mixture(config.data, "train", targets=config.objective.needs_targets)
     plan = BatchPlan(mixture, config.data, config.optim.accumulation, config.run.seed)
     steps: dict[str, list[tuple[int, float, float]]] = {arm: [] for arm in ARMS}
     for number in range(job.steps + 1):

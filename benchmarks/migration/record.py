@@ -41,7 +41,7 @@ def record(model: HMoEModel, config: RunConfig, steps: int) -> Recording:
         config: of the run, without a curriculum.
         steps: optimizer steps; with accumulation each has several slices.
     """
-    mixture = open_mixture(config.data, "train", targets=bool(config.objective.molecule_heads.names))
+    mixture = open_mixture(config.data, "train", targets=config.objective.needs_targets)
     plan = BatchPlan(mixture, config.data, config.optim.accumulation, config.run.seed)
     slices: list[Routing] = []
     for _ in range(steps):

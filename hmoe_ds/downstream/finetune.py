@@ -165,9 +165,8 @@ def _unfinished(out: Path) -> Iterator[Path]:
 def _what_fits_are_of(folder: Path, found: LabelledTable, split: Split, options: FinetuneOptions) -> list[object]:
     how = asdict(options)
     del how["seeds"]  # with more or fewer of them, those that are fitted stay what they are
-    labels = [repr(label) for label in found.label_nT.ravel().tolist()]
     sides = [rows.tolist() for rows in split]
-    return [WorkerModel.of(folder).files.identity, how, found.canonical, labels, sides]
+    return [WorkerModel.of(folder).files.identity, how, found.canonical, found.label_nT.tolist(), sides]
 
 
 def split_table(found: LabelledTable, options: FinetuneOptions) -> Split:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -10,10 +9,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.errors import UsageError
+from data_pipeline.task import atomically, digest
 from hmoe_ds.downstream.fitting import Fit
 from hmoe_ds.downstream.label_scale import LabelScale
 from hmoe_ds.downstream.property_model import PropertyModel
-from hmoe_ds.durable import flush, rename
 
 _NOTE = "fit"
 
@@ -28,7 +27,7 @@ class KeptFits:
 
     def __init__(self, folder: Path, *of: object) -> None:
         self._folder = folder
-        self._identity = hashlib.blake2b(json.dumps(of, sort_keys=True).encode(), digest_size=16).hexdigest()
+        self._identity = digest(*of)
 
     def load(self, seed: int, model: PropertyModel) -> Fit | None:
         """The fit with this seed, whose weights go into `model`; None where there is none.
@@ -53,10 +52,8 @@ class KeptFits:
         path.parent.mkdir(parents=True, exist_ok=True)
         note = {"scale": fit.scale._asdict(), "best_epoch": fit.best_epoch, "validation": fit.validation}
         weights = {name: value.cpu().contiguous() for name, value in fit.model.state_dict().items()}
-        temporary = path.with_suffix(".tmp")
-        save_file(weights, temporary, {_NOTE: json.dumps(note)})
-        flush(temporary)
-        rename(temporary, path)
+        with atomically(str(path)) as temporary:
+            save_file(weights, temporary, {_NOTE: json.dumps(note)})
 
     def _path(self, seed: int) -> Path:
         return self._folder / f"fit{seed}-{self._identity}.safetensors"

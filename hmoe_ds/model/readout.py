@@ -26,7 +26,8 @@ def read_out(readout: Readout, h_ND: Tensor, batch: MolBatch) -> Tensor:
     # Nor zeros without `include_self`: the backward takes them for maxima where these are 0.
     lowest_BD = h_ND.new_full(mean_BD.shape, -torch.inf)
     largest_BD = lowest_BD.scatter_reduce(0, batch.molecule_N.unsqueeze(1).expand_as(h_ND), h_ND, "amax")
-    size_B1 = (batch.ptr_B.diff().unsqueeze(1).to(wide(h_ND).dtype) / TYPICAL_ATOMS).log().to(h_ND.dtype)
+    precise = torch.promote_types(h_ND.dtype, torch.float32)
+    size_B1 = (batch.ptr_B.diff().unsqueeze(1).to(precise) / TYPICAL_ATOMS).log().to(h_ND.dtype)
     return torch.cat([mean_BD, largest_BD, size_B1], dim=1)
 
 

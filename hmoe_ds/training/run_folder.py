@@ -133,7 +133,7 @@ def open_datasets(config: RunConfig) -> tuple[Mixture, Mixture]:
     """
     extents = read_run_record(Path(config.run.out))["shards"] if has_checkpoint(config) else None
     caches: list[ShardCache] = []
-    targets = bool(config.objective.molecule_heads.names)
+    targets = config.objective.needs_targets
     training, validation = (open_mixture(config.data, split, extents, caches, targets) for split in SPLITS)
     return training, validation
 

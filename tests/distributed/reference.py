@@ -179,7 +179,7 @@ def reference_run(config):
         betas=(optim.beta1, optim.beta2),
         eps=optim.epsilon,
     )
-    store = open_mixture(config.data, "train", targets=bool(heads.names))
+    store = open_mixture(config.data, "train", targets=config.objective.needs_targets)
     if heads.descriptors:
         model.descriptor_head.mean_T, model.descriptor_head.deviation_T = descriptor_scale(store)
     plan = BatchPlan(store, config.data, optim.accumulation, config.run.seed)
