@@ -179,7 +179,7 @@ class _Fitting:
             groups = parameter_groups(model, options.learning_rate, options.layer_decay)
         self.trained = model.head if options.mode == "frozen" else model
         self._parameters = [parameter for group in groups for parameter in group["params"]]
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
 
     def copy_weights(self) -> dict[str, Any]:
         """Of what is trained."""
