@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; -> its exit code."""
     parser, options, rest = _parse(sys.argv[1:] if argv is None else list(argv))
     try:
-        result = options.run(options, rest)
+        exit_code = _run(options, rest)
+        sys.stdout.flush()
     except UsageError as error:
         print(f"{parser.prog} {options.command}: error: {error}", file=sys.stderr)
         return 2
@@ -32,12 +35,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog} {options.command}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except (PipelineError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return 128 + signal.SIGPIPE
         print(f"{parser.prog} {options.command}: error: {redacted(str(error))}", file=sys.stderr)
         return 1
-    exit_code = result.pop("exit_code", 0)
+    return exit_code
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    result = options.run(options, rest)
+    exit_code: int = result.pop("exit_code", 0)
     if options.json:
         print(json.dumps(result))
     return exit_code
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads standard output any more (`hmoe inspect ... | head`); if so, send it nowhere from now on."""
+    out = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(out, 0)
+    if not any(events & select.POLLERR for _, events in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out)  # or Python complains of what is left when it ends
+    return True
 
 
 class _Parser(argparse.ArgumentParser):

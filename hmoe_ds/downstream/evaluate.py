@@ -6,7 +6,7 @@ Results go into one JSON file cell by cell (set, arm, seed); what is there is no
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,7 +79,7 @@ def evaluate(
     Args:
         model: folder made by `hmoe export`, or `owner/name` on the hub.
         data: folder of the sets' files (`moleculenet.TASKS`).
-        out: JSON file; one of the same models, data and options is continued.
+        out: JSON file; one of the same data, options and models is continued, and gets arms that it has not.
         options: what to evaluate.
         report: called with (stage, cells done, all cells).
 
@@ -112,30 +112,33 @@ def evaluate(
     settings = _settings(models, options.fit, standardize)
     with claimed(out):
         results = _Results(out, settings)
-        total = len(chosen) * len(arms) * options.seeds
+        total, done = len(chosen) * len(arms) * options.seeds, 0
         for name, path in chosen.items():
             results.begin(name, file_checksum(path))
             wanted = [(arm, seed) for arm in arms for seed in range(options.seeds)]
             cells = [(arm, seed) for arm, seed in wanted if not results.has(name, arm.name, seed)]
+            done += len(wanted) - len(cells)
             if not cells:
                 continue
             benchmark = read_set(name, path, standardize)
             results.describe(name, _describe(benchmark))
             for arm, seed in cells:
-                report("evaluate", results.done, total)
+                report("evaluate", done, total)
                 predicted_nT, notes = arm.predict(benchmark, seed)
                 results.add(name, arm.name, seed, {**_scores(benchmark, predicted_nT), **notes})
+                done += 1
         report("evaluate", total, total)
-        table = results_table(results.content, [arm.name for arm in arms])
+        table = results_table(results.content)
         replace_text(out.with_suffix(".md"), table + "\n")
     return {**results.content, "out": str(out), "table": table}
 
 
-def results_table(content: Mapping[str, Any], arms: Sequence[str]) -> str:
+def results_table(content: Mapping[str, Any]) -> str:
     """Test scores as Markdown: mean and standard deviation over seeds, ROC-AUC in percent, and RMSE.
 
     `targets` are those with both classes in the test set, of all.
     """
+    arms = [FOREST, UNTRAINED, *content["settings"]["models"]]
     head = ["set", "metric", "train / validation / test / unreadable", "targets", *arms]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     means: dict[str, list[list[float]]] = {"classification": [], "regression": []}
@@ -231,15 +234,20 @@ class _Results:
         try:
             found = json.loads(path.read_text())
             before = dict(found["settings"])
+            models = dict(before["models"])
             if not isinstance(found["sets"], dict):
                 raise TypeError("sets")
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"--out {path} is no results file of hmoe evaluate: give another file") from error
-        if before != json.loads(json.dumps(settings)):
-            differs = [name for name in settings if before.get(name) != json.loads(json.dumps(settings[name]))]
+        # A file may have further arms, and gets those that it has not.
+        merged = {**settings, "models": {**models, **settings["models"]}}
+        after = {**before, "models": {**settings["models"], **models}}
+        differs = [name for name in merged if after.get(name) != merged[name]]
+        if differs:
             raise UsageError(
                 f"--out {path} holds results of other {' and '.join(differs)}: give another file, or remove it"
             )
+        found["settings"] = merged
         self.content = found
 
     def begin(self, name: str, checksum: str) -> None:
@@ -255,11 +263,6 @@ class _Results:
     def has(self, name: str, arm: str, seed: int) -> bool:
         """Whether the cell is done."""
         return str(seed) in self.content["sets"][name]["arms"].get(arm, {})
-
-    @property
-    def done(self) -> int:
-        """Cells that are done."""
-        return sum(len(cells) for entry in self.content["sets"].values() for cells in entry["arms"].values())
 
     def add(self, name: str, arm: str, seed: int, cell: dict[str, Any]) -> None:
         """Keep a cell."""

@@ -408,9 +408,17 @@ def test_evaluate_goes_on_where_it_was(exported, hmoe_here, tmp_path):
     assert (tmp_path / "r.json").stat().st_mtime_ns == stamp
     _, _, said = hmoe_here(*words, "--learning-rate", 0.1, expect=2)
     assert "holds results of other fit" in said
+    again = tmp_path / "again"
+    HMoEModel(MODEL, one, seed=2).save_pretrained(again)
+    result, said, _ = hmoe_here(*words[:-3], "--arm", f"again={again}", "--sets", "esol", "--json")
+    assert set(result["sets"]["esol"]["arms"]) == {*before["arms"], "again"}
+    assert all(result["sets"]["esol"]["arms"][name] == arm for name, arm in before["arms"].items())
+    assert "| pretrained | dense | again |" in said
+    assert result["sets"]["tox21"]["arms"] == cell["arms"]
     for wrong, message in (
         (["--arm", f"pretrained={dense}"], "that is the name of another arm"),
         (["--arm", f"dense={dense}"], "--arm dense is given twice"),
+        (["--arm", f"again={dense}"], "holds results of other models"),
         (["--sets", "hiv"], "--sets hiv"),
     ):
         _, _, said = hmoe_here(*words, *wrong, expect=2)

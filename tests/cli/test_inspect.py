@@ -1,7 +1,9 @@
 """`hmoe inspect` as it is called: its last line, its exit codes, paths that are nothing it knows."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -19,6 +21,19 @@ def test_a_model_from_the_command_line(exported):
     assert result["problems"] == []
     assert f"{result['parameters']['total']:,}" in "\n".join(lines)
     assert lines[-2].split(maxsplit=2)[2] == result["embed"]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_ends_it_without_a_word(unbuffered, exported):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "hmoe_ds.cli", "inspect", exported]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=120, check=False, env=environment
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_what_is_damaged_ends_with_1(exported, hmoe_here, tmp_path):
