@@ -21,6 +21,19 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, as a whole or, as on a full disk, not at all."""
+    rest = memoryview((line + "\n").encode())
+    with path.open("ab", buffering=0) as file:
+        start = file.seek(0, os.SEEK_END)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(start)
+            raise
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it, for good; it may be there."""
     if not path.is_dir():

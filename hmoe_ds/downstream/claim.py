@@ -17,8 +17,9 @@ def claimed(path: Path) -> Iterator[None]:
     Raises:
         UsageError: another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(path.name + ".lock")
+    whole = path.resolve()  # such as that of "."
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    lock = whole.with_name(whole.name + ".lock")
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

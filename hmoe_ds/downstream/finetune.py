@@ -185,7 +185,7 @@ def split_table(found: LabelledTable, options: FinetuneOptions) -> Split:
         case "column":
             cells = found.table.column(options.split_column or "")
             rows = found.row_n.tolist()
-            split = column_split([cells[row] for row in rows], options.split_column or "", rows)
+            split = column_split([cells[row] for row in rows], options.split_column or "", rows, found.keys)
     for side, rows in zip(SIDES, split, strict=True):
         if side != "test":
             _check_side(side, found.label_nT[rows], options)

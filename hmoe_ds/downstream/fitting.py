@@ -116,7 +116,8 @@ def fit(
         report: called with each epoch that is done.
 
     Raises:
-        FitError: the loss was not finite from the beginning. Later, the fit ends, and the best epoch so far counts.
+        FitError: loss or outputs were not finite in the first epoch. Later, the fit ends, and the best epoch so far
+            counts.
     """
     scale = label_scale(task, label_nT[split.train])
     scaled_nT = (label_nT - scale.mean_T) / scale.deviation_T
@@ -129,13 +130,16 @@ def fit(
         for epoch in range(1, options.epochs + 1):
             if not fitting.run_epoch(split.train):
                 break
+            output_nT = fitting.predict(split.validation)
+            if not np.isfinite(output_nT).all():
+                break
             # On the scale of the fit, so that all targets count alike.
-            value = score(task, fitting.predict(split.validation), scaled_nT[split.validation]).means[PRIMARY[task]]
+            value = score(task, output_nT, scaled_nT[split.validation]).means[PRIMARY[task]]
             validation.append(value)
             report(epoch)
             if is_better(task, value, best):
                 best, best_epoch, weights = value, epoch, fitting.copy_weights()
-            elif np.isnan(value):  # without a score, the last epoch is as good as any
+            elif np.isnan(value):  # where validation has only one class, the last epoch is as good as any
                 best_epoch, weights = epoch, fitting.copy_weights()
             if epoch - best_epoch >= options.patience:
                 break

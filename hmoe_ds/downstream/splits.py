@@ -91,16 +91,17 @@ def random_split(molecules: Sequence[Hashable], seed: int, fractions: tuple[floa
     return _fill([groups[place] for place in order], fractions)
 
 
-def column_split(cells: Sequence[str], column: str, rows: Sequence[int]) -> Split:
+def column_split(cells: Sequence[str], column: str, rows: Sequence[int], molecules: Sequence[Hashable]) -> Split:
     """As a column says: train, validation (or valid, val, dev) or test (or holdout); an empty cell means no side.
 
     Args:
         cells: of the molecules.
         column: its name, for messages.
         rows: of the molecules in the table, from 0.
+        molecules: identity of each row's molecule.
 
     Raises:
-        UsageError: a cell says something else, or no row is for training or validation.
+        UsageError: a cell says something else, no row is for training or validation, or a molecule is on two sides.
     """
     sides: dict[str, list[int]] = {name: [] for name in SIDES}
     for place, (cell, row) in enumerate(zip(cells, rows, strict=True)):
@@ -115,7 +116,26 @@ def column_split(cells: Sequence[str], column: str, rows: Sequence[int]) -> Spli
     for name in ("train", "validation"):
         if not sides[name]:
             raise UsageError(f"column {column!r} has no row for {name}: expected train, validation and test in it")
+    _check_apart(sides, column, rows, molecules)
     return _split(*sides.values())
+
+
+def _check_apart(sides: dict[str, list[int]], column: str, rows: Sequence[int], molecules: Sequence[Hashable]) -> None:
+    first: dict[Hashable, tuple[str, int]] = {}
+    apart: dict[Hashable, str] = {}
+    for side, places in sides.items():
+        for place in places:
+            before, row = first.setdefault(molecules[place], (side, rows[place]))
+            if before != side:
+                apart.setdefault(
+                    molecules[place], f"row {row + 1} for {before} and in row {rows[place] + 1} for {side}"
+                )
+    if apart:
+        raise UsageError(
+            f"column {column!r} has {len(apart)} molecules on more than one side, such as that in "
+            f"{next(iter(apart.values()))} (a salt and its base are one molecule): put each on one side, or empty its "
+            "cells of the others"
+        )
 
 
 def scaffold_with_chirality(smiles: str) -> str:

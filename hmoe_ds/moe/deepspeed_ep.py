@@ -102,7 +102,8 @@ class ExpertParallelExecutor(AutoEPMoELayer):
         if self.ep_size == 1:
             return self.experts(x_AD, counts_RE[0])
         expert_A = torch.arange(self.num_local_experts, device=x_AD.device).repeat(self.ep_size)
-        expert_A = expert_A.repeat_interleave(counts_RE.reshape(-1))
+        # Without the size, the host would wait for the rows to have come.
+        expert_A = expert_A.repeat_interleave(counts_RE.reshape(-1), output_size=len(x_AD))
         order_A = torch.argsort(expert_A, stable=True)
         place_A = inverse(order_A)
         y_AD = self.experts(reorder(x_AD, order_A, place_A), counts_RE.sum(dim=0))

@@ -195,8 +195,9 @@ class AtomGate(nn.Module):
         if self._router.top_p == 1:
             return choices_NK, weights_NK
         share_NK = (among.log_w_NM.gather(1, place_NK).exp() / among.log_w_NM.exp().sum(dim=1, keepdim=True)).detach()
-        # A choice is of use as long as those before it fall short.
-        used_NK = share_NK.cumsum(dim=1) - share_NK < self._router.top_p
+        # A choice is of use as long as those before it fall short. Not `cumsum`, which is not deterministic on a GPU.
+        before_KK = share_NK.new_ones(count, count).tril(-1)
+        used_NK = (share_NK.unsqueeze(1) * before_KK).sum(dim=-1) < self._router.top_p
         return choices_NK.where(used_NK, self._router.experts), weights_NK.where(used_NK, 0.0)
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmoe_ds.data.batch import Masks, MolBatch, MoleculeTargets, to_device
+from hmoe_ds.moe.dispatch import count
 from hmoe_ds.moe.exchange import Traffic, exchange_rows, join_columns, split_columns
 from hmoe_ds.moe.forms import ScaffoldRouting
 
@@ -141,7 +142,7 @@ class Migration:
 
     def __call__(self, batch: MolBatch, masks: Masks, h_ND: Tensor, routing: ScaffoldRouting) -> Migrated:
         """Move the molecules of all ranks; all ranks of the group must take part."""
-        bonds_B = torch.bincount(batch.molecule_N[batch.edge_index_2M[0, ::2]], minlength=batch.num_molecules)
+        bonds_B = count(batch.molecule_N[batch.edge_index_2M[0, ::2]], batch.num_molecules)
         moves = self._plan(batch.ptr_B.diff(), bonds_B, routing)
         order_N = _rows_of(batch.ptr_B, moves.order_B, batch.num_atoms)
         order_M = _rows_of(_starts(bonds_B), moves.order_B, batch.num_bonds)

@@ -7,7 +7,6 @@ killed run left is removed when the next one is saved.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -33,6 +32,7 @@ from hmoe_ds.model.checkpoint_record import (
 )
 from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
 from hmoe_ds.objectives.gather import gather_objects
+from hmoe_ds.training.best_effort import say
 from hmoe_ds.training.checkpoint_files import CheckpointFiles
 from hmoe_ds.training.deepspeed_config import deepspeed_config
 from hmoe_ds.training.retention import DAMAGED, PARTIAL, remove, remove_later, remove_remains, remove_surplus
@@ -185,18 +185,14 @@ def _damage(folder: Path) -> str | None:
 
 def _set_aside(damages: Mapping[Path, str], used: Path, latest: str | None) -> None:
     if latest not in (None, used.name, *(folder.name for folder in damages)):
-        print(
-            f"checkpoint {latest}, the latest, is gone; the run goes on from {used.name}", file=sys.stderr, flush=True
-        )
+        say(f"checkpoint {latest}, the latest, is gone; the run goes on from {used.name}")
     for folder, damage in damages.items():
         aside = folder.with_name(folder.name + DAMAGED)
         remove(aside)
         rename(folder, aside)
-        print(
+        say(
             f"checkpoint {folder.name} is damaged and was renamed to {aside.name}; the run goes on from {used.name}: "
-            f"{damage}",
-            file=sys.stderr,
-            flush=True,
+            f"{damage}"
         )
 
 
@@ -208,7 +204,7 @@ def _tidy(folder: Path, keep: int, just_saved: bool = False) -> None:
         remove_remains(folder.parent)
         remove_surplus(folder.parent, step_of(folder), keep)
     except OSError as error:  # such as a file that is open elsewhere: the next one tries again
-        print(f"{folder.parent} cannot be tidied ({error})", file=sys.stderr, flush=True)
+        say(f"{folder.parent} cannot be tidied ({error})")
 
 
 def _on_first_rank(action: Callable[[], None]) -> None:

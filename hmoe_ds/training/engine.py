@@ -41,7 +41,7 @@ def init_distributed() -> tuple[int, int]:
         os.environ.update(alone)
     # Where DeepSpeed reads files itself, it would run code that a checkpoint of others holds.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    if torch.cuda.is_available():
+    if deepspeed.get_accelerator().device_name() == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # DeepSpeed calls a collective that newer torch has renamed, and torch says so on every rank.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.c10d_logger")
@@ -82,7 +82,7 @@ def build_engine(config: RunConfig, traffic: Traffic) -> deepspeed.DeepSpeedEngi
     model = HMoEModel(config.model, router, config.run.seed, executor, heads)
     model.encoder.recompute = parallel.activation_checkpointing
     task = PretrainingTask(model, config.objective)
-    optimizer = _build_optimizer(task, config.optim)
+    optimizer = _build_optimizer(task, config)
     engine, *_ = deepspeed.initialize(
         model=task,
         optimizer=optimizer,
@@ -93,13 +93,15 @@ def build_engine(config: RunConfig, traffic: Traffic) -> deepspeed.DeepSpeedEngi
     if parallel.migration:
         group = expert_group(parallel.ep_size)
         model.encoder.migration = Migration(group, router.groups, parallel.migration_budget, traffic)
+    # Groups of DeepSpeed's come with torch's own limits, which are shorter than what a start may take.
+    bound_collectives(max(config.run.hang_seconds, START_SECONDS))
     return engine
 
 
 def bound_collectives(hang_seconds: float) -> None:
-    """From here on a collective that not all ranks have joined after twice this time is an error.
+    """From here on a collective of any group that not all ranks have joined after twice this time is an error.
 
-    The watchdog, which can say more, comes first. Until then all have `START_SECONDS`, or torch's half an hour.
+    The watchdog, which can say more, comes first.
     """
     for group in list(distributed_c10d._world.pg_map):
         distributed_c10d._set_pg_timeout(timedelta(seconds=2 * hang_seconds), group)
@@ -122,8 +124,9 @@ def loss_scale(config: RunConfig) -> int:
     return torch.distributed.get_world_size() * config.optim.accumulation
 
 
-def _build_optimizer(task: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+def _build_optimizer(task: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """AdamW; matrices decay, vectors do not; experts apart from the rest, as DeepSpeed wants them."""
+    optim = config.optim
     matrices = [weight for weight in task.parameters() if weight.dim() > 1]
     vectors = [weight for weight in task.parameters() if weight.dim() <= 1]
     groups = split_params_into_different_moe_groups_for_optimizer(
@@ -133,9 +136,9 @@ def _build_optimizer(task: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
         ]
     )
     # On a CPU one pass over everything takes a fifth of the time of torch's default, one pass for each operation.
-    fused = None if torch.cuda.is_available() else True
+    steps_on_cpu = config.parallel.offload_optimizer or deepspeed.get_accelerator().device_name() == "cpu"
     betas = (optim.beta1, optim.beta2)
-    return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=optim.epsilon, fused=fused)
+    return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas, eps=optim.epsilon, fused=steps_on_cpu or None)
 
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, config: RunConfig, step: int) -> float:

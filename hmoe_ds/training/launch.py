@@ -114,8 +114,8 @@ class Launcher:
             self._received_at = time.monotonic()
 
     def _attempt(self, command: Callable[[], Command]) -> int:
-        (self._out / STOP_FILE).unlink(missing_ok=True)
         try:
+            (self._out / STOP_FILE).unlink(missing_ok=True)
             next_one = command()
             if self._received:  # while it was being made
                 return exit_codes.FAILED

@@ -90,11 +90,11 @@ def _lock(file: TextIO, out: Path, seconds: float) -> None:
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BlockingIOError as error:
             file.seek(0)
             held = f"run.out {out} is being trained by another start ({file.read().strip()})"
             if time.monotonic() > deadline:
-                raise PipelineError(f"{held}: end that one, or give another run.out") from None
+                raise PipelineError(f"{held}: end that one, or give another run.out") from error
             if not said:
                 print(f"{held}: waiting for its end, for {seconds:g} s", file=sys.stderr, flush=True)
             said = True

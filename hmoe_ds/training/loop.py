@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -9,7 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import deepspeed
 import torch
@@ -25,6 +26,7 @@ from hmoe_ds.objectives.gather import gather_objects
 from hmoe_ds.objectives.molecule import set_descriptor_scale
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training import exit_codes
+from hmoe_ds.training.best_effort import say
 from hmoe_ds.training.checkpoint import SaveError, TrainState, load_checkpoint, save_checkpoint
 from hmoe_ds.training.due import due_after
 from hmoe_ds.training.engine import (
@@ -51,6 +53,9 @@ from hmoe_ds.training.stop import StoppedError, StopRequest
 from hmoe_ds.training.stop_file import STOP_FILE
 from hmoe_ds.training.validation import validate
 from hmoe_ds.training.watchdog import Watchdog
+
+# So often ranks look whether they see the same checkpoints.
+AGREEMENT_LOOKS, AGREEMENT_PAUSE_SECONDS = 15, 5.0
 
 
 def train(config: RunConfig, rank: int, ranks: int) -> None:
@@ -156,19 +161,27 @@ def keep_checkpoint(
         if must or state.step == config.run.steps:
             raise
         if torch.distributed.get_rank() == 0:
-            print(f"{error}; the training goes on, and saves again when the next checkpoint is due", file=sys.stderr)
+            say(f"{error}; the training goes on, and saves again when the next checkpoint is due")
         return False
     return True
 
 
-def check_agreement(config: RunConfig, molecules: str) -> None:
-    """Raise ConfigError, on all ranks, unless all of them see the same molecules and the same checkpoints."""
-    seen = gather_objects((molecules, steps_done(config)))
-    if any(other != seen[0] for other in seen):
-        raise ConfigError(
-            f"run.out {config.run.out}, data.path {config.data.path} or the files of probe.tables are not the same on "
-            "all ranks: put them on a file system that all nodes share"
-        )
+def check_agreement(config: RunConfig, molecules: str, looks: int = AGREEMENT_LOOKS) -> None:
+    """Raise ConfigError, on all ranks, unless all of them see the same molecules and the same checkpoints.
+
+    A network file system may show a machine an old list of checkpoints for up to a minute: so they look again.
+    """
+    for look in range(looks):
+        seen = gather_objects((molecules, steps_done(config)))
+        if all(other == seen[0] for other in seen):
+            return
+        if look == looks - 1 or any(other[0] != seen[0][0] for other in seen):
+            break
+        time.sleep(AGREEMENT_PAUSE_SECONDS)
+    raise ConfigError(
+        f"run.out {config.run.out}, data.path {config.data.path} or the files of probe.tables are not the same on "
+        "all ranks: put them on a file system that all nodes share"
+    )
 
 
 def balance_routers(task: PretrainingTask, load: RouterLoad, config: RunConfig) -> None:
@@ -195,10 +208,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = _be_rank(config)
     except Exception as error:
         note_failure(Path(config.run.out), error)
-        if not isinstance(error, (PipelineError, OSError)):
-            print(redacted(traceback.format_exc()), file=sys.stderr)
-            sys.exit(exit_codes.FAILED)
-        sys.exit(_explain(error))
+        if isinstance(error, (PipelineError, OSError)):
+            _leave(_explain(error))
+        say(redacted(traceback.format_exc()))
+        _leave(exit_codes.FAILED)
     if code != exit_codes.DONE:
         sys.exit(code)
 
@@ -215,7 +228,7 @@ def _be_rank(config: RunConfig) -> int:
     except StoppedError as stopped:
         code = exit_codes.REQUEUE
         if rank == 0:
-            print(f"hmoe pretrain: {stopped}", file=sys.stderr)
+            say(f"hmoe pretrain: {stopped}")
     torch.distributed.barrier()
     if rank == 0:
         (note_done if code == exit_codes.DONE else note_stopped)(Path(config.run.out))
@@ -223,12 +236,20 @@ def _be_rank(config: RunConfig) -> int:
     return code
 
 
+def _leave(code: int) -> NoReturn:
+    """End this rank at once: not when an upload has come to its end, or a collective that other ranks never join."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
 def _explain(error: Exception) -> int:
     """Say what is wrong; -> the exit code."""
     usage = isinstance(error, UsageError)
     # One rank of each machine speaks: what is wrong with a request may be the machine's, such as its cache folder.
     if os.environ.get("LOCAL_RANK", "0") == "0" or not usage:
-        print(redacted(f"hmoe pretrain: error: {error}"), file=sys.stderr)
+        say(redacted(f"hmoe pretrain: error: {error}"))
     if isinstance(error, DivergedError):
         return exit_codes.DIVERGED
     return exit_codes.USAGE if usage else exit_codes.FAILED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmoe_ds.durable import flush, replace_text
+from hmoe_ds.durable import append_line, flush, replace_text
 from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.gather import sum_over_ranks
 from hmoe_ds.objectives.total import Losses
+from hmoe_ds.training.best_effort import BestEffort
+
+_MAX_UNWRITTEN = 10_000  # lines that wait for a disk; the oldest go first
 
 
 def group_entropy(molecules_G: Tensor) -> float:
@@ -100,6 +104,8 @@ class StepTotals:
 class StepFile:
     """JSON lines of steps, such as `metrics.jsonl`: one object per line, each with at least `step`.
 
+    Where the file cannot be written, as on a full disk, lines wait for the next one, and the training goes on.
+
     Args:
         path: the file.
         after_step: lines of later steps are dropped; they belong to work that a resumed run does again.
@@ -110,17 +116,25 @@ class StepFile:
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
         replace_text(path, "".join(line + "\n" for line in kept))
-        self._path = path
+        self._path, self._effort = path, BestEffort(str(path))
+        self._unwritten: deque[str] = deque(maxlen=_MAX_UNWRITTEN)
 
     def write(self, figures: Mapping[str, Any]) -> None:
         """Append one line; a number that is not finite becomes null, since JSON knows no other."""
-        finite = {name: _finite(value) for name, value in figures.items()}
-        with self._path.open("a") as file:
-            file.write(json.dumps(finite) + "\n")
+        self._unwritten.append(json.dumps({name: _finite(value) for name, value in figures.items()}))
+        with self._effort:
+            self._write_all()
 
     def flush(self) -> None:
         """Have all lines on the disk."""
-        flush(self._path)
+        with self._effort:
+            self._write_all()
+            flush(self._path)
+
+    def _write_all(self) -> None:
+        while self._unwritten:
+            append_line(self._path, self._unwritten[0])
+            self._unwritten.popleft()
 
 
 def _finite(value: Any) -> Any:

@@ -25,9 +25,11 @@ from hmoe_ds.config import RunConfig
 from hmoe_ds.durable import flush, make_folder, rename, replace_text
 from hmoe_ds.model.checkpoint_record import LIST_FILE, check_files, read_list
 from hmoe_ds.run_files import ALLOCATION, LOAD, METRICS, RECORD, SKIPPED
+from hmoe_ds.training.best_effort import say
 from hmoe_ds.training.retention import PARTIAL, remove_remains
 from hmoe_ds.training.run_folder import CHECKPOINTS, LATEST, checkpoint_tag, is_tag, tagged
 from hmoe_ds.training.spool import DELIVERY
+from hmoe_ds.training.stop import StoppedError
 
 # Small files of the run's folder: what it is, what it logged, what MLflow has of that.
 _BESIDE = (RECORD, METRICS, LOAD, ALLOCATION, SKIPPED, DELIVERY)
@@ -62,9 +64,12 @@ class Mirror:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         """Raises PipelineError, if nothing else went wrong, when the last checkpoint could not be copied.
 
-        That may take `run.hang_seconds`; the other ranks wait.
+        That may take `run.hang_seconds`; the other ranks wait. After an error nobody waits: the next start copies it.
         """
         if self._thread is None or self._copying is None:
+            return
+        if kind not in (None, StoppedError):
+            self._thread.shutdown(wait=False, cancel_futures=True)
             return
         deadline = time.monotonic() + self._limit
         while not self._copying.done() and time.monotonic() < deadline:
@@ -95,7 +100,7 @@ class Mirror:
         try:
             shutil.copytree(self._out / CHECKPOINTS / name, self._pinned, copy_function=_link_or_copy)
         except OSError as error:  # as on a full disk; the training is more important
-            print(f"checkpoint {name} is not copied to run.mirror {self._url}: {error}", file=sys.stderr, flush=True)
+            say(f"checkpoint {name} is not copied to run.mirror {self._url}: {error}")
             return
         self._copying = self._thread.submit(self._copy, self._pinned)
 
@@ -107,7 +112,7 @@ class Mirror:
                 f"checkpoint {pinned.name} was not copied to run.mirror {self._url} ({one_line(error)}): the next one "
                 "is tried, or this one when the run is started again"
             )
-            print(failure, file=sys.stderr, flush=True)
+            say(str(failure))
             raise failure from error
         finally:
             shutil.rmtree(pinned, ignore_errors=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from data_pipeline.errors import PipelineError
 from hmoe_ds.config import ConfigError
 from hmoe_ds.durable import replace_text
+from hmoe_ds.training.best_effort import say
 from hmoe_ds.training.mlflow_sender import reason
 
 TENSORBOARD, WANDB, COMET, CSV = "tensorboard", "wandb", "comet", "csv_monitor"
@@ -150,10 +152,10 @@ class Monitors:
             )
         except Exception as error:  # whatever it is, the training goes on
             self._master = None
-            print(
+            say(
                 f"monitors get nothing any more, from step {step} on ({reason(error)}): training goes on, and "
                 "metrics.jsonl keeps what is logged",
-                flush=True,
+                sys.stdout,
             )
 
 

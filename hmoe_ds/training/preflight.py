@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.remote import open_filesystem
 from hmoe_ds.config import ConfigError, RunConfig
 from hmoe_ds.config_checks import check_topology
@@ -23,7 +23,7 @@ from hmoe_ds.training.spool import read_delivery
 
 
 def check_run(config: RunConfig, ranks: int, here: int | None = None) -> None:
-    """Raise UsageError, mostly a ConfigError, if `config` cannot run.
+    """Raise UsageError, mostly a ConfigError, if `config` cannot run; PipelineError where a later start may.
 
     Args:
         config: of the run.
@@ -49,9 +49,15 @@ def check_run(config: RunConfig, ranks: int, here: int | None = None) -> None:
         check_checkpoint_model(config, checkpoint)
     if config.run.mlflow:
         read_delivery(Path(config.run.out))
-    check_disk(config)
-    if config.run.check_memory:
-        check_memory(config, ranks, *training.mean_size(), this_machine(here or ranks_here(ranks)))
+    try:
+        check_disk(config)
+        if config.run.check_memory:
+            check_memory(config, ranks, *training.mean_size(), this_machine(here or ranks_here(ranks)))
+    except ConfigError as error:
+        if checkpoint is None:
+            raise
+        # What is full now was not when the run began, so it may pass, and a later start may find room.
+        raise PipelineError(str(error)) from error
 
 
 def check_data(config: RunConfig) -> Mixture:

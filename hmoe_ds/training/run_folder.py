@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.errors import PipelineError
 from data_pipeline.schema import SPLITS
 from hmoe_ds.config import ConfigError, RunConfig, config_from_dict, save_config
 from hmoe_ds.data.cache import ShardCache
@@ -212,13 +213,16 @@ def read_run_record(folder: Path) -> dict[str, Any]:
     """Content of `run.json`: `ranks`, `dataset`, `shards`, `config`, and `starts` since there is that.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it is missing, damaged or of another version.
+        PipelineError: it cannot be read now, which may pass.
     """
     path = folder / RECORD
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): give another run.out") from error
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be read now ({error}): see to the disk, and start again") from error
     if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
         raise ConfigError(f"{path} is of another version of hmoe_ds: give another run.out")
     missing = {"ranks", "dataset", "shards", "config"} - record.keys()

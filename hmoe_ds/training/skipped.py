@@ -6,6 +6,7 @@ DeepSpeed finds such a gradient, on all ranks, and leaves parameters and optimiz
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from data_pipeline.errors import PipelineError
 from hmoe_ds.config import RunConfig
-from hmoe_ds.durable import flush
+from hmoe_ds.durable import append_line, flush
 from hmoe_ds.objectives.gather import gather_objects
 from hmoe_ds.objectives.total import RankSlice
 from hmoe_ds.run_files import SKIPPED
+from hmoe_ds.training.best_effort import BestEffort, say
 
 
 class DivergedError(PipelineError):
@@ -44,10 +46,10 @@ def record_skipped(config: RunConfig, step: int, in_a_row: int, loss: Tensor, sl
     file = Path(config.run.out) / SKIPPED
     if torch.distributed.get_rank() == 0:
         line = {"step": step, "loss": repr(loss.item()), "mol_keys": [key for keys in everyone for key in keys]}
-        with file.open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
-        flush(file)
-        print(f"step {step}: the gradient is not finite, the step is skipped ({in_a_row} in a row)", flush=True)
+        with BestEffort(str(file)):
+            append_line(file, json.dumps(line))
+            flush(file)
+        say(f"step {step}: the gradient is not finite, the step is skipped ({in_a_row} in a row)", sys.stdout)
     if in_a_row >= config.run.max_skipped:
         raise DivergedError(
             f"the gradient was not finite in {in_a_row} steps in a row, up to step {step}; their molecules are in "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from hmoe_ds.training import exit_codes
-from hmoe_ds.training.outcome import forget_outcome, read_outcome
+from hmoe_ds.training.best_effort import say
+from hmoe_ds.training.outcome import Outcome, forget_outcome, read_outcome
 from hmoe_ds.training.run_folder import newest_step
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 300.0
@@ -30,18 +30,16 @@ def supervise(attempt: Callable[[], int], pause: Callable[[float], bool], out: P
     Returns:
         The exit code of the last attempt.
     """
-    failures, step, error, first = 0, newest_step(out), None, True
+    failures, step, error, first = 0, _newest_step(out, 0), None, True
     while True:
-        forget_outcome(out)
-        code = attempt()
-        outcome = read_outcome(out)
+        code, outcome = _attempted(attempt, out)
         if code == exit_codes.DONE and not outcome.done:
             code = exit_codes.FAILED  # the launcher does not know better
         if code in FINAL or (code == exit_codes.USAGE and first):
             return code
         first = False  # what was refused now was not before: a disk that filled, a machine with less memory
         step_before, error_before = step, error
-        step, error = newest_step(out), outcome.error
+        step, error = _newest_step(out, step), outcome.error
         if step > step_before:
             failures = 0
         elif error is not None and error == error_before:
@@ -62,5 +60,23 @@ def supervise(attempt: Callable[[], int], pause: Callable[[float], bool], out: P
             return code
 
 
+def _attempted(attempt: Callable[[], int], out: Path) -> tuple[int, Outcome]:
+    """-> the exit code of an attempt, and what its ranks said of it. One whose outcome could not be told fails."""
+    try:
+        forget_outcome(out)
+    except OSError as error:
+        _say(f"{error}: no rank is started")
+        return exit_codes.FAILED, Outcome()
+    return attempt(), read_outcome(out)
+
+
+def _newest_step(out: Path, before: int) -> int:
+    """The step of the newest checkpoint; where the folder cannot be read now, what it was `before`."""
+    try:
+        return newest_step(out)
+    except OSError:
+        return before
+
+
 def _say(message: str) -> None:
-    print(f"hmoe pretrain: {message}", file=sys.stderr, flush=True)
+    say(f"hmoe pretrain: {message}")

@@ -55,6 +55,8 @@ from hmoe_ds.training.retention import UNIVERSAL
 
 # Fields of `parallel` that decide which rank has which piece of what.
 _LAYOUT = ("ep_size", "zero_stage", "offload_optimizer")
+# Sections of DeepSpeed's settings that do, too.
+_LAYOUT_SETTINGS = ("zero_optimization", "data_types", "bf16")
 _MASTER, _MOMENTS, _STEP = "fp32", ("exp_avg", "exp_avg_sq"), "step"
 _PARAMETERS, _GLOBAL_STATE = "zero", "optimizer_state.pt"  # where DeepSpeed looks in a universal checkpoint
 
@@ -70,7 +72,9 @@ def same_topology(record: Mapping[str, Any], config: RunConfig, ranks: int) -> b
     saved = record["config"]["parallel"]
     # A checkpoint that does not tell is of a version that resumed on the same number of ranks only.
     same_ranks = record.get("ranks", ranks) == ranks
-    same_settings = record.get("deepspeed", deepspeed_config(config)) == deepspeed_config(config)
+    settings = deepspeed_config(config)
+    before = record.get("deepspeed", settings)
+    same_settings = all(before.get(name) == settings.get(name) for name in _LAYOUT_SETTINGS)
     return same_ranks and same_settings and all(saved[name] == getattr(config.parallel, name) for name in _LAYOUT)
 
 

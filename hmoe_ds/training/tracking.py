@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data_pipeline.errors import PipelineError, UsageError
 from hmoe_ds.run_files import METRICS
+from hmoe_ds.training.best_effort import say
 from hmoe_ds.training.mlflow_sender import Sender, SystemMetrics, reason
 from hmoe_ds.training.run_folder import read_run_record
 from hmoe_ds.training.spool import DELIVERY, RUNNING, Delivery, Spool, read_delivery
@@ -85,7 +86,7 @@ class Tracker:
     def _say(self, message: str) -> None:
         # Python ends a process hard when it finds that a daemon is printing.
         if not self._given_up.is_set():
-            print(message, flush=True)
+            say(message, sys.stdout)
 
     def _work(self) -> None:
         lost = False

@@ -14,13 +14,15 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import NamedTuple, NoReturn
 
 import torch
+from torch.distributed import distributed_c10d
 
+from hmoe_ds.training.best_effort import say
 from hmoe_ds.training.exit_codes import FAILED, HUNG
 from hmoe_ds.training.stop import StopRequest
 from hmoe_ds.training.supervisor import is_alive, supervisor_here
@@ -30,6 +32,7 @@ START_SECONDS = 900.0
 _LOOK_SECONDS = 1.0
 _STORE_SECONDS = 10.0
 _REPORTED = "hang reported"
+_SHOWN = 8  # ranks that are named
 
 
 class Beat(NamedTuple):
@@ -38,14 +41,16 @@ class Beat(NamedTuple):
     Attributes:
         number: grows as long as the process lives.
         step: that it computes, from 1.
-        collective: in which it waits for other ranks, if it does.
+        collective: in which it waits for other ranks, if it does. On GPUs it waits elsewhere, for what they compute.
         place: where it is in our code.
+        joined: collectives that it has begun, by the name of the group.
     """
 
     number: int
     step: int
     collective: str
     place: str
+    joined: Mapping[str, int] = {}
 
 
 class Watchdog:
@@ -108,7 +113,7 @@ class Watchdog:
     def _beat(self) -> Beat:
         self._number += 1
         frames = sys._current_frames()
-        return Beat(self._number, self._step, *_doing(frames.get(self._watched)))
+        return Beat(self._number, self._step, *_doing(frames.get(self._watched)), _joined())
 
     def _report(self, board: _Board) -> NoReturn:
         head = f"no progress for {self._limit():g} s at step {self._step}"
@@ -126,7 +131,7 @@ class Watchdog:
         if self._rank != alive[0]:
             board.wait_for_report()
             _end("", HUNG)
-        print(f"{head}: {describe_hang(beats, alive, range(self._ranks))}", file=sys.stderr, flush=True)
+        say(f"{head}: {describe_hang(beats, alive, range(self._ranks))}")
         board.note_report()
         _end("", HUNG)
 
@@ -215,12 +220,29 @@ def describe_hang(beats: Mapping[int, Beat], alive: list[int], ranks: Sequence[i
     for (collective, place), _ in waiting.most_common():
         there = [rank for rank in alive if (beats[rank].collective, beats[rank].place) == (collective, place)]
         parts.append(f"{_name(there)} waits in {collective} ({place})")
-    return "; ".join(parts)
+    return "; ".join([*parts, *_late(beats, alive)])
+
+
+def _late(beats: Mapping[int, Beat], alive: list[int]) -> Iterator[str]:
+    """Who has begun fewer collectives than others of its group, group by group."""
+    for group in sorted({group for rank in alive for group in beats[rank].joined}):
+        joined = {rank: beats[rank].joined[group] for rank in alive if group in beats[rank].joined}
+        most = max(joined.values())
+        late = [rank for rank, number in joined.items() if number < most]
+        if late:
+            numbers = ", ".join(str(joined[rank]) for rank in late[:_SHOWN])
+            yield f"{_name(late)} has begun {numbers} collectives of {_name(list(joined))}, others {most}"
 
 
 def _name(ranks: list[int]) -> str:
-    shown = ", ".join(map(str, ranks[:8]))
-    return f"rank {shown}" + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    shown = ", ".join(map(str, ranks[:_SHOWN]))
+    return f"rank {shown}" + (f" and {len(ranks) - _SHOWN} more" if len(ranks) > _SHOWN else "")
+
+
+def _joined() -> dict[str, int]:
+    """Of each group of ranks that this one belongs to, how many collectives it has begun."""
+    groups = dict(distributed_c10d._world.pg_names)
+    return {name: group._get_sequence_number_for_group() for group, name in groups.items()}  # type: ignore[attr-defined]
 
 
 def _doing(frame: FrameType | None) -> tuple[str, str]:
@@ -238,5 +260,5 @@ def _doing(frame: FrameType | None) -> tuple[str, str]:
 def _end(message: str, code: int) -> NoReturn:
     """End this process at once, whatever its other threads are in."""
     if message:
-        print(message, file=sys.stderr, flush=True)
+        say(message)
     os._exit(code)

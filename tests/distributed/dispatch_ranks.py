@@ -17,6 +17,7 @@ from hmoe_ds.moe.deepspeed_ep import ExpertParallelExecutor
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.moe.experts import LocalExecutor
 from hmoe_ds.training.engine import init_distributed
+from tests.unit.test_host_syncs import Waits
 
 D, F = 6, 5
 
@@ -78,8 +79,20 @@ def difference(case, rank, ranks, ep_size) -> float:
     return max((found - wanted).abs().max().item() if wanted.numel() else 0.0 for found, wanted in pairs)
 
 
+def check_waits(ep_size: int) -> None:
+    """On a GPU, the host would wait for the counts of rows alone, and not for the rows."""
+    router, waits = RouterConfig(groups=1, experts=2 * ep_size, expert_size=F), Waits()
+    executor = ExpertParallelExecutor(router, D, seed=0, layer=1, ep_size=ep_size, traffic=Traffic())
+    executor.set_deepspeed_parallelism()
+    x_ND, choices_NK = torch.randn(8, D, requires_grad=True), torch.arange(16).view(8, 2) % (2 * ep_size)
+    with waits:
+        executor(x_ND, choices_NK, torch.ones(8, 2)).sum().backward()
+    assert not waits.found, waits.found
+
+
 def main(ep_size: int) -> None:
     rank, ranks = init_distributed()
+    check_waits(ep_size)
 
     @settings(max_examples=30, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
     @given(cases(ranks, ep_size))

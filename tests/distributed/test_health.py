@@ -1,6 +1,11 @@
-"""The gate stays healthy on real molecules: not collapsed, and consistent on scaffolds it never saw."""
+"""A run at work: its gate stays healthy on real molecules, and the host does not wait for the device at each slice."""
 
-from tests.distributed.harness import read_metrics, run_module
+from tests.distributed.harness import arguments, read_metrics, run_module
+
+
+def test_the_host_waits_for_the_device_only_for_a_line_of_figures(dataset, tmp_path):
+    settings = {"run__steps": 6, "run__log_every": 3, "optim__accumulation": 2}
+    run_module("tests.distributed.device_waits", 1, arguments(tmp_path / "run", dataset, **settings))
 
 
 def test_gate_is_healthy_after_100_steps(dataset, tmp_path):

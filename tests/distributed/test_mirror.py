@@ -1,6 +1,7 @@
 """Copies of checkpoints elsewhere: the machine may go, the run goes on."""
 
 import shutil
+import threading
 
 import fsspec
 import pytest
@@ -64,6 +65,26 @@ def test_one_checkpoint_after_the_other(tmp_path):
     with Mirror(configured(tmp_path, tmp_path / "unused"), 0, rank=1) as mirror:
         mirror.push(4)
     assert not (tmp_path / "unused").exists()
+
+
+def test_an_error_does_not_wait_for_a_copy(tmp_path, monkeypatch):
+    make_up_checkpoint(tmp_path / "run", 2, {})
+    begun, ended = threading.Event(), threading.Event()
+
+    def upload(*_):
+        begun.set()
+        ended.wait()
+
+    def train():
+        with Mirror(configured(tmp_path, "m"), 2, rank=0):
+            assert begun.wait(60)
+            raise ValueError("of the training")
+
+    monkeypatch.setattr(mirror_module, "_upload", upload)
+    with pytest.raises(ValueError, match="of the training"):
+        train()
+    assert not ended.is_set()
+    ended.set()
 
 
 def test_a_copy_that_fails_is_said_and_tried_again(tmp_path, monkeypatch, capsys):

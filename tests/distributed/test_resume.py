@@ -1,19 +1,24 @@
 """Invariant 6: a run that was resumed is bitwise the run that never stopped."""
 
+import errno
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from data_pipeline.build import PrepareOptions, prepare
+from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.manifest import Manifest
 from hmoe_ds.config import ConfigError
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.downstream.export import CheckpointError, export_checkpoint
 from hmoe_ds.model.checkpoint_record import CheckpointFile, write_list
+from hmoe_ds.training import disk_check
 from hmoe_ds.training.preflight import check_run
-from hmoe_ds.training.run_folder import open_datasets
+from hmoe_ds.training.run_folder import open_datasets, read_run_record
 from tests.distributed.harness import arguments, train_all
 
 pytestmark = pytest.mark.timeout(1500)  # of the launches in the fixture together
@@ -211,6 +216,25 @@ def test_a_run_that_cannot_be_continued_is_refused(change, message, runs, datase
     folder = runs["ep 1, zero 1"][0][0]
     with pytest.raises(ConfigError, match=message):
         check_run(load_config(arguments(folder, dataset, **(COMMON | change))), ranks=2)
+
+
+def test_what_may_pass_does_not_end_a_run_for_good(runs, dataset, monkeypatch):
+    """A launcher that starts it again is told so by the exit code."""
+    config = load_config(arguments(runs["ep 1, zero 1"][0][0], dataset, **COMMON))
+    check_run(config, ranks=2)
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(disk_check.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        with pytest.raises(PipelineError, match="has 0 GiB free") as error:
+            check_run(config, ranks=2)
+    assert not isinstance(error.value, UsageError)
+
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr(Path, "read_text", stale)
+    with pytest.raises(PipelineError, match=r"run\.json cannot be read now .*Stale file handle") as error:
+        read_run_record(Path(config.run.out))
+    assert not isinstance(error.value, UsageError)
 
 
 def test_a_longer_run_may_continue_a_shorter_one(runs, dataset):

@@ -13,7 +13,7 @@ from hmoe_ds.config import ConfigError
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.downstream.export import CheckpointError, export_checkpoint
 from hmoe_ds.training.preflight import check_run
-from hmoe_ds.training.topology import convert
+from hmoe_ds.training.topology import convert, same_topology
 from tests.distributed.harness import arguments, read_metrics, run_module, train_all
 from tests.distributed.layouts import ZERO3_SPREAD
 
@@ -115,6 +115,18 @@ def stop_early(run, copy):
 def stopped(run):
     """The checkpoint in the middle of a run."""
     return run / "checkpoints" / f"step{STOPPED:08d}"
+
+
+def test_reports_of_deepspeeds_are_no_other_topology(tmp_path):
+    """A checkpoint loads as it is, bit for bit, unless settings differ that decide what its files hold."""
+    settings = {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}
+    (tmp_path / "ds.json").write_text(json.dumps(settings | {"wall_clock_breakdown": True}))
+    config = load_config([f"--parallel.deepspeed_config={tmp_path / 'ds.json'}"])
+    record = {"ranks": 2, "config": config.to_dict(), "deepspeed": settings | {"bf16": {"enabled": False}}}
+    assert same_topology(record, config, ranks=2)
+    for other in ({"zero_optimization": {"stage": 1, "x": 1}}, {"bf16": {"enabled": True}}, {"data_types": {}}):
+        assert not same_topology(record | {"deepspeed": record["deepspeed"] | other}, config, ranks=2)
+    assert not same_topology(record, config, ranks=4)
 
 
 @pytest.fixture(scope="module")

@@ -179,7 +179,8 @@ def test_a_rank_that_hangs_is_named_and_the_run_ends(first):
     said = first["hangs"].logs[0].splitlines()[-1]
     assert re.fullmatch(
         r"no progress for 8 s at step 3: rank 1 is busy or stuck in \S*\.py:\d+; "
-        r"rank 0 waits in all_reduce \(hmoe_ds/objectives/total\.py:\d+\)",
+        r"rank 0 waits in all_reduce \(hmoe_ds/objectives/total\.py:\d+\); "
+        r"rank 1 has begun \d+ collectives of rank 0, 1, others \d+",
         said,
     ), said
 

@@ -1,8 +1,10 @@
 """Routing figures against definitions; the metrics file."""
 
+import contextlib
 import itertools
 import json
 import math
+import resource
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from hmoe_ds.moe.agreement import consistency, mutual_information
 from hmoe_ds.moe.balance import update_route_bias
+from hmoe_ds.training import metrics
 from hmoe_ds.training.metrics import (
     StepFile,
     group_entropy,
@@ -90,6 +93,44 @@ def test_metrics_file_drops_later_steps_and_fragments(tmp_path):
     path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
     StepFile(path, after_step=2).write({"step": 3, "loss": 1.5})
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [3.0, 2.0, 1.5]
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """Files cannot become larger than so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_lines_wait_for_a_disk_that_is_full(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    lines = StepFile(path, after_step=0)
+    lines.write({"step": 1})
+    with full_disk(path.stat().st_size + 5):
+        for step in (2, 3):
+            lines.write({"step": step})
+        assert path.read_text() == '{"step": 1}\n'  # no piece of a line
+        lines.flush()
+    lines.write({"step": 4})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{path} cannot be written ([Errno 27] File too large); the training goes on" in said
+
+
+def test_lines_that_wait_are_not_more_and_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "_MAX_UNWRITTEN", 2)
+    path = tmp_path / "metrics.jsonl"
+    lines = StepFile(path, after_step=0)
+    with full_disk(5):
+        for step in (1, 2, 3):
+            lines.write({"step": step})
+    lines.flush()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 3]
 
 
 def test_starved_experts_have_less_than_a_tenth_of_the_mean_of_those_that_live():

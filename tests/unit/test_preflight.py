@@ -13,7 +13,7 @@ from data_pipeline.manifest import Manifest
 from hmoe_ds.config import ConfigError
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.model.checkpoint_record import CheckpointError
-from hmoe_ds.training import node
+from hmoe_ds.training import loop, node
 from hmoe_ds.training.loop import check_agreement
 from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.run_folder import find_checkpoint
@@ -133,6 +133,22 @@ def test_ranks_that_see_different_data(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     with pytest.raises(ConfigError, match="are not the same on all ranks: put them on a file system"):
         check_agreement(load_config(["--run.out=here", "--data.path=there"]), "molecules")
+
+
+def test_ranks_look_again_where_one_sees_an_old_list_of_checkpoints(monkeypatch):
+    steps = iter([5, 5, 0])
+
+    def gather(seen, mine):
+        seen[:] = [mine, ("molecules", next(steps))]
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    monkeypatch.setattr(loop, "AGREEMENT_PAUSE_SECONDS", 0)
+    config = load_config(["--run.out=here", "--data.path=there"])
+    check_agreement(config, "molecules")
+    steps = iter([5, 5])
+    with pytest.raises(ConfigError, match="are not the same on all ranks"):
+        check_agreement(config, "molecules", looks=2)
 
 
 def test_more_ranks_than_gpus(monkeypatch):

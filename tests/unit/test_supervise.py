@@ -5,7 +5,8 @@ import json
 import pytest
 
 from data_pipeline.errors import PipelineError
-from hmoe_ds.training import exit_codes
+from hmoe_ds.training import exit_codes, lock
+from hmoe_ds.training import supervise as supervise_module
 from hmoe_ds.training.outcome import OUTCOME, Outcome, note_done, note_failure, read_outcome
 from hmoe_ds.training.supervise import supervise
 
@@ -55,6 +56,41 @@ def test_what_is_refused_after_a_start_that_was_not_may_pass(tmp_path):
     """Such as for a disk that is full now."""
     starts = Starts(tmp_path, (247, 10, None), (exit_codes.USAGE, 0, None), (0, 0, "done"))
     assert starts.supervise(3) == exit_codes.DONE
+
+
+def test_a_folder_that_cannot_be_read_now_is_a_failed_attempt(tmp_path, monkeypatch):
+    starts = Starts(tmp_path, (1, 0, None), (0, 0, "done"))
+    troubles = {
+        "forget_outcome": [None, OSError(5, "Input/output error"), None],
+        "newest_step": [0, OSError(116, "Stale")],
+    }
+    for name, endings in troubles.items():
+        monkeypatch.setattr(supervise_module, name, troubled(getattr(supervise_module, name), endings))
+    assert starts.supervise(2) == exit_codes.DONE
+    assert len(starts.pauses) == 2  # after the failure, and where no attempt could be made
+
+
+def troubled(function, endings):
+    """`function`, of which the first calls end as told: with an error, or as they do."""
+
+    def call(*arguments):
+        if endings and isinstance(ending := endings.pop(0), OSError):
+            raise ending
+        return function(*arguments)
+
+    return call
+
+
+def test_another_start_that_still_holds_the_run_may_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "WAIT_SECONDS", 0)
+    with (
+        lock.locked_run(tmp_path, 0),
+        pytest.raises(PipelineError, match="is being trained by another start") as error,
+        lock.locked_run(tmp_path, 0),
+    ):
+        pass
+    note_failure(tmp_path, error.value)
+    assert read_outcome(tmp_path).error is None
 
 
 def test_done_is_what_a_rank_says_not_what_the_launcher_does(tmp_path):

@@ -1,6 +1,9 @@
 """What a person sees of a run."""
 
+import contextlib
 import io
+import os
+import pty
 
 import pytest
 
@@ -31,6 +34,25 @@ def test_a_line_for_each_step_in_a_file(clock):
         "step 1/1000  loss 7.5000  12 molecules/s",
         "step 11/1000  loss 2.2500  1,234 molecules/s  49 min left",  # 989 steps of 3 s
     ]
+
+
+@pytest.mark.parametrize("place", ["full", "gone"])
+def test_a_place_that_takes_nothing_more_does_not_end_the_training(place, capsys):
+    if place == "full":
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    else:
+        leader, descriptor = pty.openpty()
+        os.close(leader)
+    stream = os.fdopen(descriptor, "w")
+    out = Terminal(100, stream)
+    for step in (1, 2):
+        out.step(step, 1.0, 10.0)
+        out.warn(step, "the gate collapses")
+    out.validation(2, {"validation_loss": 1.0}, {})
+    out.close()
+    with contextlib.suppress(OSError):
+        stream.close()
+    assert capsys.readouterr().err.count("standard output cannot be written") == 1
 
 
 def test_one_line_on_a_terminal_that_nothing_else_is_written_into(clock):

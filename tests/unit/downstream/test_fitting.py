@@ -97,6 +97,19 @@ def test_a_fit_that_diverges(molecules, split):
     assert np.isfinite(fitted.validation).all()
 
 
+def test_a_fit_of_one_step_an_epoch_that_diverges(molecules, split):
+    """Its loss is still finite, and what it then says of validation is not."""
+    few = Split(split.train[:20], split.validation, split.test)
+    with pytest.raises(FitError, match="lower --learning-rate"):
+        fit(start(), molecules, weights(), few, "regression", FitOptions(learning_rate=1e30, epochs=2), seed=0)
+    broken = start()
+    broken.head[1].register_forward_hook(BreaksAfter(calls=9))  # a call for the step, one for validation
+    fitted = fit(broken, molecules, weights(), few, "regression", FitOptions(epochs=50, patience=50), seed=0)
+    assert len(fitted.validation) == 4
+    assert np.isfinite(fitted.validation).all()
+    assert all(weight.isfinite().all() for weight in fitted.model.parameters())
+
+
 class BreaksAfter:
     def __init__(self, calls):
         self.left = calls

@@ -113,9 +113,17 @@ def test_a_random_split_keeps_rows_of_a_molecule_together():
 
 
 def test_a_column_says_it():
-    split = column_split(["Train", "valid", "", "test", "training", "holdout", "val"], "side", range(7))
+    split = column_split(["Train", "valid", "", "test", "training", "holdout", "val"], "side", range(7), "abcdaeb")
     assert [rows.tolist() for rows in split] == [[0, 4], [1, 6], [3, 5]]
     with pytest.raises(UsageError, match="column 'side' has 'both' in row 8: expected train, validation, test or an"):
-        column_split(["train", "both"], "side", [5, 7])
+        column_split(["train", "both"], "side", [5, 7], "ab")
     with pytest.raises(UsageError, match="column 'side' has no row for validation"):
-        column_split(["train", "test"], "side", [0, 1])
+        column_split(["train", "test"], "side", [0, 1], "ab")
+
+
+def test_a_molecule_that_a_column_puts_on_two_sides():
+    sides = ["train", "test", "train", "val", "test", "val"]
+    with pytest.raises(
+        UsageError, match=r"has 2 molecules on more than one side, that in row 3 for train and in row 4 for validation"
+    ):
+        column_split(sides, "side", range(6), ["ethanol", "ethanol", "benzene", "benzene", "benzene", "other"])
