@@ -20,7 +20,7 @@ from hmoe_ds.training.outcome import forget_outcome
 from hmoe_ds.training.stop_file import STOP_FILE
 from hmoe_ds.training.supervisor import is_supervised
 
-LAUNCHER, LOOP = "hmoe_ds.training.launcher", "hmoe_ds.training.loop"
+LAUNCHER, LOOP = "hmoe_ds.training.deepspeed_launcher", "hmoe_ds.training.loop"
 MASTER_PORT = 29500
 _FREE_PORTS = range(20000, 29000)  # Linux gives those from 32768 on to outgoing connections
 

@@ -18,7 +18,7 @@ from hmoe_ds.training.disk_check import check_disk
 from hmoe_ds.training.machine import ranks_here, this_machine
 from hmoe_ds.training.memory_check import check_memory
 from hmoe_ds.training.monitors import check_packages
-from hmoe_ds.training.run_folder import check_resumable, check_run_folder, find_checkpoint, open_datasets
+from hmoe_ds.training.run_folder import check_resumable, check_run_folder, checkpoint_to_resume, open_datasets
 from hmoe_ds.training.spool import read_delivery
 
 
@@ -44,7 +44,7 @@ def check_run(config: RunConfig, ranks: int, here: int | None = None) -> None:
     deepspeed_config(config)
     check_packages(monitor_sections(config))
     check_resumable(config, training.fingerprint)
-    checkpoint = find_checkpoint(config)
+    checkpoint = checkpoint_to_resume(config)
     if checkpoint is not None:
         check_checkpoint_model(config, checkpoint)
     if config.run.mlflow:

@@ -81,7 +81,7 @@ def named_latest(config: RunConfig) -> str | None:
     return name if is_tag(name) else None
 
 
-def find_checkpoint(config: RunConfig) -> Path | None:
+def checkpoint_to_resume(config: RunConfig) -> Path | None:
     """The checkpoint from which a run goes on, as far as its records tell; None for a run without any.
 
     Raises:
@@ -112,7 +112,7 @@ def find_checkpoint(config: RunConfig) -> Path | None:
 
 def has_checkpoint(config: RunConfig) -> bool:
     """Whether there is one to resume from."""
-    return bool(config.run.out) and find_checkpoint(config) is not None
+    return bool(config.run.out) and checkpoint_to_resume(config) is not None
 
 
 def name_latest(config: RunConfig, step: int) -> None:
@@ -122,7 +122,7 @@ def name_latest(config: RunConfig, step: int) -> None:
 
 def steps_done(config: RunConfig) -> int:
     """Steps of the checkpoint from which a run goes on; 0 without one."""
-    folder = find_checkpoint(config) if config.run.out else None
+    folder = checkpoint_to_resume(config) if config.run.out else None
     return step_of(folder) if folder else 0
 
 
@@ -164,7 +164,7 @@ def check_resumable(config: RunConfig, dataset: str) -> None:
         config: of this start; `check_run_folder` comes first.
         dataset: fingerprint of the training data of this start.
     """
-    checkpoint = find_checkpoint(config) if config.run.out else None
+    checkpoint = checkpoint_to_resume(config) if config.run.out else None
     if checkpoint is None:
         return
     out, done = Path(config.run.out), step_of(checkpoint)

@@ -164,7 +164,7 @@ def test_a_launch_script_says_what_it_would_start(script, tmp_path):
     said = subprocess.run([*command, *words], capture_output=True, text=True, env=found)
     assert said.returncode == 0, said.stderr
     assert "command     " in said.stdout
-    launcher = "deepspeed.launcher" if script == "pretrain_hostfile.sh" else "hmoe_ds.training.launcher"
+    launcher = "deepspeed.launcher" if script == "pretrain_hostfile.sh" else "hmoe_ds.training.deepspeed_launcher"
     assert launcher in said.stdout
     assert "memory" in said.stdout
     if script != "pretrain_hostfile.sh":  # there they go by a file

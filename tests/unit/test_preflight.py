@@ -16,7 +16,7 @@ from hmoe_ds.model.checkpoint_record import CheckpointError
 from hmoe_ds.training import loop, node
 from hmoe_ds.training.loop import check_agreement
 from hmoe_ds.training.preflight import check_run
-from hmoe_ds.training.run_folder import find_checkpoint
+from hmoe_ds.training.run_folder import checkpoint_to_resume
 from tests.distributed.harness import arguments
 from tests.made_up import make_up_checkpoint
 
@@ -108,21 +108,21 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(dataset, tmp_path)
 def test_a_run_goes_on_from_the_newest_checkpoint_whose_records_are_whole(tmp_path):
     """`latest` may name an earlier one; what it holds otherwise is of no help."""
     config = load_config(["--run.out", str(tmp_path)])
-    assert find_checkpoint(config) is None
+    assert checkpoint_to_resume(config) is None
     folders = [make_up_checkpoint(tmp_path, step, config.to_dict()) for step in (2, 4, 6)]
     for name, expected in [("step00000006", 2), ("step00000004\n", 1), ("step00000005", 1), ("nonsense", 2), ("", 2)]:
         (tmp_path / "checkpoints" / "latest").write_text(name)
-        assert find_checkpoint(config) == folders[expected]
+        assert checkpoint_to_resume(config) == folders[expected]
     (tmp_path / "checkpoints" / "latest").unlink()
     (folders[2] / "files.json").write_text("{")
-    assert find_checkpoint(config) == folders[1]
+    assert checkpoint_to_resume(config) == folders[1]
     record = folders[1] / "checkpoint.json"
     record.write_text(record.read_text().replace('"step": 4', '"step": 5'))
-    assert find_checkpoint(config) == folders[0]
+    assert checkpoint_to_resume(config) == folders[0]
     record = folders[0] / "checkpoint.json"
     record.write_text(record.read_text()[:-5])
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole \(.*step00000006.*copy one back, or give"):
-        find_checkpoint(config)
+        checkpoint_to_resume(config)
 
 
 def test_ranks_that_see_different_data(monkeypatch):

@@ -123,7 +123,5 @@ def test_a_column_says_it():
 
 def test_a_molecule_that_a_column_puts_on_two_sides():
     sides = ["train", "test", "train", "val", "test", "val"]
-    with pytest.raises(
-        UsageError, match=r"has 2 molecules on more than one side, that in row 3 for train and in row 4 for validation"
-    ):
+    with pytest.raises(UsageError, match="has 2 molecules on more than one side, such as that in row 3 for train and"):
         column_split(sides, "side", range(6), ["ethanol", "ethanol", "benzene", "benzene", "benzene", "other"])

@@ -1,4 +1,4 @@
-"""DeepSpeed's launcher of the ranks of one machine, `python -m hmoe_ds.training.launcher`: the same, but starts sooner.
+"""DeepSpeed's launcher of the ranks of one machine: the same, but starts sooner.
 
 What is left out of DeepSpeed is in this package's `__init__`.
 """
