@@ -57,17 +57,35 @@ def measure_load(
 
 
 @torch.no_grad()
-def update_route_bias(route_bias: Tensor, load: Tensor, rate: float) -> None:
+def update_route_bias(route_bias: Tensor, load: Tensor, rate: float, dim: int | None = None) -> None:
     """Raise the bias of what is loaded below the mean and lower the others', by `rate`, keeping the mean at zero.
 
     Args:
         route_bias: one bias per group or expert; changed in place.
         load: atoms per group or expert over the global batch.
         rate: step size; 0 leaves the bias alone.
+        dim: over which means are taken; None for all. What shares a mean must compete for the same atoms.
     """
     if rate:
-        route_bias += rate * torch.sign(load.mean() - load).to(route_bias.dtype)
-        route_bias -= route_bias.mean()
+        route_bias += rate * torch.sign(load.mean(dim=dim, keepdim=True) - load).to(route_bias.dtype)
+        route_bias -= route_bias.mean(dim=dim, keepdim=True)
+
+
+def update_expert_bias(route_bias: Tensor, load_E: Tensor, router: RouterConfig) -> None:
+    """`update_route_bias` for the experts of one layer, by what each form has compete for the same atoms.
+
+    In `hard` these are the experts of a group, as the scaffold gate decides how many atoms a group has; in `additive`
+    all but the scaffolds' experts, which atoms do not choose and which keep a bias of 0; else all.
+    """
+    rate = router.expert_balance_rate
+    bias_GJ, load_GJ = route_bias.view(router.groups, -1), load_E.view(router.groups, -1)
+    match router.form:
+        case "hard":
+            update_route_bias(bias_GJ, load_GJ, rate, dim=1)
+        case "additive":
+            update_route_bias(bias_GJ[:, 1:], load_GJ[:, 1:], rate)
+        case "soft" | "flat":
+            update_route_bias(route_bias, load_E, rate)
 
 
 @torch.no_grad()

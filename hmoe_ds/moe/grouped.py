@@ -1,7 +1,7 @@
 """Feed-forwards of several experts on rows that lie expert by expert: `w2(silu(w1 x) * w3 x)` (SwiGLU; Shazeer, 2020).
 
-Expert e has the rows from `ends_E[e - 1]` to `ends_E[e]`. The matrix products are one kernel for all experts where
-there is one (`GroupedProducts`), or one after the other into one result (`LoopedProducts`); all else is done to all
+Expert e has the rows from `ends_E[e - 1]` to `ends_E[e]`. The matrix products are one call for all experts where that
+is of use (`GroupedProducts`), or one after the other into one result (`LoopedProducts`); all else is done to all
 rows at once. Gradients are first derivatives only.
 """
 
@@ -32,9 +32,11 @@ def _has_grouped_kernel(x_AD: Tensor, *weights: Tensor) -> bool:
     """Whether torch has a grouped matrix product for these: of some dtypes, with rows that are, and begin at, whole 16
     bytes.
 
-    Not on Blackwell: there an expert without rows is reported to get gradients that are not 0 (pytorch issue 172439).
+    Of GPUs, on Hopper alone. On older ones torch loops over experts itself, and has the host wait for their sizes in
+    each product (pytorch issue 186620); on Blackwell an expert without rows is reported to get gradients that are not 0
+    (issue 172439).
     """
-    if x_AD.is_cuda and torch.cuda.get_device_capability(x_AD.device) >= (10, 0):
+    if x_AD.is_cuda and torch.cuda.get_device_capability(x_AD.device)[0] != 9:
         return False
     dtypes = (torch.bfloat16,) if x_AD.is_cuda else (torch.bfloat16, torch.float32)
     row_bytes = [size * x_AD.element_size() for size in weights[0].shape[1:]]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hmoe_ds.data.batch import Masks, MolBatch
 from hmoe_ds.data.hashing import uniform
+from hmoe_ds.moe.wide import wide
 
 _ATOM, _BOND = 1, 2
 
@@ -63,10 +64,10 @@ def hidden_states(h_ND: Tensor, batch: MolBatch, hidden: Hidden) -> tuple[Tensor
 def masked_atom_loss(logits_HC: Tensor, batch: MolBatch, hidden: Hidden) -> Tensor:
     """Summed cross-entropy, in nats, of the elements of the H hidden atoms."""
     element_H = batch.atom_features_N9[:, 0].index_select(0, hidden.atom_H)
-    return F.cross_entropy(logits_HC.float(), element_H.long(), reduction="sum")
+    return F.cross_entropy(wide(logits_HC), element_H.long(), reduction="sum")
 
 
 def masked_bond_loss(logits_HC: Tensor, batch: MolBatch, hidden: Hidden) -> Tensor:
     """Summed cross-entropy, in nats, of the types of the H hidden bonds."""
     type_H = batch.bond_features_M3[:, 0].index_select(0, hidden.bond_H)
-    return F.cross_entropy(logits_HC.float(), type_H.long(), reduction="sum")
+    return F.cross_entropy(wide(logits_HC), type_H.long(), reduction="sum")

@@ -84,7 +84,8 @@ def choice_entropy(encoding: Encoding, atoms: float | Tensor) -> Tensor:
 
 def _entropy(routing: AtomRouting) -> Tensor:
     log_share_NM = routing.candidates.log_w_NM.log_softmax(dim=1)
-    return -(log_share_NM.exp() * log_share_NM).sum()
+    # Experts of groups that were not given have none, and 0 log 0 is 0.
+    return -(log_share_NM.exp() * log_share_NM.masked_fill(log_share_NM.isneginf(), 0)).sum()
 
 
 def _shares(counts: Tensor, total: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from data_pipeline.redact import redacted
 from hmoe_ds.config import ConfigError, RunConfig
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.data.plan import BatchPlan
-from hmoe_ds.moe.balance import RouterLoad, measure_load, update_family_bias, update_route_bias
+from hmoe_ds.moe.balance import RouterLoad, measure_load, update_expert_bias, update_family_bias, update_route_bias
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.gather import gather_objects
 from hmoe_ds.objectives.molecule import set_descriptor_scale
@@ -109,6 +109,7 @@ def _train(config: RunConfig, rank: int, ranks: int, watchdog: Watchdog, stop: S
                 engine.step()
                 load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
                 totals.add(losses, load)
+                del losses, encoding  # not to be kept while the next slice is computed
             sums = totals.reduce(stop.asked)
             live_L = engine.module.model.encoder.live_experts()
             state.step, state.plan, splits = state.step + 1, plan_state, {}
@@ -189,11 +190,11 @@ def balance_routers(task: PretrainingTask, load: RouterLoad, config: RunConfig) 
     encoder = task.model.encoder
     update_route_bias(encoder.scaffold_gate.route_bias, load.atoms_G, config.router.group_balance_rate)
     for layer, atoms_E in zip(encoder.moe_layers(), load.atoms_LE, strict=True):
-        gate, rate = layer.gate, config.router.expert_balance_rate
+        gate, router = layer.gate, config.router
         if gate.slots is None:
-            update_route_bias(gate.route_bias, atoms_E, rate)
+            update_expert_bias(gate.route_bias, atoms_E, router)
         else:
-            update_family_bias(gate.route_bias, gate.slots, atoms_E, rate)
+            update_family_bias(gate.route_bias, gate.slots, atoms_E, router.expert_balance_rate)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

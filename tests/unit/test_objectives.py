@@ -110,19 +110,23 @@ def test_a_lone_molecule_takes_its_view_as_its_positive():
     assert float(sum(parts)) == pytest.approx(float(loss))
 
 
-@pytest.fixture(params=["hard", "soft", "flat", "additive"])
+@pytest.fixture(params=["hard", "soft", "flat", "additive", "soft, groups by lot"])
 def routed(request, store):
-    """-> router, batch, and what a model makes of it."""
-    router = RouterConfig(experts=8, groups=4, experts_per_atom=2, gate_size=8, form=request.param, top_p=0.6)
+    """-> router, batch, what a model makes of it, and the model."""
+    form, _, by_lot = request.param.partition(", ")
+    router = RouterConfig(
+        experts=8, groups=4, experts_per_atom=2, gate_size=8, form=form, top_p=0.6,
+        group_choice="random" if by_lot else "learned",
+    )  # fmt: skip
     model = HMoEModel(ModelConfig(hidden_size=16, dense_size=16), router).double()
     for layer in model.encoder.moe_layers():
         layer.gate.route_bias.normal_(generator=torch.Generator().manual_seed(0))
     batch = gather(store, np.arange(40))
-    return router, batch, model(batch)
+    return router, batch, model(batch), model
 
 
 def test_the_balance_loss_matches_the_definition(routed):
-    router, batch, encoding = routed
+    router, batch, encoding, _ = routed
     p = encoding.scaffold.log_p_BG.exp()
     top = encoding.scaffold.groups_BC[:, 0].tolist()
     expected = 4 * sum(top.count(g) / 40 * p[:, g].mean().item() for g in range(4))
@@ -139,10 +143,13 @@ def test_the_balance_loss_matches_the_definition(routed):
 
 
 def test_the_entropy_of_choices_matches_the_definition(routed):
-    _, batch, encoding = routed
+    _, batch, encoding, model = routed
     entropies = []
     for routing in encoding.atoms:
         for row in routing.candidates.log_w_NM.exp().tolist():
-            shares = [w / sum(row) for w in row]
+            shares = [w / sum(row) for w in row if w > 0]  # by lot, the experts of one group have all
             entropies.append(-sum(s * math.log(s) for s in shares))
-    assert choice_entropy(encoding, batch.num_atoms).item() == pytest.approx(np.mean(entropies))
+    loss = choice_entropy(encoding, batch.num_atoms)
+    assert loss.item() == pytest.approx(np.mean(entropies))
+    keys = [layer.gate.keys for layer in model.encoder.moe_layers()]
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, keys))
