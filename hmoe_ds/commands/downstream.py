@@ -18,6 +18,7 @@ from hmoe_ds.commands.arguments import (
     add_no_standardize,
     add_workers,
     positive,
+    whole,
 )
 from hmoe_ds.commands.progress import Progress
 from hmoe_ds.config import Readout
@@ -133,6 +134,9 @@ def _add_fit(sub: argparse.ArgumentParser) -> None:
         choices=get_args(Readout),
         default="mean+max+size",
         help="what of its atom states the head sees of a molecule (default: mean+max+size)",
+    )
+    fit.add_argument(
+        "--head-epochs", type=whole, default=0, metavar="N", help="train the head alone first, N at most (default: 0)"
     )
     fit.add_argument("--epochs", type=positive, default=100, help="at most (default: 100)")
     fit.add_argument("--patience", type=positive, default=20, help="epochs without gain until the end (default: 20)")

@@ -31,6 +31,9 @@ from hmoe_ds.model.hmoe import HMoEModel
 FOREST, UNTRAINED, PRETRAINED = "forest_ecfp", "no_pretraining", "pretrained"
 _METRICS = {"classification": "ROC-AUC, %", "regression": "RMSE"}
 
+# Fields of `FitOptions` that were not there yet, and what fits did then.
+_YOUNGER = {"readout": "mean", "head_epochs": 0}
+
 Report = Callable[[str, int, int | None], None]
 
 
@@ -235,6 +238,7 @@ class _Results:
             found = json.loads(path.read_text())
             before = dict(found["settings"])
             models = dict(before["models"])
+            before["fit"] = _YOUNGER | before["fit"]
             if not isinstance(found["sets"], dict):
                 raise TypeError("sets")
         except (ValueError, KeyError, TypeError) as error:

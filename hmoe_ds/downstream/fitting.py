@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -34,7 +34,10 @@ class FitOptions:
     Args:
         mode: `full` trains encoder and head, `frozen` the head alone.
         readout: what the head sees of a molecule.
-        epochs: passes over the training side, at most.
+        head_epochs: passes over the training side, at most, in which the head alone is trained before all is: a fresh
+            head would pull pretrained features away from what they are (Kumar et al., "Fine-Tuning can Distort
+            Pretrained Features and Underperform Out-of-Distribution", 2022). 0 for none.
+        epochs: passes after these, at most.
         patience: epochs without a better validation score after which a fit ends.
         batch_size: molecules of one step.
         learning_rate: of the head, and of the encoder's last block times `layer_decay`.
@@ -46,6 +49,7 @@ class FitOptions:
 
     mode: Literal["full", "frozen"] = "full"
     readout: Readout = "mean+max+size"
+    head_epochs: int = 0
     epochs: int = 100
     patience: int = 20
     batch_size: int = 32
@@ -62,6 +66,11 @@ class FitOptions:
             "layer_decay": (self.layer_decay, 0 < self.layer_decay <= 1, "a number above 0, up to 1"),
             "weight_decay": (self.weight_decay, 0 <= self.weight_decay < float("inf"), "a number from 0"),
             "dropout": (self.dropout, 0 <= self.dropout < 1, "a number from 0, below 1"),
+            "head_epochs": (
+                self.head_epochs,
+                self.head_epochs == 0 or self.mode == "full",
+                "0 with --mode frozen, where the head alone is trained",
+            ),
         }
         for name, (value, is_right, expected) in ranges.items():
             if not is_right:
@@ -116,40 +125,49 @@ def fit(
         report: called with each epoch that is done.
 
     Raises:
-        FitError: loss or outputs were not finite in the first epoch. Later, the fit ends, and the best epoch so far
-            counts.
+        FitError: loss or outputs were not finite from the beginning. Later, that ends the epochs of the head, or those
+            of all, and the best one so far counts.
     """
     scale = label_scale(task, label_nT[split.train])
     scaled_nT = (label_nT - scale.mean_T) / scale.deviation_T
-    fitting = _Fitting(model, molecules, scaled_nT, task, options)
-    best, best_epoch, validation = worst(task), 0, []
-    weights = fitting.copy_weights()
-    devices = [fitting.device] if fitting.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    best, best_epoch = worst(task), 0
+    validation: list[float] = []
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for epoch in range(1, options.epochs + 1):
-            if not fitting.run_epoch(split.train):
-                break
-            output_nT = fitting.predict(split.validation)
-            if not np.isfinite(output_nT).all():
-                break
-            # On the scale of the fit, so that all targets count alike.
-            value = score(task, output_nT, scaled_nT[split.validation]).means[PRIMARY[task]]
-            validation.append(value)
-            report(epoch)
-            if is_better(task, value, best):
-                best, best_epoch, weights = value, epoch, fitting.copy_weights()
-            elif np.isnan(value):  # where validation has only one class, the last epoch is as good as any
-                best_epoch, weights = epoch, fitting.copy_weights()
-            if epoch - best_epoch >= options.patience:
-                break
+        for stage in _stages(options):
+            fitting = _Fitting(model, molecules, scaled_nT, task, stage)
+            weights, begun = fitting.copy_weights(), len(validation)
+            for epoch in range(begun + 1, begun + stage.epochs + 1):
+                if not fitting.run_epoch(split.train):
+                    break
+                output_nT = fitting.predict(split.validation)
+                if not np.isfinite(output_nT).all():
+                    break
+                # On the scale of the fit, so that all targets count alike.
+                value = score(task, output_nT, scaled_nT[split.validation]).means[PRIMARY[task]]
+                validation.append(value)
+                report(epoch)
+                if is_better(task, value, best):
+                    best, best_epoch, weights = value, epoch, fitting.copy_weights()
+                elif np.isnan(value):  # where validation has only one class, the last epoch is as good as any
+                    best_epoch, weights = epoch, fitting.copy_weights()
+                if epoch - max(best_epoch, begun) >= options.patience:
+                    break
+            fitting.trained.load_state_dict(weights)
     if not best_epoch:
         raise FitError(
             f"the loss was not finite in the first epoch, with the learning rate {options.learning_rate:g}: lower "
             "--learning-rate, or look for labels that are far from all others"
         )
-    fitting.trained.load_state_dict(weights)
     return Fit(model.eval(), scale, best_epoch, validation)
+
+
+def _stages(options: FitOptions) -> Iterator[FitOptions]:
+    """The parts of a fit, one after the other: each begins with the best weights of the one before."""
+    if options.head_epochs:
+        yield replace(options, mode="frozen", epochs=options.head_epochs, head_epochs=0)
+    yield options
 
 
 @torch.no_grad()

@@ -97,6 +97,33 @@ def test_a_fit_that_diverges(molecules, split):
     assert np.isfinite(fitted.validation).all()
 
 
+def test_the_head_first(molecules, split):
+    """Its best epoch is where all of the model begins, and counts with the others."""
+    how = {"learning_rate": 0.003, "patience": 30}
+    head = fit(start(), molecules, weights(), split, "regression", FitOptions(mode="frozen", epochs=20, **how), seed=3)
+    both_options = FitOptions(head_epochs=20, epochs=6, **how)
+    both = fit(start(), molecules, weights(), split, "regression", both_options, seed=3)
+    assert both.validation[:20] == head.validation
+    assert len(both.validation) == 26
+    alone = fit(start(), molecules, weights(), split, "regression", FitOptions(epochs=6, **how), seed=3)
+    assert both.validation[20] < alone.validation[0]
+    assert both.best_epoch == 1 + int(np.argmin(both.validation)) > 20
+    # Where all of the model diverges at once, the head alone is what is kept.
+    broken = start()
+    broken.head[1].register_forward_hook(BreaksAfter(calls=20 * 6))  # of an epoch: 5 steps, validation
+    kept = fit(broken, molecules, weights(), split, "regression", both_options, seed=3)
+    assert kept.validation == head.validation
+    assert kept.best_epoch == head.best_epoch
+    assert same(kept.model.encoder, start().encoder)
+
+
+def test_the_patience_is_that_of_each_part(molecules, split):
+    how = {"epochs": 9, "patience": 2, "learning_rate": 0.1}
+    fitted = fit(start(), molecules, weights(), split, "regression", FitOptions(head_epochs=9, **how), seed=0)
+    head = fit(start(), molecules, weights(), split, "regression", FitOptions(mode="frozen", **how), seed=0)
+    assert len(fitted.validation) >= len(head.validation) + 2
+
+
 def test_a_fit_of_one_step_an_epoch_that_diverges(molecules, split):
     """Its loss is still finite, and what it then says of validation is not."""
     few = Split(split.train[:20], split.validation, split.test)
