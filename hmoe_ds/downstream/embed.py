@@ -81,7 +81,7 @@ def embed_source(
     def make_task(work: str, read_key: str, name: str, chunk: int, first_row: int) -> EmbedTask:
         return EmbedTask(work, read_key, name, chunk, first_row, rows, shared, options)
 
-    with done_by_chunks(source, out, shared.files.folder, rows, workers, "embed", make_task, report) as done:
+    with done_by_chunks(source, [out, rejects], shared.files.folder, rows, workers, "embed", make_task, report) as done:
         _write(rejects, REJECT_SCHEMA, done.rejects())
         if done.molecules:
             _write(out, embedding_schema(shared, options), done.results())

@@ -58,7 +58,7 @@ def predict_source(
     def make_task(work: str, read_key: str, name: str, chunk: int, first_row: int) -> PredictTask:
         return PredictTask(work, read_key, name, chunk, first_row, rows, shared)
 
-    with done_by_chunks(source, out, shared.files.folder, rows, workers, "predict", make_task, report) as done:
+    with done_by_chunks(source, [out], shared.files.folder, rows, workers, "predict", make_task, report) as done:
         _write(out, _schema(shared.targets), done.results())
     done.check(source, out)
     return {"molecules": done.molecules, "rejected": done.rejected, "targets": list(shared.targets), "out": str(out)}

@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -322,6 +323,24 @@ def test_nothing_is_written_over_what_is_read(exported, hmoe_here, tmp_path):
     _, _, said = hmoe_here("embed", exported, source, "--out", exported / "model.safetensors", expect=2)
     assert "is in the folder of" in said
     assert source.read_text() == "smiles\nCCO\n"
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_the_rejects_are_not_written_over_what_is_read(form, exported, hmoe_here, tmp_path):
+    source = tmp_path / "e.rejects.parquet"
+    pq.write_table(pa.table({"smiles": ["CCO", "nonsense"]}), source)
+    before = source.read_bytes()
+    embed = ("embed", exported, form.format(source), "--workers", 1, "--out")
+    _, _, said = hmoe_here(*embed, tmp_path / "e.parquet", expect=2)
+    assert f"{source}, which is written beside it, is the source itself" in said
+    (tmp_path / "links").mkdir()
+    os.link(source, tmp_path / "links" / "x.rejects.parquet")
+    hmoe_here(*embed, tmp_path / "links" / "x.parquet", expect=2)
+    (tmp_path / "folders" / "x.rejects.parquet").mkdir(parents=True)
+    _, _, said = hmoe_here(*embed, tmp_path / "folders" / "x.parquet", expect=2)
+    assert "which is written beside it, is a folder" in said
+    assert source.read_bytes() == before
+    hmoe_here(*embed, tmp_path / "other.parquet")
 
 
 def test_predicting_nothing_readable_says_so_and_why(exported, hmoe_here, tmp_path):
