@@ -1,4 +1,4 @@
-"""Files that a command writes: none of them may be what it reads."""
+"""Files that a command writes: none of them may be what it reads, and their names tell what is in them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UsageError
+from data_pipeline.formats import format_of_name
 from data_pipeline.sources import Source
+from data_pipeline.streams import split_compression
+
+
+def check_format(out: Path, format: str) -> None:
+    """Refuse a name that promises another format than the one of `formats.FORMATS` that is written.
+
+    Raises:
+        UsageError: its extension is that of another format, or of a compression.
+    """
+    _, compression = split_compression(out.name)
+    named = compression or format_of_name(out.name)
+    if named not in (None, format):
+        raise UsageError(f"--out {out}: the name is that of a {named} file, but {format} is written: give another name")
 
 
 def check_places(outs: Sequence[Path], model: str) -> None:

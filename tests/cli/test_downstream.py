@@ -316,13 +316,29 @@ def test_a_diverging_fit_leaves_no_folder(exported, hmoe_here, tmp_path):
 
 
 def test_nothing_is_written_over_what_is_read(exported, hmoe_here, tmp_path):
-    source = tmp_path / "m.csv"
-    source.write_text("smiles\nCCO\n")
+    source = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"smiles": ["CCO"]}), source)
+    before = source.read_bytes()
     _, _, said = hmoe_here("embed", exported, source, "--out", source, expect=2)
     assert "is the source itself" in said
     _, _, said = hmoe_here("embed", exported, source, "--out", exported / "model.safetensors", expect=2)
     assert "is in the folder of" in said
-    assert source.read_text() == "smiles\nCCO\n"
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["e.csv", "e.txt", "e.parquet.gz"])
+def test_embed_writes_no_parquet_under_the_name_of_another_format(name, exported, hmoe_here, tmp_path):
+    _, _, said = hmoe_here("embed", exported, "nci5k", "--out", tmp_path / name, expect=2)
+    assert "but parquet is written: give another name" in said
+
+
+def test_embed_tells_the_rows_of_several_files_apart(exported, hmoe_here, tmp_path):
+    (tmp_path / "a.smi").write_text("CCO\nnonsense\nCCN\n")
+    (tmp_path / "b.csv").write_text("smiles\nCCC\nCCO\n")
+    hmoe_here("embed", exported, tmp_path / "[ab].*", "--out", tmp_path / "e.parquet", "--workers", 1)
+    found = pq.read_table(tmp_path / "e.parquet", columns=["source", "row", "smiles"]).to_pylist()
+    expected = [("a.smi", 0, "CCO"), ("a.smi", 2, "CCN"), ("b.csv", 0, "CCC"), ("b.csv", 1, "CCO")]
+    assert [tuple(row.values()) for row in found] == expected
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}"])
