@@ -9,6 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_pipeline.durable import flush
+
 # Of a row group. To write one takes four times its bytes of memory, so where rows are wide they end it first.
 _GROUP_ROWS = 1 << 16
 _GROUP_BYTES = 128 << 20
@@ -22,6 +24,7 @@ class ParquetSink:
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path = path
         self._schema = schema
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
         self._pending: list[pa.RecordBatch] = []
@@ -35,8 +38,10 @@ class ParquetSink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._flush()
+            self._end_group()
         self._writer.close()
+        if kind is None:
+            flush(self._path)  # it is part of a dataset, which appears as a whole or not at all
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Add rows at the end of the file."""
@@ -46,7 +51,7 @@ class ParquetSink:
             fitting = int(np.searchsorted(end_n, done + _GROUP_BYTES - self._bytes, side="right"))
             last = min(fitting, first + _GROUP_ROWS - self._rows)
             if last <= first and self._rows:
-                self._flush()
+                self._end_group()
                 continue
             last = max(last, first + 1)  # a row that is larger than a row group has one for itself
             self._pending.append(batch.slice(first, last - first))
@@ -54,7 +59,7 @@ class ParquetSink:
             self._bytes += int(end_n[last - 1]) - done
             first, done = last, int(end_n[last - 1])
 
-    def _flush(self) -> None:
+    def _end_group(self) -> None:
         """Write the pending rows as a row group."""
         if not self._rows:
             return

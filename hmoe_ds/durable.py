@@ -1,44 +1,5 @@
-"""Files that survive a crash of the process or of the machine: written aside, flushed to the disk, then renamed."""
+"""Files that survive a crash of the process or of the machine: what `data_pipeline` writes by, for this package."""
 
-from __future__ import annotations
+from data_pipeline.durable import flush, make_folder, rename, replace_text, write_text
 
-import os
-from pathlib import Path
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that it is there as a whole, or as it was. One process at a time may write it."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    write_text(temporary, text)
-    rename(temporary, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is on the disk when this returns."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, for good; it may be there."""
-    if not path.is_dir():
-        make_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def rename(source: Path, target: Path) -> None:
-    """Give a file or a folder, whose content is on the disk, another name in the same folder, for good."""
-    os.replace(source, target)
-    flush(target.parent)
+__all__ = ["flush", "make_folder", "rename", "replace_text", "write_text"]

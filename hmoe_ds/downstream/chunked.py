@@ -8,12 +8,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from data_pipeline.durable import atomically
 from data_pipeline.encode import EncodedRows, encode_rows, reject_batch
 from data_pipeline.errors import PipelineError
 from data_pipeline.executor import Resources, open_executor
@@ -121,10 +122,12 @@ class Done:
     Args:
         tasks: in the order of its rows; their files are there.
         counts: `molecules`, and the rejects by reason.
+        folder: where these files are, and what is written of them until it is whole.
     """
 
     tasks: list[ChunkTask]
     counts: Counter[str]
+    folder: Path
 
     @property
     def molecules(self) -> int:
@@ -139,6 +142,13 @@ class Done:
         if not self.molecules:
             counts = ", ".join(f"{count:,} rows {reason}" for reason, count in self.counts.most_common())
             raise PipelineError(f"{source} holds no readable molecule: see {reasons} ({counts or 'it has no rows'})")
+
+    def write(self, out: Path) -> AbstractContextManager[str]:
+        """Gives a temporary path. What was written there gets the name `out` if all went well.
+
+        It is in the folder, so what a kill leaves there goes with it.
+        """
+        return atomically(out, self.folder / f"out-{out.name}")
 
     def results(self) -> Iterator[pa.RecordBatch]:
         """What was written of each chunk."""
@@ -187,8 +197,8 @@ def done_by_chunks(
     work = out.with_name(out.name + ".work").absolute()
     with work_folder(work) as folder:
         tasks = list(_read(sources, options, folder, make_task, report))
-        done = Done(tasks, _do(tasks, min(workers, max(len(tasks), 1)), folder, stage, report))
-        yield done
+        counts = _do(tasks, min(workers, max(len(tasks), 1)), folder, stage, report)
+        yield Done(tasks, counts, folder.path)
     with suppress(OSError):  # not empty
         work.rmdir()
 

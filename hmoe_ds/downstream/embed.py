@@ -15,9 +15,8 @@ from data_pipeline.encode import EncodedRows
 from data_pipeline.parquet import ParquetSink
 from data_pipeline.schema import REJECT_SCHEMA, storable
 from data_pipeline.sources import SourceChunk
-from data_pipeline.task import atomically
 from hmoe_ds.config import Readout
-from hmoe_ds.downstream.chunked import ChunkTask, Report, RowOptions, done_by_chunks
+from hmoe_ds.downstream.chunked import ChunkTask, Done, Report, RowOptions, done_by_chunks
 from hmoe_ds.downstream.inference import Inferred, infer
 from hmoe_ds.downstream.out_files import check_format
 from hmoe_ds.downstream.worker_model import WorkerModel
@@ -86,9 +85,9 @@ def embed_source(
         return EmbedTask(work, read_key, name, chunk, first_row, rows, shared, options)
 
     with done_by_chunks(source, [out, rejects], shared.files.folder, rows, workers, "embed", make_task, report) as done:
-        _write(rejects, REJECT_SCHEMA, done.rejects())
+        _write(done, rejects, REJECT_SCHEMA, done.rejects())
         if done.molecules:
-            _write(out, embedding_schema(shared, options), done.results())
+            _write(done, out, embedding_schema(shared, options), done.results())
     done.check(source, rejects)
     return {
         "molecules": done.molecules,
@@ -159,8 +158,8 @@ def _to_batch(
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _write(out: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+def _write(done: Done, out: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """One Parquet file of what the tasks have written, which is there as a whole or not at all."""
-    with atomically(str(out)) as temporary, ParquetSink(Path(temporary), schema) as sink:
+    with done.write(out) as temporary, ParquetSink(Path(temporary), schema) as sink:
         for batch in batches:
             sink.append(batch)

@@ -341,6 +341,23 @@ def test_embed_tells_the_rows_of_several_files_apart(exported, hmoe_here, tmp_pa
     assert [tuple(row.values()) for row in found] == expected
 
 
+def test_a_kill_while_the_file_is_written_leaves_nothing_for_good(exported, hmoe_here, tmp_path):
+    (tmp_path / "m.smi").write_text("CCO\nnonsense\n")
+    words = ["embed", exported, tmp_path / "m.smi", "--out", tmp_path / "e.parquet", "--workers", "1"]
+    program = """
+import os
+from hmoe_ds.cli import main
+replace = os.replace
+os.replace = lambda source, target: os._exit(9) if str(target).endswith("e.parquet") else replace(source, target)
+main()
+"""
+    killed = subprocess.run([sys.executable, "-c", program, *map(str, words)], cwd=ROOT, timeout=240)
+    assert killed.returncode == 9
+    assert {path.name for path in tmp_path.iterdir()} == {"m.smi", "e.rejects.parquet", "e.parquet.work"}
+    hmoe_here(*words)
+    assert {path.name for path in tmp_path.iterdir()} == {"m.smi", "e.rejects.parquet", "e.parquet"}
+
+
 @pytest.mark.parametrize("form", ["{}", "file://{}"])
 def test_the_rejects_are_not_written_over_what_is_read(form, exported, hmoe_here, tmp_path):
     source = tmp_path / "e.rejects.parquet"

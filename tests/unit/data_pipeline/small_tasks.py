@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.chemistry import MoleculeReject
-from data_pipeline.task import Task, atomically
+from data_pipeline.durable import atomically
+from data_pipeline.task import Task
 from data_pipeline.watch import Watch
 
 
