@@ -1,9 +1,8 @@
-"""The process behind `supervise`, run as `python -m data_pipeline.child`: performs one task after the other."""
+"""The process that `supervise` starts: performs one task after the other."""
 
 import mmap
 import os
 import signal
-import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
@@ -46,7 +45,3 @@ def _answer(task: Task[Any], watch: Watch) -> tuple[bool, Any]:
 def _exit_with_parent(parent_gone_fd: int) -> None:
     os.read(parent_gone_fd, 1)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import write_text
 from data_pipeline.manifest import ShardRecord
 
 
@@ -16,7 +17,7 @@ def write_dataset_dict(dataset: Path, splits: dict[str, list[ShardRecord]]) -> l
         # Empty: `datasets` reads the columns from the shards.
         files[f"{split}/dataset_info.json"] = {}
     for name, content in files.items():
-        (dataset / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(dataset / name, json.dumps(content, indent=1) + "\n")
     return list(files)
 
 

@@ -6,13 +6,13 @@ folder that has one is complete.
 
 import dataclasses
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_pipeline.contained import check_contained, contained_path
+from data_pipeline.durable import replace_text
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.keys import file_checksum
 from data_pipeline.options import LATER_OPTIONS
@@ -221,9 +221,7 @@ class Manifest:
     def save(self, directory: Path) -> None:
         """Write manifest.json so that it is either there as a whole, or not at all."""
         content = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
-        temporary = directory / (MANIFEST_FILE + ".tmp")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, directory / MANIFEST_FILE)
+        replace_text(directory / MANIFEST_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def file_path(directory: str | Path, record: FileRecord) -> Path:

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from data_pipeline.contained import check_contained
+from data_pipeline.durable import atomically, flush, make_folder, write_text
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import MANIFEST_FILE, Manifest, is_dataset
 from data_pipeline.records import to_bytes
 from data_pipeline.schema import SPLITS
-from data_pipeline.task import atomically, read_record, work_file
+from data_pipeline.task import read_record, work_file
 
 Result = TypeVar("Result")
 
@@ -80,7 +81,7 @@ def work_folder(out: Path) -> Iterator[WorkFolder]:
         raise UsageError(f"{path}: a link to {os.readlink(path)}; expected a folder of its own; remove the link")
     interrupted = path.exists()
     is_new = not out.exists()
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     with open(path / _LOCK_FILE, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,8 +132,13 @@ class Publication(Generic[Result]):
     moves: list[tuple[str, str]]
 
     def save(self, work: Path) -> None:
-        """From now on, a run that is killed is mended by `publish` alone."""
+        """From now on, a run that is killed is mended by `publish` alone.
+
+        The files to move are on the disk; here their names get there.
+        """
         _removed_file(work, self.key).unlink(missing_ok=True)
+        for folder in {work, *((work / built).parent for built, _ in self.moves)}:
+            flush(folder)
         with atomically(_publication_file(work, self.key)) as temporary:
             Path(temporary).write_bytes(to_bytes(self))
 
@@ -157,12 +163,19 @@ class Publication(Generic[Result]):
         if not removed.exists():
             for name in self.remove:
                 _remove(out / name)
-            removed.touch()
+                flush((out / name).parent)
+            # For good before the first move, or what was moved would be removed.
+            write_text(removed, "")
+            flush(work)
         for split in SPLITS:
-            (out / split).mkdir(exist_ok=True)
-        for built, file in self.moves:
-            if (work / built).exists():
-                os.replace(work / built, out / file)
+            make_folder(out / split)
+        *files, (built_manifest, manifest) = self.moves
+        for built, file in files:
+            _move(work / built, out / file)
+        for folder in (out, *(out / split for split in SPLITS)):
+            flush(folder)
+        _move(work / built_manifest, out / manifest)
+        flush(out)
 
 
 def entries_to_replace() -> list[str]:
@@ -183,6 +196,12 @@ def _removed_file(work: Path, key: str) -> Path:
 
 def _publication_file(work: Path, key: str) -> str:
     return work_file(str(work), "publication", key)
+
+
+def _move(built: Path, file: Path) -> None:
+    """It may be done already."""
+    if built.exists():
+        os.replace(built, file)
 
 
 def _remove(path: Path) -> None:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from data_pipeline.durable import atomically
 from data_pipeline.keys import range_of
 from data_pipeline.scaffold import ACYCLIC_KEY
 from data_pipeline.schema import MOLECULE_SCHEMA
-from data_pipeline.task import atomically, digest, work_file
+from data_pipeline.task import digest, work_file
 
 # A molecule and its scaffold. The order of the rows, over all files, is the order of reading.
 MAPPED_SCHEMA = MOLECULE_SCHEMA.append(pa.field("scaffold_smiles", pa.string()))

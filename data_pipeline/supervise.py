@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_pipeline.errors import PipelineError
+from data_pipeline.said import Said
 from data_pipeline.task import Task, code_version
 from data_pipeline.watch import NO_ROW, TIME_IS_UP
 
@@ -32,6 +33,15 @@ _KILLS_OF_A_ROW = 5
 _DEATHS_OF_A_TASK = 3
 # So often may it be killed at ever different rows, since one was last rejected for it: the machine is out of memory.
 _KILLS_OF_A_TASK = 20
+
+# The child imports what this process would. Python puts the current folder, with whatever lies there, before all else:
+# it has to go before the first import that is not built in.
+_START = """
+import sys
+numbers, sys.path[:] = sys.argv[1:4], sys.argv[4:]
+from data_pipeline.child import main
+main(*map(int, numbers))
+"""
 
 _idle: list["_Child"] = []
 
@@ -52,7 +62,7 @@ def supervised(task: Task[Result]) -> Result:
             done, value = child.ask(task, rejected)
         except (EOFError, ConnectionError):
             row, exit_code = child.post_mortem()
-            reason = deaths.add(row, exit_code)
+            reason = deaths.add(row, exit_code, child.said.pass_on())
             if reason is not None:
                 rejected[row] = reason
             _logger.warning("%s: a worker process ended at row %d (%s); again", task, row, _cause(exit_code))
@@ -61,6 +71,7 @@ def supervised(task: Task[Result]) -> Result:
             # Interrupted: what is being worked on is of no use any more.
             child.kill()
             raise
+        child.said.pass_on()
         _idle.append(child)
         if done:
             return value
@@ -75,8 +86,10 @@ class _Deaths:
         self._count: Counter[tuple[int, int]] = Counter()
         self._kills = 0
 
-    def add(self, row: int, exit_code: int) -> str | None:
+    def add(self, row: int, exit_code: int, said: str) -> str | None:
         """A process has ended at `row`: the reason to reject the row, None if it gets another chance.
+
+        `said`: the last line it wrote.
 
         Raises:
             PipelineError: it happens too often for the task to be done.
@@ -85,7 +98,7 @@ class _Deaths:
         times = self._count[row, exit_code]
         if row == NO_ROW:
             if times == _DEATHS_OF_A_TASK:
-                raise self._error(times, exit_code)
+                raise self._failure(times, exit_code, said) if exit_code >= 0 else self._error(times, exit_code)
             return None
         if exit_code == -TIME_IS_UP:
             return "timeout"
@@ -98,6 +111,13 @@ class _Deaths:
         if self._kills == _KILLS_OF_A_TASK:
             raise self._error(self._kills, exit_code)
         return None
+
+    def _failure(self, times: int, exit_code: int, said: str) -> PipelineError:
+        """Python ended it: it could not be started, say."""
+        return PipelineError(
+            f"{self._task}: the worker process ended {times} times by itself before any row ({_cause(exit_code)}), and "
+            f"said last: {said or 'nothing'}; mend that and run again; what is done is kept"
+        )
 
     def _error(self, times: int, exit_code: int) -> PipelineError:
         return PipelineError(
@@ -135,6 +155,7 @@ class _Child:
 
     def __init__(self) -> None:
         self.environment = dict(os.environ)
+        self.said = Said()
         with tempfile.TemporaryFile() as file:
             file.truncate(mmap.PAGESIZE)
             self._cell = mmap.mmap(file.fileno(), mmap.PAGESIZE)
@@ -142,15 +163,13 @@ class _Child:
             # Nothing is ever sent. Only this process holds the sending end: it closes when the process dies.
             parent_gone, self._alive = os.pipe()
             fds = (theirs.fileno(), parent_gone, file.fileno())
+            modules = (path or os.getcwd() for path in sys.path)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "data_pipeline.child", *map(str, fds)],
+                [sys.executable, "-c", _START, *map(str, fds), *modules],
                 stdin=subprocess.DEVNULL,
+                stderr=self.said.file,
                 pass_fds=fds,
-                env={
-                    **_compiled_code(),
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
-                },
+                env={**_compiled_code(), **os.environ},
             )
         theirs.close()
         os.close(parent_gone)

@@ -8,10 +8,7 @@ options, the code and the versions of the libraries.
 
 import os
 import pickle
-import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import rdkit
 
+from data_pipeline.durable import atomically
 from data_pipeline.keys import digest128
 from data_pipeline.records import from_bytes, to_bytes
 from data_pipeline.watch import Watch
@@ -100,20 +98,3 @@ def _record_file(task: Task[Result]) -> str:
 def work_file(work: str, kind: str, key: str) -> str:
     """A file of a task in the work folder."""
     return os.path.join(work, f"{kind}-{key}")
-
-
-@contextmanager
-def atomically(path: str) -> Iterator[str]:
-    """Gives a temporary path beside `path`. What was written there gets the name `path` if all went well.
-
-    A name that is there after a crash of the machine is of a whole file.
-    """
-    temporary = f"{path}.{socket.gethostname()}.{os.getpid()}.tmp"
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

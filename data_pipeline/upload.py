@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import atomically
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.manifest import MANIFEST_FILE, FileRecord, Manifest, file_path
 from data_pipeline.remote import join_url, one_line, open_filesystem, permanent_error
-from data_pipeline.task import atomically
 
 # Files that were uploaded already, a line of "checksum name" each.
 _UPLOADED_FILE = ".hmoe_uploaded"

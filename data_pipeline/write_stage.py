@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from data_pipeline.durable import atomically
 from data_pipeline.keys import range_starts
 from data_pipeline.manifest import FileRecord, ShardRecord
 from data_pipeline.partitions import concatenate, mol_key_words, read_listing
@@ -14,7 +15,7 @@ from data_pipeline.reduce_stage import REDUCED_SCHEMA, between, read_reduced
 from data_pipeline.schema import MOLECULE_SCHEMA, shard_schema
 from data_pipeline.statistics import DescriptorSums
 from data_pipeline.targets import with_targets
-from data_pipeline.task import Task, atomically, work_file
+from data_pipeline.task import Task, work_file
 from data_pipeline.watch import Watch
 
 

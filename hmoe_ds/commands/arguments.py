@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Callable
 from typing import Any
+
+from data_pipeline.cores import usable_cores
 
 Result = dict[str, Any]
 Run = Callable[[argparse.Namespace, list[str]], Result]
@@ -25,8 +26,8 @@ def add_columns(sub: argparse.ArgumentParser) -> None:
 
 def add_workers(sub: argparse.ArgumentParser) -> None:
     """Processes of a command that works on many molecules."""
-    help = "processes (default: one per core)"
-    sub.add_argument("--workers", type=positive, default=os.cpu_count(), help=help)
+    help = "processes (default: one per core that this process may use)"
+    sub.add_argument("--workers", type=positive, default=usable_cores(), help=help)
 
 
 def add_no_standardize(sub: argparse.ArgumentParser, default: bool | None = True) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from data_pipeline.durable import rename, write_text
 from hmoe_ds.doctor.finding import Finding, note, ok, problem
-from hmoe_ds.durable import rename, write_text
 
 _GIB = 2**30
 # What is in them is gone with the machine's memory, or with the container.

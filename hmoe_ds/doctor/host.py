@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 
+from data_pipeline.cores import usable_cores
 from hmoe_ds.doctor.finding import Finding, note, ok
 from hmoe_ds.training.machine import free_host_memory
 
@@ -24,18 +24,10 @@ _OPEN_FILES = 1024
 
 def check_host(environment: Mapping[str, str]) -> Iterator[Finding]:
     """All of it, of this machine."""
-    usable = min(len(os.sched_getaffinity(0)), cpu_quota(Path("/sys/fs/cgroup")))
-    yield check_cores(os.cpu_count() or 1, usable, environment.get("OMP_NUM_THREADS"))
+    yield check_cores(os.cpu_count() or 1, usable_cores(), environment.get("OMP_NUM_THREADS"))
     yield check_memory(free_host_memory(), psutil.virtual_memory().total)
     yield check_shared_memory(Path("/dev/shm"))
     yield check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
-
-
-def cpu_quota(cgroup: Path) -> int:
-    """Whole cores of which a container has the time, at least 1, by the folder of its cgroup; all without a limit."""
-    file = cgroup / "cpu.max"
-    quota, period = file.read_text().split() if file.exists() else ("max", "")
-    return sys.maxsize if quota == "max" else max(1, int(quota) // int(period))
 
 
 def check_cores(cores: int, usable: int, threads: str | None) -> Finding:

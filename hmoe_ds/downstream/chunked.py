@@ -5,18 +5,18 @@ Each worker is one core, and a chunk always has the same rows, so what is writte
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from data_pipeline.durable import atomically
 from data_pipeline.encode import EncodedRows, encode_rows, reject_batch
-from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.errors import PipelineError
 from data_pipeline.executor import Resources, open_executor
 from data_pipeline.options import DEFAULT_MAX_ATOMS, DEFAULT_MOLECULE_SECONDS
 from data_pipeline.output import WorkFolder, work_folder
@@ -26,6 +26,7 @@ from data_pipeline.schema import REJECT_SCHEMA
 from data_pipeline.sources import Source, SourceChunk, check_columns, resolve_sources
 from data_pipeline.task import Task, work_file
 from data_pipeline.watch import Watch
+from hmoe_ds.downstream.out_files import check_places, check_sources
 
 CHUNK_ROWS = 4096
 
@@ -121,10 +122,12 @@ class Done:
     Args:
         tasks: in the order of its rows; their files are there.
         counts: `molecules`, and the rejects by reason.
+        folder: where these files are, and what is written of them until it is whole.
     """
 
     tasks: list[ChunkTask]
     counts: Counter[str]
+    folder: Path
 
     @property
     def molecules(self) -> int:
@@ -140,6 +143,13 @@ class Done:
             counts = ", ".join(f"{count:,} rows {reason}" for reason, count in self.counts.most_common())
             raise PipelineError(f"{source} holds no readable molecule: see {reasons} ({counts or 'it has no rows'})")
 
+    def write(self, out: Path) -> AbstractContextManager[str]:
+        """Gives a temporary path. What was written there gets the name `out` if all went well.
+
+        It is in the folder, so what a kill leaves there goes with it.
+        """
+        return atomically(out, self.folder / f"out-{out.name}")
+
     def results(self) -> Iterator[pa.RecordBatch]:
         """What was written of each chunk."""
         return (read_batch(task.results_file, 0) for task in self.tasks)
@@ -152,7 +162,7 @@ class Done:
 @contextmanager
 def done_by_chunks(
     source: str,
-    out: Path,
+    outs: Sequence[Path],
     model: str,
     options: RowOptions,
     workers: int,
@@ -160,11 +170,11 @@ def done_by_chunks(
     make_task: MakeTask,
     report: Report,
 ) -> Iterator[Done]:
-    """Work on all rows of `source`. The results lie in a folder beside `out`, which goes when the context ends well.
+    """Work on all rows of `source`. The results lie in a folder beside `outs`, which goes when the context ends well.
 
     Args:
         source: what `hmoe prepare` reads.
-        out: file that is to be written of the results, in the context.
+        outs: files that are to be written of the results, in the context; the first one names the folder.
         model: folder of what does the work, in which nothing may be written.
         options: how rows become molecules.
         workers: processes, one core each.
@@ -173,31 +183,24 @@ def done_by_chunks(
         report: called with (stage, units done, all units).
 
     Raises:
-        UsageError: no such source or column; `out` is a folder, the source, or in the model's folder; another command
-            writes the same file.
+        UsageError: no such source or column; one of `outs` is a folder, the source, or in the model's folder; another
+            command writes the same file.
         PipelineError: the source is damaged or out of reach.
     """
-    _check_out(out, model)
+    check_places(outs, model)
     sources = resolve_sources([source])
     for entry in sources:
         check_columns(entry, options.smiles_column, options.id_column)
-        if os.path.exists(entry.path) and out.exists() and os.path.samefile(entry.path, out):
-            raise UsageError(f"--out {out} is the source itself: give another file to write")
+    check_sources(outs, sources)
+    out = outs[0]
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(out.name + ".work").absolute()
     with work_folder(work) as folder:
         tasks = list(_read(sources, options, folder, make_task, report))
-        done = Done(tasks, _do(tasks, min(workers, max(len(tasks), 1)), folder, stage, report))
-        yield done
+        counts = _do(tasks, min(workers, max(len(tasks), 1)), folder, stage, report)
+        yield Done(tasks, counts, folder.path)
     with suppress(OSError):  # not empty
         work.rmdir()
-
-
-def _check_out(out: Path, model: str) -> None:
-    if out.is_dir():
-        raise UsageError(f"--out {out} is a folder: give a file to write")
-    if Path(model).resolve() in out.resolve().parents:
-        raise UsageError(f"--out {out} is in the folder of {model}: give a file elsewhere")
 
 
 def _read(

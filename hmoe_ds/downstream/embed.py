@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from data_pipeline.encode import EncodedRows
 from data_pipeline.parquet import ParquetSink
-from data_pipeline.schema import REJECT_SCHEMA
+from data_pipeline.schema import REJECT_SCHEMA, storable
 from data_pipeline.sources import SourceChunk
-from data_pipeline.task import atomically
 from hmoe_ds.config import Readout
-from hmoe_ds.downstream.chunked import ChunkTask, Report, RowOptions, done_by_chunks
+from hmoe_ds.downstream.chunked import ChunkTask, Done, Report, RowOptions, done_by_chunks
 from hmoe_ds.downstream.inference import Inferred, infer
+from hmoe_ds.downstream.out_files import check_format
 from hmoe_ds.downstream.worker_model import WorkerModel
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.size import readout_width
@@ -72,19 +72,22 @@ def embed_source(
 
     Raises:
         ModelFormatError: no exported model at `model`.
-        UsageError, PipelineError: as `done_by_chunks`; there is no such readout; no row of the source is a molecule.
+        UsageError, PipelineError: as `done_by_chunks`; there is no such readout; the name of `out` is that of another
+            format; no row of the source is a molecule.
     """
-    shared, out = WorkerModel.of(model), Path(out)
+    out = Path(out)
+    check_format(out, "parquet")
+    shared = WorkerModel.of(model)
     dimensions = options.width(shared.hidden_size)
     rejects = out.with_name(out.stem + ".rejects.parquet")
 
     def make_task(work: str, read_key: str, name: str, chunk: int, first_row: int) -> EmbedTask:
         return EmbedTask(work, read_key, name, chunk, first_row, rows, shared, options)
 
-    with done_by_chunks(source, out, shared.files.folder, rows, workers, "embed", make_task, report) as done:
-        _write(rejects, REJECT_SCHEMA, done.rejects())
+    with done_by_chunks(source, [out, rejects], shared.files.folder, rows, workers, "embed", make_task, report) as done:
+        _write(done, rejects, REJECT_SCHEMA, done.rejects())
         if done.molecules:
-            _write(out, embedding_schema(shared, options), done.results())
+            _write(done, out, embedding_schema(shared, options), done.results())
     done.check(source, rejects)
     return {
         "molecules": done.molecules,
@@ -96,9 +99,12 @@ def embed_source(
 
 
 def embedding_schema(model: WorkerModel, options: EmbedOptions) -> pa.Schema:
-    """The columns of the file. `smiles` is canonical; atom i of `atom_embeddings` is the i-th atom written in it."""
+    """The columns of the file. `row` counts the rows of `source` from 0; `smiles` is canonical.
+
+    Atom i of `atom_embeddings` is the i-th atom written in `smiles`.
+    """
     vector = pa.list_(pa.float32(), options.width(model.hidden_size))
-    fields = [("source_id", pa.string()), ("smiles", pa.string())]
+    fields = [("source", pa.string()), ("row", pa.int64()), ("source_id", pa.string()), ("smiles", pa.string())]
     fields += [("atom_embeddings", pa.list_(vector))] if options.per_atom else [("embedding", vector)]
     if options.routing:
         fields += [("group", pa.int32()), ("experts", pa.list_(pa.int32(), model.layers)), ("novelty", pa.float32())]
@@ -132,16 +138,19 @@ class EmbedTask(ChunkTask):
     def results(self, chunk: SourceChunk, encoded: EncodedRows) -> pa.RecordBatch:
         model, device = self.model.loaded()
         inferred = infer(model, encoded.batch, device, self.what.per_atom, self.what.routing, self.what.readout)
-        return _to_batch(encoded.batch, inferred, self.schema)
+        source = pa.array([storable(self.name)] * len(encoded.kept), pa.string())
+        return _to_batch(source, chunk.first_row + encoded.kept, encoded.batch, inferred, self.schema)
 
 
-def _to_batch(molecules: pa.RecordBatch, inferred: Inferred, schema: pa.Schema) -> pa.RecordBatch:
+def _to_batch(
+    source: pa.Array, row_n: NDArray[np.int64], molecules: pa.RecordBatch, inferred: Inferred, schema: pa.Schema
+) -> pa.RecordBatch:
     width = inferred.embedding_XW.shape[1]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(inferred.embedding_XW.reshape(-1)), width)
     if "atom_embeddings" in schema.names:
         end_n = np.cumsum(molecules.column("num_atoms").to_numpy(), dtype=np.int32)
         vectors = pa.ListArray.from_arrays(pa.array(np.concatenate([np.zeros(1, np.int32), end_n])), vectors)
-    columns = [molecules.column("source_id"), molecules.column("smiles"), vectors]
+    columns = [source, pa.array(row_n), molecules.column("source_id"), molecules.column("smiles"), vectors]
     if inferred.routing is not None:
         group_n, experts_nL, novelty_n = inferred.routing
         experts = pa.FixedSizeListArray.from_arrays(pa.array(experts_nL.reshape(-1)), experts_nL.shape[1])
@@ -149,8 +158,8 @@ def _to_batch(molecules: pa.RecordBatch, inferred: Inferred, schema: pa.Schema) 
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _write(out: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+def _write(done: Done, out: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """One Parquet file of what the tasks have written, which is there as a whole or not at all."""
-    with atomically(str(out)) as temporary, ParquetSink(Path(temporary), schema) as sink:
+    with done.write(out) as temporary, ParquetSink(Path(temporary), schema) as sink:
         for batch in batches:
             sink.append(batch)

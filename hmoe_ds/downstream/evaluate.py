@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipeline.durable import replace_text
 from data_pipeline.errors import UsageError
 from data_pipeline.keys import file_checksum
 from hmoe_ds.downstream.baselines import forest_predictions
@@ -24,7 +25,6 @@ from hmoe_ds.downstream.property_model import PropertyModel
 from hmoe_ds.downstream.scores import PRIMARY, Array, score, without_nan
 from hmoe_ds.downstream.splits import SIDES
 from hmoe_ds.downstream.worker_model import WorkerModel
-from hmoe_ds.durable import replace_text
 from hmoe_ds.model.description import read_description
 from hmoe_ds.model.hmoe import HMoEModel
 

@@ -16,8 +16,7 @@ import torch
 from data_pipeline.encode import EncodedRows
 from data_pipeline.schema import storable
 from data_pipeline.sources import SourceChunk
-from data_pipeline.task import atomically
-from hmoe_ds.downstream.chunked import ChunkTask, Report, RowOptions, done_by_chunks
+from hmoe_ds.downstream.chunked import ChunkTask, Done, Report, RowOptions, done_by_chunks
 from hmoe_ds.downstream.inference import inference_device
 from hmoe_ds.downstream.predictor import Predictor, load_predictor
 from hmoe_ds.downstream.predictor_record import read_predictor
@@ -58,8 +57,8 @@ def predict_source(
     def make_task(work: str, read_key: str, name: str, chunk: int, first_row: int) -> PredictTask:
         return PredictTask(work, read_key, name, chunk, first_row, rows, shared)
 
-    with done_by_chunks(source, out, shared.files.folder, rows, workers, "predict", make_task, report) as done:
-        _write(out, _schema(shared.targets), done.results())
+    with done_by_chunks(source, [out], shared.files.folder, rows, workers, "predict", make_task, report) as done:
+        _write(done, out, _schema(shared.targets))
     done.check(source, out)
     return {"molecules": done.molecules, "rejected": done.rejected, "targets": list(shared.targets), "out": str(out)}
 
@@ -152,8 +151,8 @@ def _spread(values: np.ndarray, places: np.ndarray, rows: int) -> pa.Array:
     return pa.array(column, mask=missing)
 
 
-def _write(out: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+def _write(done: Done, out: Path, schema: pa.Schema) -> None:
     """One CSV file of what the tasks have written, which is there as a whole or not at all."""
-    with atomically(str(out)) as temporary, pyarrow.csv.CSVWriter(temporary, schema) as writer:
-        for batch in batches:
+    with done.write(out) as temporary, pyarrow.csv.CSVWriter(temporary, schema) as writer:
+        for batch in done.results():
             writer.write_batch(batch)

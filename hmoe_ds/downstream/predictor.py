@@ -19,13 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_pipeline.durable import replace_text
 from hmoe_ds.downstream.fitting import Fit
 from hmoe_ds.downstream.inference import batches_of
 from hmoe_ds.downstream.label_scale import LabelScale, scaled_back
 from hmoe_ds.downstream.predictor_record import DESCRIPTION, FORMAT_VERSION, HEAD, PredictorError, read_predictor
 from hmoe_ds.downstream.property_model import PropertyModel
 from hmoe_ds.downstream.scores import Array, Task, without_nan
-from hmoe_ds.durable import replace_text
 from hmoe_ds.model.description import Description
 from hmoe_ds.model.hmoe import HMoEModel, weights_of
 from hmoe_ds.model.pretrained import write_pretrained

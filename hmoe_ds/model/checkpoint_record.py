@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.contained import check_contained, contained_path
+from data_pipeline.durable import flush, write_text
 from data_pipeline.errors import UsageError
 from data_pipeline.keys import file_checksum
 from hmoe_ds.config import ConfigError, RunConfig
 from hmoe_ds.config_checks import checked_config
-from hmoe_ds.durable import flush, write_text
 
 FORMAT_VERSION = 2
 RECORD_FILE, LIST_FILE = "checkpoint.json", "files.json"

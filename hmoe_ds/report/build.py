@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import replace_text
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.redact import redacted
-from hmoe_ds.durable import replace_text
 from hmoe_ds.report import expert_chapters, html, run_chapters, scaffold_chapters
 from hmoe_ds.report.run_story import RunStory, read_run
 from hmoe_ds.report.sample import RoutedMolecules, route_molecules

@@ -17,8 +17,8 @@ import deepspeed
 import torch
 from torch import Tensor
 
+from data_pipeline.durable import flush, make_folder, rename
 from hmoe_ds.config import RunConfig
-from hmoe_ds.durable import flush, make_folder, rename
 from hmoe_ds.model.checkpoint_record import (
     RECORD_FILE,
     CheckpointError,

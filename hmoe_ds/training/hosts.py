@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import hmoe_ds
+from data_pipeline.durable import make_folder
 from data_pipeline.errors import PipelineError
 from hmoe_ds.config import ConfigError
-from hmoe_ds.durable import make_folder
 from hmoe_ds.training.launch import Command, Launcher
 from hmoe_ds.training.node import MASTER_PORT, free_port
 from hmoe_ds.training.start_file import Start, as_word, shared_environment, write_start

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from data_pipeline.durable import make_folder
 from data_pipeline.errors import PipelineError
-from hmoe_ds.durable import make_folder
 
 LOCK = "lock"  # of rank 0
 COMMAND_LOCK = "lock.command"  # of the command that starts ranks

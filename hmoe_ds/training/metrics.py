@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmoe_ds.durable import append_line, flush, replace_text
+from data_pipeline.durable import append_line, flush, replace_text
 from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.gather import sum_over_ranks

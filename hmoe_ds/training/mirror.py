@@ -19,10 +19,10 @@ from types import TracebackType
 from typing import Any
 
 from data_pipeline.contained import check_contained
+from data_pipeline.durable import flush, make_folder, rename, replace_text
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.remote import join_url, one_line, open_filesystem
 from hmoe_ds.config import RunConfig
-from hmoe_ds.durable import flush, make_folder, rename, replace_text
 from hmoe_ds.model.checkpoint_record import LIST_FILE, check_files, read_list
 from hmoe_ds.run_files import ALLOCATION, LOAD, METRICS, RECORD, SKIPPED
 from hmoe_ds.training.best_effort import say

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import replace_text
 from data_pipeline.errors import PipelineError
 from hmoe_ds.config import ConfigError
-from hmoe_ds.durable import replace_text
 from hmoe_ds.training.best_effort import say
 from hmoe_ds.training.mlflow_sender import reason
 

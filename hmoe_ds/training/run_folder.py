@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import make_folder, replace_text
 from data_pipeline.errors import PipelineError
 from data_pipeline.schema import SPLITS
 from hmoe_ds.config import ConfigError, RunConfig, config_from_dict, save_config
 from hmoe_ds.data.cache import ShardCache
 from hmoe_ds.data.mixture import Mixture, open_mixture
-from hmoe_ds.durable import make_folder, replace_text
 from hmoe_ds.model.checkpoint_record import (
     RECORD_FILE,
     CheckpointError,

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data_pipeline.durable import append_line, flush
 from data_pipeline.errors import PipelineError
 from hmoe_ds.config import RunConfig
-from hmoe_ds.durable import append_line, flush
 from hmoe_ds.objectives.gather import gather_objects
 from hmoe_ds.objectives.total import RankSlice
 from hmoe_ds.run_files import SKIPPED

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.durable import replace_text
 from hmoe_ds.config import ConfigError
-from hmoe_ds.durable import replace_text
 from hmoe_ds.run_files import METRICS
 
 DELIVERY = "mlflow.json"

@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -315,13 +316,64 @@ def test_a_diverging_fit_leaves_no_folder(exported, hmoe_here, tmp_path):
 
 
 def test_nothing_is_written_over_what_is_read(exported, hmoe_here, tmp_path):
-    source = tmp_path / "m.csv"
-    source.write_text("smiles\nCCO\n")
+    source = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"smiles": ["CCO"]}), source)
+    before = source.read_bytes()
     _, _, said = hmoe_here("embed", exported, source, "--out", source, expect=2)
     assert "is the source itself" in said
     _, _, said = hmoe_here("embed", exported, source, "--out", exported / "model.safetensors", expect=2)
     assert "is in the folder of" in said
-    assert source.read_text() == "smiles\nCCO\n"
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["e.csv", "e.txt", "e.parquet.gz"])
+def test_embed_writes_no_parquet_under_the_name_of_another_format(name, exported, hmoe_here, tmp_path):
+    _, _, said = hmoe_here("embed", exported, "nci5k", "--out", tmp_path / name, expect=2)
+    assert "but parquet is written: give another name" in said
+
+
+def test_embed_tells_the_rows_of_several_files_apart(exported, hmoe_here, tmp_path):
+    (tmp_path / "a.smi").write_text("CCO\nnonsense\nCCN\n")
+    (tmp_path / "b.csv").write_text("smiles\nCCC\nCCO\n")
+    hmoe_here("embed", exported, tmp_path / "[ab].*", "--out", tmp_path / "e.parquet", "--workers", 1)
+    found = pq.read_table(tmp_path / "e.parquet", columns=["source", "row", "smiles"]).to_pylist()
+    expected = [("a.smi", 0, "CCO"), ("a.smi", 2, "CCN"), ("b.csv", 0, "CCC"), ("b.csv", 1, "CCO")]
+    assert [tuple(row.values()) for row in found] == expected
+
+
+def test_a_kill_while_the_file_is_written_leaves_nothing_for_good(exported, hmoe_here, tmp_path):
+    (tmp_path / "m.smi").write_text("CCO\nnonsense\n")
+    words = ["embed", exported, tmp_path / "m.smi", "--out", tmp_path / "e.parquet", "--workers", "1"]
+    program = """
+import os
+from hmoe_ds.cli import main
+replace = os.replace
+os.replace = lambda source, target: os._exit(9) if str(target).endswith("e.parquet") else replace(source, target)
+main()
+"""
+    killed = subprocess.run([sys.executable, "-c", program, *map(str, words)], cwd=ROOT, timeout=240)
+    assert killed.returncode == 9
+    assert {path.name for path in tmp_path.iterdir()} == {"m.smi", "e.rejects.parquet", "e.parquet.work"}
+    hmoe_here(*words)
+    assert {path.name for path in tmp_path.iterdir()} == {"m.smi", "e.rejects.parquet", "e.parquet"}
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_the_rejects_are_not_written_over_what_is_read(form, exported, hmoe_here, tmp_path):
+    source = tmp_path / "e.rejects.parquet"
+    pq.write_table(pa.table({"smiles": ["CCO", "nonsense"]}), source)
+    before = source.read_bytes()
+    embed = ("embed", exported, form.format(source), "--workers", 1, "--out")
+    _, _, said = hmoe_here(*embed, tmp_path / "e.parquet", expect=2)
+    assert f"{source}, which is written beside it, is the source itself" in said
+    (tmp_path / "links").mkdir()
+    os.link(source, tmp_path / "links" / "x.rejects.parquet")
+    hmoe_here(*embed, tmp_path / "links" / "x.parquet", expect=2)
+    (tmp_path / "folders" / "x.rejects.parquet").mkdir(parents=True)
+    _, _, said = hmoe_here(*embed, tmp_path / "folders" / "x.parquet", expect=2)
+    assert "which is written beside it, is a folder" in said
+    assert source.read_bytes() == before
+    hmoe_here(*embed, tmp_path / "other.parquet")
 
 
 def test_predicting_nothing_readable_says_so_and_why(exported, hmoe_here, tmp_path):

@@ -16,7 +16,7 @@ from hmoe_ds.doctor import folder as folder_checks
 from hmoe_ds.doctor.accelerator import Driver, Gpu, TorchView, check_accelerator, parse_view, read_driver
 from hmoe_ds.doctor.finding import note
 from hmoe_ds.doctor.folder import check_file_system, check_folder, check_locks, check_speed
-from hmoe_ds.doctor.host import check_cores, check_memory, check_open_files, check_shared_memory, cpu_quota
+from hmoe_ds.doctor.host import check_cores, check_memory, check_open_files, check_shared_memory
 from hmoe_ds.doctor.network import (
     Interface,
     check_host_name,
@@ -249,13 +249,6 @@ def test_cores_that_are_not_for_this_process_are_noted():
     assert finding.level == "note"
     assert "OMP_NUM_THREADS=8" in finding.mend
     assert check_cores(64, 8, "4").level == "ok"
-
-
-@pytest.mark.parametrize(("content", "cores"), [("max 100000", sys.maxsize), ("450000 100000", 4), ("50000 100000", 1)])
-def test_the_quota_of_a_container_counts_as_cores(tmp_path, content, cores):
-    assert cpu_quota(tmp_path) == sys.maxsize
-    (tmp_path / "cpu.max").write_text(content + "\n")
-    assert cpu_quota(tmp_path) == cores
 
 
 def test_little_memory_is_noted():

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.chemistry import MoleculeReject
-from data_pipeline.task import Task, atomically
+from data_pipeline.durable import atomically
+from data_pipeline.task import Task
 from data_pipeline.watch import Watch
 
 
@@ -117,3 +119,42 @@ class Spin(Task[int]):
         Path(self.work, "pid").write_text(str(os.getpid()))
         while True:
             pass
+
+
+@dataclass(frozen=True)
+class Modules(Task[list[str]]):
+    """Where the process that does it finds modules."""
+
+    work: str
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return ()
+
+    def outputs(self, result: list[str]) -> list[str]:
+        return []
+
+    def run(self, watch: Watch) -> list[str]:
+        return sys.path
+
+
+@dataclass(frozen=True)
+class Say(Task[int]):
+    """Writes a line to the standard error, and ends its process with `exit_code`, if that is not 0."""
+
+    work: str
+    line: str
+    exit_code: int
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.line, self.exit_code)
+
+    def outputs(self, result: int) -> list[str]:
+        return []
+
+    def run(self, watch: Watch) -> int:
+        print(self.line, file=sys.stderr, flush=True)
+        if self.exit_code:
+            os._exit(self.exit_code)
+        return 0

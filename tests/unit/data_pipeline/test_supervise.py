@@ -15,7 +15,7 @@ from data_pipeline.partitions import read_batch
 from data_pipeline.read_stage import ReadTask
 from data_pipeline.sources import resolve_sources
 from data_pipeline.supervise import supervised
-from tests.unit.data_pipeline.small_tasks import Die, Rows, Spin, Square
+from tests.unit.data_pipeline.small_tasks import Die, Modules, Rows, Say, Spin, Square
 
 
 def test_a_row_that_hangs_or_crashes_is_rejected_and_the_others_are_done(tmp_path: Path) -> None:
@@ -32,6 +32,27 @@ def test_a_process_that_dies_without_a_row_to_blame_is_an_error(tmp_path: Path) 
         supervised(Die(str(tmp_path), times=100))
     # The next task is not affected.
     assert supervised(Square(str(tmp_path), 3)) == 9
+
+
+def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "queue.py").write_text("raise RuntimeError('the wrong queue')")
+    (tmp_path / "data_pipeline").mkdir()
+    (tmp_path / "data_pipeline" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(supervise, "_idle", [])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "a:b")])
+    assert supervised(Modules(str(tmp_path))) == sys.path
+
+
+def test_what_a_process_says_that_ends_by_itself_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert supervised(Say(str(tmp_path), "a warning", 0)) == 0
+    assert capsys.readouterr().err == "a warning\n"
+    with pytest.raises(
+        PipelineError, match=r"3 times by itself.*exit code 3.*said last: no such module; mend"
+    ) as error:
+        supervised(Say(str(tmp_path), "no such module", 3))
+    assert "--workers" not in str(error.value)
+    assert "no such module\n" in capsys.readouterr().err
 
 
 def test_kills_at_ever_different_rows_end_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def atomically(path: str | Path, aside: Path | None = None) -> Iterator[str]:
+    """Gives a temporary path. What was written there gets the name `path` for good if all went well.
+
+    A name that is there after a crash of the machine is of a whole file.
+
+    Args:
+        path: name of the file in the end.
+        aside: the temporary path, on the same file system, for a file that one process at a time writes; without it, a
+            name beside `path` that no other process takes, and that a kill leaves there.
+    """
+    temporary = aside or Path(f"{path}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        yield str(temporary)
+        flush(temporary)
+        rename(temporary, Path(path))
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -47,11 +72,14 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot, as some that virtual machines share
+            raise
     finally:
         os.close(descriptor)
 
 
 def rename(source: Path, target: Path) -> None:
-    """Give a file or a folder, whose content is on the disk, another name in the same folder, for good."""
+    """Give a file or a folder, whose content is on the disk, another name for good."""
     os.replace(source, target)
     flush(target.parent)
