@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipeline.columns import ID_HEADERS, Record, find, id_index, structure_index, without_extension
+from data_pipeline.columns import ID_HEADERS, Record, find, id_index, structure_index, structure_text
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.lines import MAX_LINE_LENGTH, decoded
 from data_pipeline.remote import is_url, one_line
@@ -123,7 +123,7 @@ def _records(path: str, kind: str, batches: Iterator[pa.RecordBatch], names: Seq
                     columns = [_texts(rows.column(rows.schema.names.index(name))) for name in names]
                     ids = columns[1] if len(columns) > 1 else repeat(None, rows.num_rows)
                     for text, record_id in zip(columns[0], ids, strict=True):
-                        yield _structure(text), record_id
+                        yield structure_text(text or ""), record_id
 
 
 def _slices(batch: pa.RecordBatch, length: int) -> Iterator[pa.RecordBatch]:
@@ -138,15 +138,6 @@ def _texts(column: pa.Array) -> Iterator[str | None]:
         column = column.cast(pa.string())
     cut = pc.binary_slice(column.cast(pa.large_binary()), 0, MAX_LINE_LENGTH)
     return (None if value is None else decoded(value) for value in cut.to_pylist())
-
-
-def _structure(text: str | None) -> str:
-    if text is None:
-        return ""
-    stripped = text.strip()
-    if "\n" in stripped:
-        return text  # a mol block, whose first line may be blank
-    return without_extension(stripped) if " |" in stripped else stripped
 
 
 @contextmanager

@@ -25,7 +25,7 @@ class LabelledTable:
 
     Args:
         table: all rows.
-        smiles: text of each row of the table.
+        smiles: structure of each row of the table, as it is written.
         molecules: the n encoded molecules.
         row_n: their rows, ascending.
         label_nT: their labels; NaN where a target has none.
@@ -74,7 +74,7 @@ def read_labelled_table(
             in conflict.
     """
     table = Table.read(path)
-    smiles = table.smiles(smiles_column, option="--smiles-column")
+    smiles = table.structures(smiles_column, option="--smiles-column")
     label_RT = np.stack([table.labels(name) for name in targets], axis=1)
     _check_labels(path, targets, task, label_RT)
     encoded = encode_rows(smiles, [""] * len(smiles), standardize=standardize)
