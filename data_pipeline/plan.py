@@ -27,8 +27,16 @@ def resolve(
         check_columns(source, options.smiles_column, options.id_column)
     excluded = resolve_sources(exclude, checksums=checksums)
     for source in excluded:
-        check_columns(source, None, None)
+        _check_excluded(source, options.exclude_smiles_column)
     return resolved, excluded
+
+
+def _check_excluded(source: Source, smiles_column: str | None) -> None:
+    try:
+        check_columns(source, smiles_column, None)
+    except UsageError as error:
+        # What reads it knows the option of the other sources.
+        raise UsageError(str(error).replace("--smiles-column", "--exclude-smiles-column")) from error
 
 
 @dataclass(frozen=True)
