@@ -88,7 +88,7 @@ def _columns(path: str, schema: pa.Schema, smiles_column: str | None, id_column:
         raise UsageError(f"{path}: column {name!r} holds {dtype}, expected text; name another with --smiles-column")
     if record_id is None:
         return [structure]
-    if pa.types.is_nested(schema.field(record_id).type):
+    if not _becomes_text(schema.field(record_id).type):
         name, dtype = schema.names[record_id], schema.field(record_id).type
         raise UsageError(f"{path}: column {name!r} holds {dtype}, expected one value; name another with --id-column")
     return [structure, record_id]
@@ -98,6 +98,18 @@ def _is_text(dtype: pa.DataType) -> bool:
     if pa.types.is_dictionary(dtype):
         return _is_text(dtype.value_type)
     return pa.types.is_null(dtype) or _is_binary(dtype) or _is_string(dtype)
+
+
+def _becomes_text(dtype: pa.DataType) -> bool:
+    if pa.types.is_dictionary(dtype):
+        return _becomes_text(dtype.value_type)
+    if _is_text(dtype):
+        return True
+    try:
+        pa.nulls(0, dtype).cast(pa.string())
+    except pa.ArrowNotImplementedError:
+        return False
+    return True
 
 
 def _is_string(dtype: pa.DataType) -> bool:
@@ -134,6 +146,8 @@ def _texts(column: pa.Array) -> Iterator[str | None]:
     """The values of a column as text, cut as lines are, a null as None; bytes that are not UTF-8 as lone surrogates."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if getattr(column.type, "extension_name", "") == "arrow.uuid":
+        column = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
     if not _is_text(column.type):
         column = column.cast(pa.string())
     cut = pc.binary_slice(column.cast(pa.large_binary()), 0, MAX_LINE_LENGTH)
