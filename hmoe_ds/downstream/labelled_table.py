@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_pipeline.encode import encode_rows
+from data_pipeline.encode_supervised import encode_supervised
 from data_pipeline.errors import UsageError
+from data_pipeline.streams import file_name
 from hmoe_ds.data.table import Table
 from hmoe_ds.downstream.scores import Array, Task
 
@@ -77,7 +78,7 @@ def read_labelled_table(
     smiles = table.structures(smiles_column, option="--smiles-column")
     label_RT = np.stack([table.labels(name) for name in targets], axis=1)
     _check_labels(path, targets, task, label_RT)
-    encoded = encode_rows(smiles, [""] * len(smiles), standardize=standardize)
+    encoded = encode_supervised(file_name(path), smiles, standardize)
     reasons = {reject.index: reject.reason for reject in encoded.rejects}
     has_label_n = ~np.isnan(label_RT[encoded.kept]).all(axis=1)
     reasons |= {int(row): "no label" for row in encoded.kept[~has_label_n]}

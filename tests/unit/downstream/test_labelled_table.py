@@ -6,12 +6,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rdkit import Chem
 
+from data_pipeline import encode_supervised
 from data_pipeline.encode import encode_rows
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.sources import read_chunks, resolve_sources
 from hmoe_ds.data.table import Table
 from hmoe_ds.downstream.labelled_table import read_labelled_table
+from hmoe_ds.downstream.moleculenet import read_set
+from tests.endless import CAGE
+from tests.labelled_tables import molecules_of
 
 GOOD = "name,smiles,active,logp\na,CCO,1,-0.3\nb,c1ccccc1,0,2.1\nc,CCN,,0.1\nd,nonsense,1,3\ne,,0,1\nf,CCC,nan,\n"
 
@@ -164,3 +169,16 @@ def test_salts_conflict_only_in_standard_form(tmp_path):
     with pytest.raises(UsageError, match="different labels"):
         read_labelled_table(path, ["y"], "classification")
     assert len(read_labelled_table(path, ["y"], "classification", standardize=False).row_n) == 2
+
+
+def test_a_molecule_that_hangs_rdkit_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode_supervised, "DEFAULT_MOLECULE_SECONDS", 0.5)
+    path = write(tmp_path / "esol.csv", f"smiles,logSolubility\nCCO,1\n{CAGE},2\nCCN,3\n")
+    found = read_labelled_table(path, ["logSolubility"], "regression")
+    assert found.row_n.tolist() == [0, 2]
+    assert found.reasons == {1: "timeout"}
+    rows = "".join(f"{text},{number}\n" for number, text in enumerate([CAGE, *molecules_of(0, 30)]))
+    write(tmp_path / "esol.csv", f"smiles,logSolubility\n{rows}")
+    found_set = read_set("esol", tmp_path / "esol.csv", standardize=True)
+    assert found_set.unreadable == 1 + sum(Chem.MolFromSmiles(text) is None for text in molecules_of(0, 30))
+    assert CAGE not in found_set.smiles
