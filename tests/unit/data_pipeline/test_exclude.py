@@ -96,6 +96,8 @@ def test_an_unusual_column_of_an_exclusion_has_an_option_of_its_own(tmp_path: Pa
     manifest = prepare([source], out, options, exclude=[tested]).manifest
     assert (manifest.counts.excluded, [row["smiles"] for row in molecules(Path(out))]) == (1, ["CCN"])
     assert prepare([source], out, options, exclude=[tested]).reused
+    with pytest.raises(UsageError, match="exclude_smiles_column is 'structure', but no files are excluded"):
+        prepare([source], tmp_path / "other", options)
 
 
 def test_an_exclusion_that_is_not_there(source: str, tmp_path: Path) -> None:
