@@ -118,7 +118,7 @@ def _of_size(molecules: Molecules) -> Molecules:
 def _unfamiliar(dataset: str, tables: list[str]) -> pa.RecordBatch:
     """Molecules of the tables with a skeleton that the dataset does not have, each once."""
     known = pq.read_table(f"{dataset}/scaffolds.parquet", columns=["generic_key"])["generic_key"].to_numpy()
-    texts = sorted({text for path in tables for text in Table.read(path).smiles(None, option="a header")})
+    texts = sorted({text for path in tables for text in Table.read(path).structures(None, option="a header")})
     molecules = encode_rows(texts, [""] * len(texts)).batch
     generic = molecules.column("generic_key").to_numpy()
     return molecules.filter(pa.array((generic != 0) & ~np.isin(generic, known)))

@@ -13,6 +13,9 @@ MAX_MOLBLOCK_LENGTH = 1_000_000
 # What RDKit raises for a broken invariant; one molecule must not stop a run.
 _RDKIT_ERRORS = (RuntimeError, ValueError, LookupError, OverflowError)
 
+# Lines of a mol block before its counts.
+_HEADER_LINES = 3
+
 _INCHI_PREFIX = "InChI="
 _CENTRE = re.compile("@+")
 _UNUSUAL_CHARGE = re.compile(r"[+-]\d")
@@ -86,9 +89,12 @@ def canonical_molecule(text: str, max_atoms: int) -> CanonicalMolecule:
     """
     if not text:
         raise MoleculeReject("empty")
+    is_block = "\n" in text or "\r" in text
+    if is_block:
+        text = _with_readable_header(text)
     if not _is_utf8(text):
         raise MoleculeReject("not_utf8")
-    if "\n" in text or "\r" in text:
+    if is_block:
         return reread(_written(_from_molblock(text, max_atoms)))
     if len(text) > MAX_TEXT_LENGTH:
         raise MoleculeReject("too_large")
@@ -131,6 +137,16 @@ def reread(smiles: str) -> CanonicalMolecule:
     if mol is None:
         raise MoleculeReject("unstable_smiles")
     return CanonicalMolecule(smiles, mol, is_reread=True)
+
+
+def _with_readable_header(block: str) -> str:
+    """A mol block with `?` for each byte of its first three lines that is not UTF-8.
+
+    They are a title, what wrote the block, and a comment: only the second says something of the molecule, in columns
+    that stay where they are.
+    """
+    *header, body = block.split("\n", _HEADER_LINES)
+    return "\n".join([*(line.encode("utf-8", "replace").decode() for line in header), body])
 
 
 def _is_utf8(text: str) -> bool:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipeline.columns import ID_HEADERS, Record, find, id_index, structure_index, without_extension
+from data_pipeline.columns import ID_HEADERS, Record, find, id_index, structure_index, structure_text
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.lines import MAX_LINE_LENGTH, decoded
 from data_pipeline.remote import is_url, one_line
@@ -88,7 +88,7 @@ def _columns(path: str, schema: pa.Schema, smiles_column: str | None, id_column:
         raise UsageError(f"{path}: column {name!r} holds {dtype}, expected text; name another with --smiles-column")
     if record_id is None:
         return [structure]
-    if pa.types.is_nested(schema.field(record_id).type):
+    if not _becomes_text(schema.field(record_id).type):
         name, dtype = schema.names[record_id], schema.field(record_id).type
         raise UsageError(f"{path}: column {name!r} holds {dtype}, expected one value; name another with --id-column")
     return [structure, record_id]
@@ -98,6 +98,18 @@ def _is_text(dtype: pa.DataType) -> bool:
     if pa.types.is_dictionary(dtype):
         return _is_text(dtype.value_type)
     return pa.types.is_null(dtype) or _is_binary(dtype) or _is_string(dtype)
+
+
+def _becomes_text(dtype: pa.DataType) -> bool:
+    if pa.types.is_dictionary(dtype):
+        return _becomes_text(dtype.value_type)
+    if _is_text(dtype):
+        return True
+    try:
+        pa.nulls(0, dtype).cast(pa.string())
+    except pa.ArrowNotImplementedError:
+        return False
+    return True
 
 
 def _is_string(dtype: pa.DataType) -> bool:
@@ -123,7 +135,7 @@ def _records(path: str, kind: str, batches: Iterator[pa.RecordBatch], names: Seq
                     columns = [_texts(rows.column(rows.schema.names.index(name))) for name in names]
                     ids = columns[1] if len(columns) > 1 else repeat(None, rows.num_rows)
                     for text, record_id in zip(columns[0], ids, strict=True):
-                        yield _structure(text), record_id
+                        yield structure_text(text or ""), record_id
 
 
 def _slices(batch: pa.RecordBatch, length: int) -> Iterator[pa.RecordBatch]:
@@ -134,19 +146,12 @@ def _texts(column: pa.Array) -> Iterator[str | None]:
     """The values of a column as text, cut as lines are, a null as None; bytes that are not UTF-8 as lone surrogates."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if getattr(column.type, "extension_name", "") == "arrow.uuid":
+        column = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
     if not _is_text(column.type):
         column = column.cast(pa.string())
     cut = pc.binary_slice(column.cast(pa.large_binary()), 0, MAX_LINE_LENGTH)
     return (None if value is None else decoded(value) for value in cut.to_pylist())
-
-
-def _structure(text: str | None) -> str:
-    if text is None:
-        return ""
-    stripped = text.strip()
-    if "\n" in stripped:
-        return text  # a mol block, whose first line may be blank
-    return without_extension(stripped) if " |" in stripped else stripped
 
 
 @contextmanager

@@ -30,11 +30,11 @@ ID_HEADERS = (
 _EXTENSION = re.compile(r"[ \t]\|(?:r?|[^|\n:$(]*[:$(][^|\n]*)\|(?=\s|$)")
 
 
-def structure_index(path: str, header: Sequence[str], column: str | None) -> int:
+def structure_index(path: str, header: Sequence[str], column: str | None, option: str = "--smiles-column") -> int:
     """Index of the column named `column`; without a name, of the first SMILES, else InChI or mol block column.
 
     Raises:
-        UsageError: no such column.
+        UsageError: no such column, or none that is found, which `option` would name.
     """
     if column is not None:
         return _named_index(path, header, column)
@@ -42,13 +42,21 @@ def structure_index(path: str, header: Sequence[str], column: str | None) -> int
     if index is None:
         index = find(header, STRUCTURE_HEADERS)
     if index is None:
-        raise UsageError(f"{path}: no SMILES column among {listed(header)}; name it with --smiles-column")
+        raise UsageError(f"{path}: no SMILES column among {listed(header)}; name it with {option}")
     return index
 
 
 def id_index(path: str, header: Sequence[str], column: str | None, default: int | None) -> int | None:
     """Index of the column named `column`, `default` without a name. Raises UsageError if there is no such column."""
     return default if column is None else _named_index(path, header, column)
+
+
+def structure_text(cell: str) -> str:
+    """The structure in a cell: without blanks around it, and the extension of a CXSMILES; a mol block as it is."""
+    text = cell.strip()
+    if "\n" in text:
+        return cell  # whose first line may be blank
+    return without_extension(text) if " |" in text else text
 
 
 def without_extension(text: str) -> str:

@@ -1,19 +1,22 @@
 """What preparing a dataset would take, told from the heads of its sources: rows, rejects, time, disk space."""
 
+import dataclasses
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
-
-from data_pipeline.encode import EncodedRows, encode_rows
+from data_pipeline.encode import encode_rows
 from data_pipeline.formats import SYNTH
 from data_pipeline.options import PrepareOptions
 from data_pipeline.quantities import byte_size, duration
+from data_pipeline.read_stage import chunk_file, read_chunk, write_chunk
 from data_pipeline.row_count import COLUMNAR, count_rows
 from data_pipeline.sources import Source, SourceChunk, read_chunks
+from data_pipeline.supervise import supervised
 from data_pipeline.targets import with_targets
+from data_pipeline.task import Task
 from data_pipeline.watch import Watch
 
 # Of many sources, fewer rows each are tried: a dry run takes seconds.
@@ -25,6 +28,9 @@ _EXAMPLES = 3
 # and 40,000 synthetic ones: 33-48 us of CPU time. Temporary files: on 9,000 of ZINC 0.97 of the bytes of the shards.
 _OTHER_SECONDS_PER_ROW = 40e-6
 _TEMPORARY_PER_SHARD_BYTE = 1.0
+
+# In the names of files: of the one head that a work folder is of.
+_HEAD = "head"
 
 # A first call pays for what later calls share: tables are loaded, code is compiled.
 _WARM_UP = ["OC(=O)c1ccccc1OC(C)=O", "C[N+](C)(C)C.[Cl-]", "not a SMILES"]
@@ -78,7 +84,6 @@ def estimate(sources: Sequence[Source], options: PrepareOptions, workers: int, h
         UsageError, PipelineError: as `sources.read_chunks`.
     """
     head_rows = min(head_rows, max(_FEWEST_ROWS, _MOST_ROWS // len(sources)))
-    _timed_encoding(SourceChunk(0, _WARM_UP, _WARM_UP), options)
     parts = [_estimate(source, options, head_rows) for source in sources]
     return Estimate(
         sources=parts,
@@ -96,7 +101,7 @@ def _estimate(source: Source, options: PrepareOptions, head_rows: int) -> Source
     chunks = read_chunks(source, options.smiles_column, options.id_column, chunk_rows=head_rows)
     head = next(chunks, SourceChunk(first_row=0, texts=[], ids=[]))
     is_whole = next(chunks, None) is None
-    encoded, molecules, seconds = _timed_encoding(head, options)
+    encoded = _encoded(source.name, head, options)
     read = len(head.texts)
     rows = read if is_whole else max(read + 1, count_rows(source))
     scale = rows / max(1, read)
@@ -106,22 +111,74 @@ def _estimate(source: Source, options: PrepareOptions, head_rows: int) -> Source
         bytes=source.bytes,
         head_rows=read,
         examples=list(zip(head.texts, head.ids, strict=True))[:_EXAMPLES],
-        rejected=dict(Counter(reject.reason for reject in encoded.rejects).most_common()),
+        rejected=dict(encoded.rejected.most_common()),
         rows=rows,
         exact=is_whole or source.format in (SYNTH, *COLUMNAR),
-        molecules=round(scale * molecules.num_rows),
-        seconds=scale * seconds + rows * _OTHER_SECONDS_PER_ROW,
-        shard_bytes=round(scale * molecules.nbytes),
-        temporary_bytes=round(scale * _TEMPORARY_PER_SHARD_BYTE * encoded.batch.nbytes),
+        molecules=round(scale * encoded.molecules),
+        seconds=scale * encoded.seconds + rows * _OTHER_SECONDS_PER_ROW,
+        shard_bytes=round(scale * encoded.shard_bytes),
+        temporary_bytes=round(scale * _TEMPORARY_PER_SHARD_BYTE * encoded.bytes),
     )
 
 
-def _timed_encoding(head: SourceChunk, options: PrepareOptions) -> tuple[EncodedRows, pa.RecordBatch, float]:
-    """The head encoded; its molecules as a shard has them; and the CPU seconds that it took."""
-    started = time.thread_time()
-    encoded = encode_rows(head.texts, head.ids, options.max_atoms, options.standardize)
-    molecules = with_targets(encoded.batch, Watch()) if options.targets else encoded.batch
-    return encoded, molecules, time.thread_time() - started
+@dataclass(frozen=True)
+class EncodedHead:
+    """What became of a head.
+
+    rejected: rows by reason; seconds: CPU time; bytes: of the molecules without targets; shard_bytes: as a shard has
+    them.
+    """
+
+    molecules: int
+    rejected: Counter[str]
+    seconds: float
+    bytes: int
+    shard_bytes: int
+
+
+def _encoded(name: str, head: SourceChunk, options: PrepareOptions) -> EncodedHead:
+    with tempfile.TemporaryDirectory(prefix="hmoe_estimate_") as work:
+        write_chunk(chunk_file(work, _HEAD, 0), head)
+        return supervised(HeadTask(work, name, options))
+
+
+@dataclass(frozen=True)
+class HeadTask(Task[EncodedHead]):
+    """Encode the head of the source `name`: in a child process, as a row may hang RDKit."""
+
+    work: str
+    name: str
+    options: PrepareOptions
+
+    def __str__(self) -> str:
+        return f"{self.name}, its head"
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.name, *dataclasses.astuple(self.options))
+
+    def outputs(self, result: EncodedHead) -> list[str]:
+        return []
+
+    def run(self, watch: Watch) -> EncodedHead:
+        head = read_chunk(chunk_file(self.work, _HEAD, 0), 0)
+        self._encode(SourceChunk(0, _WARM_UP, _WARM_UP), Watch())
+        watch.begin(self.options.molecule_seconds)
+        return self._encode(head, watch)
+
+    def _encode(self, head: SourceChunk, watch: Watch) -> EncodedHead:
+        options = self.options
+        started = time.thread_time()
+        encoded = encode_rows(head.texts, head.ids, options.max_atoms, options.standardize, watch)
+        # Its rows are numbered behind those of the head: to `watch` they are others.
+        molecules = with_targets(encoded.batch, watch, len(head.texts)) if options.targets else encoded.batch
+        return EncodedHead(
+            molecules.num_rows,
+            Counter(reject.reason for reject in encoded.rejects),
+            time.thread_time() - started,
+            encoded.batch.nbytes,
+            molecules.nbytes,
+        )
 
 
 def describe_estimate(estimate: Estimate) -> str:

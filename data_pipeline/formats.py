@@ -52,6 +52,13 @@ def check_no_archive(path: str, head: bytes) -> None:
         raise UsageError(f"{path}: a {kind} archive; unpack it and name the files in it (a workbook: save it as CSV)")
 
 
+def binary_format(head: bytes) -> str | None:
+    """The format, parquet or arrow, that the first bytes of a file tell, or None."""
+    if head.startswith(PARQUET_MAGIC):
+        return "parquet"
+    return "arrow" if head.startswith((ARROW_MAGIC, ARROW_STREAM_MAGIC)) else None
+
+
 def format_of_name(name: str) -> str | None:
     """The format that the extension of a file name tells, or None."""
     stem, _ = split_compression(name)
@@ -67,10 +74,9 @@ def detect_format(path: str, name: str, head: bytes) -> str:
     Raises:
         UsageError: it does not tell.
     """
-    if head.startswith(PARQUET_MAGIC):
-        return "parquet"
-    if head.startswith((ARROW_MAGIC, ARROW_STREAM_MAGIC)):
-        return "arrow"
+    binary = binary_format(head)
+    if binary is not None:
+        return binary
     lines = head.decode("utf-8-sig", "surrogateescape").splitlines()
     if len(head) >= HEAD_BYTES:
         lines = lines[:-1]  # which may be cut

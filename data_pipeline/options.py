@@ -11,7 +11,7 @@ DEFAULT_MOLECULE_SECONDS = 10.0
 _MOLECULE_SECONDS = (0.01, 1e6)
 
 # Options that came later than FORMAT_VERSION 3, and what a dataset was prepared with whose manifest does not tell.
-LATER_OPTIONS = {"targets": False}
+LATER_OPTIONS = {"targets": False, "exclude_smiles_column": None}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class PrepareOptions:
     found by themselves when None; validation_fraction: share of the scaffolds, in [0, 1); shard_rows: molecules in a
     shard, about; max_atoms: larger molecules are rejected; standardize: store the standard form of molecules
     (`standardize`); molecule_seconds: CPU time after which a molecule is rejected, from 0.01 to 1e6; targets: store
-    what molecule-level objectives predict (`targets`).
+    what molecule-level objectives predict (`targets`); exclude_smiles_column: name in the header of files to exclude.
     """
 
     format: str | None = None
@@ -34,6 +34,7 @@ class PrepareOptions:
     standardize: bool = True
     molecule_seconds: float = DEFAULT_MOLECULE_SECONDS
     targets: bool = False
+    exclude_smiles_column: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:

@@ -19,16 +19,29 @@ def resolve(
     """Sources, and files of molecules to exclude, their headers read; `checksums`: as `sources.resolve_sources`.
 
     Raises:
-        UsageError: a source or a column that is not there.
+        UsageError: a source or a column that is not there, or one of files to exclude without such files.
         PipelineError: a source that cannot be read.
     """
     resolved = resolve_sources(sources, options.format, checksums)
     for source in resolved:
         check_columns(source, options.smiles_column, options.id_column)
+    if options.exclude_smiles_column is not None and not exclude:
+        raise UsageError(
+            f"exclude_smiles_column is {options.exclude_smiles_column!r}, but no files are excluded; name some with "
+            "--exclude, or leave it out"
+        )
     excluded = resolve_sources(exclude, checksums=checksums)
     for source in excluded:
-        check_columns(source, None, None)
+        _check_excluded(source, options.exclude_smiles_column)
     return resolved, excluded
+
+
+def _check_excluded(source: Source, smiles_column: str | None) -> None:
+    try:
+        check_columns(source, smiles_column, None)
+    except UsageError as error:
+        # What reads it knows the option of the other sources.
+        raise UsageError(str(error).replace("--smiles-column", "--exclude-smiles-column")) from error
 
 
 @dataclass(frozen=True)

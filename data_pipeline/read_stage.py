@@ -46,7 +46,7 @@ class ReadTask(Task[list[int]]):
         """
         rows = []
         for number, chunk in enumerate(read_chunks(self.source, self.smiles_column, self.id_column, self.chunk_rows)):
-            _write_chunk(chunk_file(self.work, self.key, number), chunk)
+            write_chunk(chunk_file(self.work, self.key, number), chunk)
             rows.append(len(chunk.texts))
         self._check_unchanged()
         return rows
@@ -79,7 +79,8 @@ def read_chunk(path: str, first_row: int) -> SourceChunk:
     return SourceChunk(first_row, texts, ids)
 
 
-def _write_chunk(path: str, chunk: SourceChunk) -> None:
+def write_chunk(path: str, chunk: SourceChunk) -> None:
+    """Write a chunk, which is there as a whole or not at all."""
     columns = [_binary(chunk.texts), _binary(chunk.ids)]
     write_batches(path, _TEXT_SCHEMA, [pa.RecordBatch.from_arrays(columns, schema=_TEXT_SCHEMA)])
 

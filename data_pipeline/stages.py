@@ -166,7 +166,7 @@ class Build:
     def run(self) -> Publication[PrepareResult]:
         """Build the dataset; of an append, all but the shards that are there already."""
         chunks = self._read(self._plan.sources, self._options.smiles_column, self._options.id_column)
-        excluded_chunks = self._read(self._plan.exclude, None, None)
+        excluded_chunks = self._read(self._plan.exclude, self._options.exclude_smiles_column, None)
         self._partitions = self._partition_count(chunks, excluded_chunks)
         mapped = self._map("map", chunks)
         self._check_not_empty(mapped)

@@ -5,6 +5,7 @@ a row without SMILES as '', bytes that are not UTF-8 as lone surrogates, a NUL a
 """
 
 import csv
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,11 +20,14 @@ from data_pipeline.columns import (
     format_of_header,
     id_index,
     structure_index,
+    structure_text,
     without_extension,
 )
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.lines import MAX_LINE_LENGTH, read_lines
 from data_pipeline.streams import open_stream
+
+_QUOTED = re.compile('"[^"]*"')
 
 
 @contextmanager
@@ -71,21 +75,34 @@ def open_delimited(
 
     Raises as `open_smiles`.
     """
-    with open_stream(path) as stream:
-        lines = read_lines(path, stream)
-        first = next(lines, "")
-        if delimiter == "," and first.count(";") > first.count(","):
-            delimiter = ";"
-        rows = _csv_rows((line + "\n" for line in chain([first], lines)), delimiter)
-        header = [name.strip() for name in next(rows)]
-        if not header:
-            raise PipelineError(f"{path}: the first line is empty; expected the names of the columns")
-        form = format_of_header(first, smiles_column)
+    with open_table(path, ",;" if delimiter == "," else delimiter) as (header, rows):
+        form = format_of_header(",".join(header), smiles_column)
         known = find(header, (*SMILES_HEADERS, *STRUCTURE_HEADERS))
         if smiles_column not in header and known is None and form == ("csv" if delimiter == "\t" else "tsv"):
             raise _other_format(path, form)
         structure = structure_index(path, header, smiles_column)
         yield _records(rows, structure, id_index(path, header, id_column, default=find(header, ID_HEADERS)))
+
+
+@contextmanager
+def open_table(path: str, delimiters: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+    """The names of a table's columns, and its rows as their cells, which may be quoted.
+
+    The delimiter is the one of `delimiters` that its first line has most of; an empty line is a row without cells.
+
+    Raises:
+        UsageError: no such file.
+        PipelineError: the file is damaged or UTF-16, while iterating, too; it begins with an empty line.
+    """
+    with open_stream(path) as stream:
+        lines = read_lines(path, stream)
+        first = next(lines, "")
+        delimiter = max(delimiters, key=_QUOTED.sub("", first).count)
+        rows = _csv_rows((line + "\n" for line in chain([first], lines)), delimiter)
+        header = [name.strip() for name in next(rows)]
+        if not header:
+            raise PipelineError(f"{path}: the first line is empty; expected the names of the columns")
+        yield header, rows
 
 
 def _is_header(header: list[str], smiles_column: str | None) -> bool:
@@ -111,12 +128,7 @@ def _split(lines: Iterable[str], separator: str | None) -> Iterator[list[str]]:
 
 def _records(rows: Iterator[list[str]], structure: int, record_id: int | None) -> Iterator[Record]:
     for row in rows:
-        cell = row[structure] if structure < len(row) else ""
-        text = cell.strip()
-        if "\n" in text:
-            text = cell  # a mol block, whose first line may be blank
-        elif " |" in text:
-            text = without_extension(text)
+        text = structure_text(row[structure]) if structure < len(row) else ""
         yield text, row[record_id].strip() if record_id is not None and record_id < len(row) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -72,7 +73,10 @@ def add_commands(command: Command) -> None:
     finetune.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     finetune.add_argument("table", metavar="TABLE", help="CSV file with a header")
     finetune.add_argument(
-        "--target", required=True, metavar="COL[,COL...]", help="columns of labels; cells may be empty"
+        "--target",
+        required=True,
+        metavar="COL[,COL...]",
+        help="columns of labels, a name with a comma in double quotes: '\"IC50, nM\",logP'; cells may be empty",
     )
     finetune.add_argument("--task", required=True, choices=("classification", "regression"), help="what they are")
     finetune.add_argument("--out", required=True, help="folder to write, which hmoe predict reads")
@@ -230,7 +234,7 @@ def _finetune(options: argparse.Namespace, rest: list[str]) -> Result:
     if (options.split == "column") != (options.split_column is not None):
         raise UsageError("--split column and --split-column COL go together: give both, or neither")
     settings = FinetuneOptions(
-        targets=tuple(name.strip() for name in options.target.split(",") if name.strip()),
+        targets=_targets(options.target),
         task=options.task,
         smiles_column=options.smiles_column,
         split=options.split,
@@ -245,6 +249,18 @@ def _finetune(options: argparse.Namespace, rest: list[str]) -> Result:
         result = finetune(options.model, options.table, options.out, settings, progress.report)
     print(describe_result(result, settings))
     return result
+
+
+def _targets(text: str) -> tuple[str, ...]:
+    """The names of columns in `text`, which is written as the header of a CSV file."""
+    try:
+        names = next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise UsageError(
+            f"--target {text!r} cannot be read as names of columns ({error}): put a name with a comma, a quote or a "
+            "line break in double quotes, and double the quotes in it"
+        ) from error
+    return tuple(name.strip() for name in names if name.strip())
 
 
 def _predict(options: argparse.Namespace, rest: list[str]) -> Result:

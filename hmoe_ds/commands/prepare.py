@@ -42,6 +42,11 @@ def add_command(command: Command) -> None:
         metavar="FILE",
         help="leave out the molecules of these files, such as test sets",
     )
+    prepare.add_argument(
+        "--exclude-smiles-column",
+        metavar="COL",
+        help="column with SMILES in all files to exclude; --smiles-column is not for them (default: found by itself)",
+    )
     add_workers(prepare)
     prepare.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="use the workers of this Dask cluster instead")
     prepare.add_argument("--staging", metavar="DIR", help="where to build what goes to a URL (default: in ~/.cache)")
@@ -79,6 +84,7 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
         molecule_seconds=options.molecule_seconds,
         format=options.format,
         targets=options.targets,
+        exclude_smiles_column=options.exclude_smiles_column,
     )
     resources = Resources(options.workers, options.scheduler, options.memory)
     if options.dry_run:

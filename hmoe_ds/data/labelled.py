@@ -71,7 +71,7 @@ def read_labelled(table: ProbeTable, max_molecules: int, standardize: bool) -> L
     """
     try:
         read = Table.read(table.path)
-        smiles, labels = read.smiles(table.smiles, option="smiles"), read.labels(table.label)
+        smiles, labels = read.structures(table.smiles, option="smiles"), read.labels(table.label)
     except UsageError as error:
         raise ConfigError(f"probe.tables: {error}") from error
     rows = [row for row in zip(smiles, labels.tolist(), strict=True) if not math.isnan(row[1])]

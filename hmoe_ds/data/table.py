@@ -1,18 +1,21 @@
-"""A user's table of molecules: a CSV file with a header, its cells as text, its labels as numbers."""
+"""A user's table of molecules: a CSV file with a header, its cells as text, its labels as numbers.
+
+It is read as `hmoe prepare` reads it, so that a row is the same molecule for every command.
+"""
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.columns import SMILES_HEADERS, find, listed
-from data_pipeline.errors import PipelineError, UsageError
-from data_pipeline.lines import MAX_LINE_LENGTH, read_lines
-from data_pipeline.streams import open_stream
+from data_pipeline.columns import listed, structure_index, structure_text
+from data_pipeline.errors import UsageError
+from data_pipeline.formats import HEAD_BYTES, binary_format, check_no_archive
+from data_pipeline.streams import read_head
+from data_pipeline.tables import open_table
 
 # What a cell without a label may say, in lower case.
 MISSING = {"", "na", "n/a", "nan", "none", "null"}
@@ -26,7 +29,7 @@ class Table:
     Args:
         path: where it was read, for messages.
         header: names of the columns.
-        rows: cells of each row, without white space around them; a row may be shorter than the header.
+        rows: cells of each row as they are written; a row may be shorter than the header.
     """
 
     path: str
@@ -38,28 +41,14 @@ class Table:
         """The table at a path or URL, of commas, semicolons or tabs, perhaps compressed. An empty line is an empty row.
 
         Raises:
-            UsageError: no such file, two columns of one name, a row with more cells than there are columns.
-            PipelineError: it cannot be read.
+            UsageError: no such file, one that is no text, a row with more cells than there are columns.
+            PipelineError: it cannot be read, or has no header.
         """
-        # Global to the process, and only ever raised.
-        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_LENGTH))
-        with open_stream(path) as stream:
-            lines = read_lines(path, stream)
-            first = next(lines, "")
-            delimiter = max(_DELIMITERS, key=first.count)
-            header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
-            reader = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
-            try:
-                rows = [[cell.strip() for cell in row] for row in reader]
-            except csv.Error as error:
-                raise PipelineError(
-                    f"{path} cannot be read as a table ({error}): write it anew as a CSV file"
-                ) from error
-        twice = {name for name in header if header.count(name) > 1}
-        if twice:
-            raise UsageError(f"{path} has more than one column {listed(sorted(twice))}: rename one of them")
+        _check_text(path)
+        with open_table(path, _DELIMITERS) as (header, lines):
+            rows = list(lines)
         for number, row in enumerate(rows, start=1):
-            if any(row[len(header) :]):
+            if any(cell.strip() for cell in row[len(header) :]):
                 raise UsageError(
                     f"{path} has {len(row)} cells in row {number}, and {len(header)} columns: put a cell with a comma "
                     "in quotes, and write numbers with a decimal point"
@@ -67,28 +56,24 @@ class Table:
         return cls(path, header, rows)
 
     def column(self, name: str) -> list[str]:
-        """The cells of a column, "" where a row has none.
+        """The cells of a column without white space around them, "" where a row has none.
 
         Raises:
-            UsageError: there is no such column.
+            UsageError: there is no such column, or more than one.
         """
         if name not in self.header:
             raise UsageError(f"{self.path} has no column {name!r}: name one of its columns, {listed(self.header)}")
-        index = self.header.index(name)
-        return [row[index] if index < len(row) else "" for row in self.rows]
+        if self.header.count(name) > 1:
+            raise UsageError(f"{self.path} has more than one column {name!r}: rename one of them")
+        return [cell.strip() for cell in self._cells(self.header.index(name))]
 
-    def smiles(self, name: str | None, option: str) -> list[str]:
-        """The cells of the column of SMILES: the one named, or the one whose name says so.
+    def structures(self, name: str | None, option: str) -> list[str]:
+        """The structure of each row, mostly a SMILES: of the column named, or of the one whose name says so.
 
         Raises:
             UsageError: there is none; it is to be named with `option`.
         """
-        if name is not None:
-            return self.column(name)
-        index = find(self.header, SMILES_HEADERS)
-        if index is None:
-            raise UsageError(f"{self.path} has no SMILES column among {listed(self.header)}: name it with {option}")
-        return self.column(self.header[index])
+        return [structure_text(cell) for cell in self._cells(structure_index(self.path, self.header, name, option))]
 
     def labels(self, name: str) -> NDArray[np.float64]:
         """The cells of a column as numbers; NaN where there is none: an empty cell, or one that says so.
@@ -97,6 +82,9 @@ class Table:
             UsageError: there is no such column, or one of its cells is something else.
         """
         return np.array([self._number(name, number, text) for number, text in enumerate(self.column(name), start=1)])
+
+    def _cells(self, index: int) -> list[str]:
+        return [row[index] if index < len(row) else "" for row in self.rows]
 
     def _number(self, column: str, row: int, text: str) -> float:
         if text.lower() in MISSING:
@@ -111,3 +99,11 @@ class Table:
             f"{self.path} has the label {text[:40]!r} in row {row} of column {column!r}: expected a number, 0 or 1 for "
             "two classes, or an empty cell; name another column"
         )
+
+
+def _check_text(path: str) -> None:
+    head = read_head(path, HEAD_BYTES)
+    check_no_archive(path, head)
+    binary = binary_format(head)
+    if binary is not None:
+        raise UsageError(f"{path}: a file of format {binary}, expected a CSV file with a header; save the table as CSV")

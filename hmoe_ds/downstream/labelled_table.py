@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_pipeline.encode import encode_rows
+from data_pipeline.encode_supervised import encode_supervised
 from data_pipeline.errors import UsageError
+from data_pipeline.streams import file_name
 from hmoe_ds.data.table import Table
 from hmoe_ds.downstream.scores import Array, Task
 
@@ -25,7 +26,7 @@ class LabelledTable:
 
     Args:
         table: all rows.
-        smiles: text of each row of the table.
+        smiles: structure of each row of the table, as it is written.
         molecules: the n encoded molecules.
         row_n: their rows, ascending.
         label_nT: their labels; NaN where a target has none.
@@ -74,10 +75,10 @@ def read_labelled_table(
             in conflict.
     """
     table = Table.read(path)
-    smiles = table.smiles(smiles_column, option="--smiles-column")
+    smiles = table.structures(smiles_column, option="--smiles-column")
     label_RT = np.stack([table.labels(name) for name in targets], axis=1)
     _check_labels(path, targets, task, label_RT)
-    encoded = encode_rows(smiles, [""] * len(smiles), standardize=standardize)
+    encoded = encode_supervised(file_name(path), smiles, standardize)
     reasons = {reject.index: reject.reason for reject in encoded.rejects}
     has_label_n = ~np.isnan(label_RT[encoded.kept]).all(axis=1)
     reasons |= {int(row): "no label" for row in encoded.kept[~has_label_n]}

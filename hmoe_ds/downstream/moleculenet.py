@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rdkit import Chem, rdBase
 
 from data_pipeline.columns import listed
-from data_pipeline.encode import encode_rows
+from data_pipeline.encode_supervised import encode_supervised
 from data_pipeline.errors import UsageError
 from hmoe_ds.data.table import MISSING, Table
 from hmoe_ds.downstream.baselines import ecfp
@@ -99,12 +99,12 @@ def read_set(name: str, path: Path, standardize: bool) -> BenchmarkSet:
         UsageError: no column of SMILES or of labels; a side of the split without molecules.
     """
     table = Table.read(str(path))
-    smiles = table.smiles(None, option="a header `smiles`")
+    smiles = table.structures(None, option="a header `smiles`")
     targets = _targets(name, path, table)
     label_RT = np.stack([table.labels(column) for column in targets], axis=1)
-    encoded = encode_rows(smiles, [""] * len(smiles), standardize=standardize)
-    with rdBase.BlockLogs():  # an InChI can be encoded, but the protocol is of SMILES
-        is_smiles_n = [Chem.MolFromSmiles(smiles[row]) is not None for row in encoded.kept]
+    encoded = encode_supervised(path.name, smiles, standardize)
+    with rdBase.BlockLogs():  # an InChI or a mol block can be encoded, but the protocol is of SMILES
+        is_smiles_n = ["\n" not in smiles[row] and Chem.MolFromSmiles(smiles[row]) is not None for row in encoded.kept]
     rows = encoded.kept[is_smiles_n]
     kept = [smiles[row] for row in rows]
     split = scaffold_split(kept)

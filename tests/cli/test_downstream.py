@@ -195,9 +195,11 @@ def test_finetune_a_frozen_encoder_on_two_quantities_by_scaffold(exported, hmoe_
     ("words", "message"),
     [
         (["--target", "nothing", "--task", "regression"], "has no column 'nothing'"),
+        (["--target", 'size, "a, b"', "--task", "regression"], "has no column 'a, b'"),
+        (["--target", '"a, b', "--task", "regression"], "put a name with a comma, a quote or a line break in double"),
         (["--target", "notes", "--task", "regression"], "no molecule with a label in 'notes'"),
         (["--target", "size", "--task", "classification"], "for quantities give --task regression"),
-        (["--target", "size", "--task", "regression", "--smiles", "structure"], "has no column 'structure'"),
+        (["--target", "size", "--task", "regression", "--smiles", "structure"], "no column 'structure'"),
         (["--target", "size", "--task", "regression", "--split", "column"], "--split-column COL go together"),
         (
             ["--target", "size", "--task", "regression", "--split", "column", "--split-column", "id"],

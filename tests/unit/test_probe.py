@@ -118,9 +118,9 @@ def refuse(message, dataset, tmp_path, table, **overrides):
     [
         (None, {}, "probe.tables: .*table.csv"),
         ("smiles,z\nC,1\n", {}, r"has no column 'y': name one of its columns, 'smiles', 'z'"),
-        ("smiles,y\nC,1\n", {"smiles": "s"}, r"has no column 's': name one of its columns"),
-        ("what,y\nC,1\n", {}, "has no SMILES column among 'what', 'y': name it with smiles"),
-        ("", {}, "has no SMILES column"),
+        ("smiles,y\nC,1\n", {"smiles": "s"}, r"no column 's'; the file's columns are 'smiles', 'y'"),
+        ("what,y\nC,1\n", {}, "no SMILES column among 'what', 'y'; name it with smiles"),
+        ("y\nC\n", {}, "no SMILES column among 'y'"),
         ("smiles,y\nC,1\nCC,active\n", {}, "has the label 'active' in row 2 of column 'y': expected a number"),
         ("smiles,y\nC,1\nCC,inf\n", {}, "has the label 'inf' in row 2"),
         ("smiles,y\nC,1\nCC,1\n", {}, "has only the label 1 in column 'y': expected two classes"),

@@ -3,6 +3,7 @@
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from data_pipeline.schema import ID_LIMIT
 from data_pipeline.sources import Source, read_chunks, resolve_sources
 from tests.unit.data_pipeline.reading import check, read
 
+KEY = UUID("12345678-1234-5678-1234-567812345678")
 KINDS = ("parquet", "arrow file", "arrow stream")
 
 
@@ -56,6 +58,8 @@ def test_rows_are_those_of_the_file(tmp_path: Path, kind: str) -> None:
         (pa.array([b"a", b"\xff", None]), ["a", "\\udcff", "2"]),
         (pa.array([True, False, None]), ["true", "false", "2"]),
         (pa.array([0, 1, 2], pa.date32()), ["1970-01-01", "1970-01-02", "1970-01-03"]),
+        (pa.array([KEY.bytes, None, bytes(16)], pa.uuid()), [str(KEY), "1", "00000000-0000-0000-0000-000000000000"]),
+        (pa.array([b"abc", None, b"\xff\xfe\xfd"], pa.binary(3)), ["abc", "1", "\\udcff\\udcfe\\udcfd"]),
         (pa.nulls(3), ["0", "1", "2"]),
     ],
 )
@@ -105,6 +109,13 @@ def test_wrong_columns(tmp_path: Path, kind: str) -> None:
         with pytest.raises(UsageError, match=rf"^{path}: {message}"):
             check(path, **columns)
     assert read(path, smiles_column="c", id_column="c") == [("C", "C")]
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])  # Parquet has no such type
+def test_an_id_that_is_no_text_in_arrow_is_named(tmp_path: Path, kind: str) -> None:
+    table = pa.table({"smiles": ["C"], "id": pa.nulls(1, pa.month_day_nano_interval())})
+    with pytest.raises(UsageError, match=r"column 'id' holds month_day_nano_interval, .*; name another with --id-col"):
+        check(written(tmp_path, kind, table))
 
 
 @pytest.mark.parametrize("kind", KINDS)

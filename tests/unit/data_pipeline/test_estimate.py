@@ -21,6 +21,7 @@ from data_pipeline.options import PrepareOptions
 from data_pipeline.row_count import count_rows
 from data_pipeline.sources import Source, resolve_sources
 from data_pipeline.synth import SynthSpec, synthesize
+from tests.endless import CAGE
 from tests.unit.data_pipeline.conftest import COLLECTIONS
 
 NCI = (Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi").read_bytes()
@@ -183,3 +184,9 @@ def test_description() -> None:
         "time        about 3 min with 2 workers, a core for each",
         "disk        about 70.0 MB of shards, and 147.0 MB of temporary files beside them while it works",
     ]
+
+
+def test_a_molecule_that_hangs_rdkit_is_a_reject(tmp_path: Path) -> None:
+    (tmp_path / "a.smi").write_text(f"CCO\n{CAGE}\nCCN\n")
+    (head,) = run(tmp_path / "a.smi", molecule_seconds=0.5, targets=True).sources
+    assert (head.rows, head.molecules, head.rejected) == (3, 2, {"timeout": 1})

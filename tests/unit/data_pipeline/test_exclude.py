@@ -86,6 +86,20 @@ def test_an_append_must_exclude_the_same(source: str, test_set: str, lines: list
     assert appended.counts.unaccounted == 0
 
 
+def test_an_unusual_column_of_an_exclusion_has_an_option_of_its_own(tmp_path: Path) -> None:
+    source, tested, out = (str(tmp_path / name) for name in ("m.smi", "tox.csv", "out"))
+    Path(source).write_text("CCO a\nCCN b\n")
+    Path(tested).write_text("structure,y\nOCC,1\n")
+    with pytest.raises(UsageError, match=r"tox\.csv: no SMILES column .*; name it with --exclude-smiles-column$"):
+        prepare([source], out, exclude=[tested])
+    options = PrepareOptions(exclude_smiles_column="structure")
+    manifest = prepare([source], out, options, exclude=[tested]).manifest
+    assert (manifest.counts.excluded, [row["smiles"] for row in molecules(Path(out))]) == (1, ["CCN"])
+    assert prepare([source], out, options, exclude=[tested]).reused
+    with pytest.raises(UsageError, match="exclude_smiles_column is 'structure', but no files are excluded"):
+        prepare([source], tmp_path / "other", options)
+
+
 def test_an_exclusion_that_is_not_there(source: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nothing\.csv: no such file"):
         prepare([source], tmp_path / "out", exclude=[str(tmp_path / "nothing.csv")])

@@ -9,6 +9,7 @@ from rdkit import Chem, RDConfig, rdBase
 from rdkit.Chem import AllChem
 
 from data_pipeline import lines, sdf
+from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
 from data_pipeline.sdf import open_sdf
 from tests.unit.data_pipeline.reading import check, read, write
@@ -82,6 +83,23 @@ def test_ids(tmp_path: Path, properties: str, record_id: str) -> None:
     block = BLOCK.replace("\n", "the title\n", 1)
     ((text, found),) = read(write(tmp_path / "a.sdf", f"{block}{properties}$$$$\n"))
     assert (text, found) == (block, record_id)
+
+
+def test_a_header_that_is_not_utf8_costs_no_molecule(tmp_path: Path) -> None:
+    """Neither its text nor its dimension, which decides what its stereo follows from; a bad atom line is rejected."""
+    molecule = Chem.AddHs(Chem.MolFromSmiles("C[C@H](N)C(=O)O"))
+    AllChem.EmbedMolecule(molecule, randomSeed=1)
+    _, program, _, rest = Chem.MolToMolBlock(molecule).split("\n", 3)
+    assert program.endswith("3D")
+    program = program.replace("RDKit", "M\xf6l\xe9 ")
+    block = f"L\xf6we\n{program}\nB\xe4r\n{rest}"
+    broken = block.replace(" C ", " \xc4 ", 1)
+    path = write(tmp_path / "a.sdf", f"{block}$$$$\n{broken}$$$$\n".encode("latin-1"))
+    (text, record_id), (other, _) = read(path)
+    encoded = encode_rows([text, other], ["", ""], standardize=False)
+    assert record_id == "L\\udcf6we"
+    assert encoded.batch.column("smiles").to_pylist() == [Chem.MolToSmiles(Chem.RemoveHs(molecule))]
+    assert [reject.reason for reject in encoded.rejects] == ["not_utf8"]
 
 
 def test_a_record_without_the_property_gets_its_row_number(tmp_path: Path) -> None:

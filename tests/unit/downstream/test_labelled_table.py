@@ -1,11 +1,22 @@
 """Tables of users: what is refused and how, and what is kept of the rest."""
 
-import numpy as np
-import pytest
+import zipfile
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rdkit import Chem
+
+from data_pipeline import encode_supervised
+from data_pipeline.encode import encode_rows
 from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.sources import read_chunks, resolve_sources
 from hmoe_ds.data.table import Table
 from hmoe_ds.downstream.labelled_table import read_labelled_table
+from hmoe_ds.downstream.moleculenet import read_set
+from tests.endless import CAGE
+from tests.labelled_tables import molecules_of
 
 GOOD = "name,smiles,active,logp\na,CCO,1,-0.3\nb,c1ccccc1,0,2.1\nc,CCN,,0.1\nd,nonsense,1,3\ne,,0,1\nf,CCC,nan,\n"
 
@@ -54,7 +65,7 @@ def test_forms_of_tables(form, tmp_path):
     ("text", "target", "task", "message"),
     [
         ("smiles,y\nC,1\n", "z", "classification", "has no column 'z': name one of its columns, 'smiles', 'y'"),
-        ("what,y\nC,1\n", "y", "classification", "no SMILES column among 'what', 'y': name it with --smiles-column"),
+        ("what,y\nC,1\n", "y", "classification", "no SMILES column among 'what', 'y'; name it with --smiles-column"),
         ("smiles,y\nC,1\nCC,high\n", "y", "regression", "the label 'high' in row 2 of column 'y': expected a number"),
         ("smiles,y\nC,1\nCC,inf\n", "y", "regression", "the label 'inf' in row 2"),
         ("smiles,y\nC,1\nCC,2\n", "y", "classification", "label 2 in row 2 of column 'y': .*--task regression"),
@@ -66,7 +77,8 @@ def test_forms_of_tables(form, tmp_path):
         ("smiles,y\nC,1_0\nCC,0\n", "y", "regression", "the label '1_0' in row 1"),
         ("smiles,y\nC,1e200\nCC,-1e200\n", "y", "regression", r"labels up to 1e\+200 in column 'y': scale them down"),
         ("smiles,y,y\nC,1,0\n", "y", "classification", "has more than one column 'y'"),
-        ("", "y", "classification", "has no SMILES column"),
+        ("y,,z,\n1,,2,,\n", "y", "classification", "no SMILES column among 'y', '', 'z', ''"),
+        ("smiles,y,,\nC,1,,\nCC,0,,,5\n", "y", "classification", "has 5 cells in row 2, and 4 columns"),
     ],
 )
 def test_a_table_that_cannot_be_learned_from_is_refused(text, target, task, message, tmp_path):
@@ -76,8 +88,53 @@ def test_a_table_that_cannot_be_learned_from_is_refused(text, target, task, mess
 
 
 def test_an_open_quote_swallows_no_rows(tmp_path):
-    with pytest.raises(PipelineError, match="cannot be read as a table"):
-        Table.read(write(tmp_path / "t.csv", 'smiles,y\n"CCO,1\nCCN,0\nCCC,1\n'))
+    text = 'smiles,y,note\nCCO,1,"5 inch\nCCN,0,"5"-HT"\n"CCC,1,x\nCCCC,1,"a, b"\n'
+    found = read_labelled_table(write(tmp_path / "t.csv", text), ["y"], "classification")
+    assert found.row_n.tolist() == [0, 1, 3]
+    assert found.label_nT[:, 0].tolist() == [1, 0, 1]
+    assert found.smiles[2] == "CCC,1,x"
+    assert found.reasons == {2: "syntax"}
+
+
+BLOCK = "\n  RDKit\n\n  1  0  0  0  0  0  0  0  0  0999 V2000\n    0.0000    0.0000    0.0000 C   0  0\nM  END\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'smiles,id,y\n"{BLOCK}",a,1\n C[C@H](N)O |&1:1|,b,0\nCCO Z1,c,1\n InChI=1S/CH4/h1H4 ,d,1\n,e,0\n',
+        'inchi,name,y\n"InChI=1S/CH4/h1H4",a,1\nCCN,b,0\n',
+        'smiles;"a,b,c,d";y\nCCO;1;1\nCCN;0;0\n',
+        "smiles,y,,\nCCO,1,,\nCCN,0,,\n",
+        "smiles,note,note,y\nCCO,1,2,1\nCCN,3,4,0\n",
+    ],
+)
+def test_molecules_are_those_of_other_commands(text, tmp_path):
+    path = write(tmp_path / "t.csv", text)
+    found = read_labelled_table(path, ["y"], "classification")
+    (source,) = resolve_sources([path])
+    (chunk,) = read_chunks(source)
+    encoded = encode_rows(chunk.texts, chunk.ids)
+    assert found.smiles == chunk.texts
+    assert found.row_n.tolist() == encoded.kept.tolist()
+    assert found.canonical == encoded.batch.column("smiles").to_pylist()
+    assert found.reasons == {reject.index: reject.reason for reject in encoded.rejects}
+
+
+@pytest.mark.parametrize("text", ["", "\nsmiles,y\nCCO,1\n"])
+def test_a_table_without_a_header_is_refused(text, tmp_path):
+    with pytest.raises(PipelineError, match=r"t\.csv: the first line is empty; expected the names of the columns"):
+        Table.read(write(tmp_path / "t.csv", text))
+
+
+def test_files_that_are_no_text_are_named(tmp_path):
+    pq.write_table(pa.table({"smiles": ["C"], "y": [1]}), tmp_path / "t.parquet")
+    with pytest.raises(UsageError, match=r"t\.parquet: a file of format parquet, expected a CSV file"):
+        Table.read(str(tmp_path / "t.parquet"))
+    with zipfile.ZipFile(tmp_path / "t.xlsx", "w") as file:
+        file.writestr("sheet.xml", "<a/>")
+    with pytest.raises(UsageError, match=r"t\.xlsx: a zip archive; .*a workbook: save it as CSV"):
+        Table.read(str(tmp_path / "t.xlsx"))
 
 
 CONFLICT = "smiles,y\nOCC,1\nCCN,0\nCCO,3\nCCC,5\nCCC,5\n"
@@ -112,3 +169,16 @@ def test_salts_conflict_only_in_standard_form(tmp_path):
     with pytest.raises(UsageError, match="different labels"):
         read_labelled_table(path, ["y"], "classification")
     assert len(read_labelled_table(path, ["y"], "classification", standardize=False).row_n) == 2
+
+
+def test_a_molecule_that_hangs_rdkit_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode_supervised, "DEFAULT_MOLECULE_SECONDS", 0.5)
+    path = write(tmp_path / "esol.csv", f"smiles,logSolubility\nCCO,1\n{CAGE},2\nCCN,3\n")
+    found = read_labelled_table(path, ["logSolubility"], "regression")
+    assert found.row_n.tolist() == [0, 2]
+    assert found.reasons == {1: "timeout"}
+    rows = "".join(f"{text},{number}\n" for number, text in enumerate([CAGE, *molecules_of(0, 30)]))
+    write(tmp_path / "esol.csv", f"smiles,logSolubility\n{rows}")
+    found_set = read_set("esol", tmp_path / "esol.csv", standardize=True)
+    assert found_set.unreadable == 1 + sum(Chem.MolFromSmiles(text) is None for text in molecules_of(0, 30))
+    assert CAGE not in found_set.smiles
