@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.durable import flush
 
-# Of a row group. To write one takes four times its bytes of memory, so where rows are wide they end it first.
+# Of a row group. To write one takes five times its bytes of memory, so where rows are wide they end it first.
 _GROUP_ROWS = 1 << 16
 _GROUP_BYTES = 128 << 20
 
