@@ -140,9 +140,13 @@ def _add_fit(sub: argparse.ArgumentParser) -> None:
         help="what of its atom states the head sees of a molecule (default: mean+max+size)",
     )
     fit.add_argument(
-        "--head-epochs", type=whole, default=0, metavar="N", help="train the head alone first, N at most (default: 0)"
+        "--head-epochs",
+        type=whole,
+        default=20,
+        metavar="N",
+        help="of the head alone, before all, at most (default: 20)",
     )
-    fit.add_argument("--epochs", type=positive, default=100, help="at most (default: 100)")
+    fit.add_argument("--epochs", type=positive, default=100, help="of all, at most (default: 100)")
     fit.add_argument("--patience", type=positive, default=20, help="epochs without gain until the end (default: 20)")
     fit.add_argument("--batch-size", type=positive, default=32, help="molecules of a step (default: 32)")
     fit.add_argument("--learning-rate", type=float, default=1e-3, help="(default: 0.001)")

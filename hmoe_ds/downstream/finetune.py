@@ -223,7 +223,7 @@ def fit_member(
     stage = f"fit {seed + 1} of {options.seeds}"
     fitted = fit(
         start, found.molecules, found.label_nT, split, options.task, how, seed,
-        lambda epoch: report(stage, epoch, how.head_epochs + how.epochs),
+        lambda epoch: report(stage, epoch, how.most_epochs),
     )  # fmt: skip
     kept.save(seed, fitted)
     return fitted

@@ -34,9 +34,9 @@ class FitOptions:
     Args:
         mode: `full` trains encoder and head, `frozen` the head alone.
         readout: what the head sees of a molecule.
-        head_epochs: passes over the training side, at most, in which the head alone is trained before all is: a fresh
-            head would pull pretrained features away from what they are (Kumar et al., "Fine-Tuning can Distort
-            Pretrained Features and Underperform Out-of-Distribution", 2022). 0 for none.
+        head_epochs: in mode `full`, passes over the training side, at most, in which the head alone is trained before
+            all is: a fresh head would pull pretrained features away from what they are (Kumar et al., "Fine-Tuning can
+            Distort Pretrained Features and Underperform Out-of-Distribution", 2022). 0 for none.
         epochs: passes after these, at most.
         patience: epochs without a better validation score after which a fit ends.
         batch_size: molecules of one step.
@@ -49,7 +49,7 @@ class FitOptions:
 
     mode: Literal["full", "frozen"] = "full"
     readout: Readout = "mean+max+size"
-    head_epochs: int = 0
+    head_epochs: int = 20
     epochs: int = 100
     patience: int = 20
     batch_size: int = 32
@@ -59,18 +59,19 @@ class FitOptions:
     dropout: float = 0.1
     class_weights: bool = False
 
+    @property
+    def most_epochs(self) -> int:
+        """Passes over the training side, at most."""
+        return self.epochs + (self.head_epochs if self.mode == "full" else 0)
+
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[object, bool, str]] = {
             "readout": (self.readout, self.readout in get_args(Readout), f"one of {', '.join(get_args(Readout))}"),
             "learning_rate": (self.learning_rate, 0 < self.learning_rate < float("inf"), "a number above 0"),
             "layer_decay": (self.layer_decay, 0 < self.layer_decay <= 1, "a number above 0, up to 1"),
             "weight_decay": (self.weight_decay, 0 <= self.weight_decay < float("inf"), "a number from 0"),
+            "head_epochs": (self.head_epochs, self.head_epochs >= 0, "a whole number from 0"),
             "dropout": (self.dropout, 0 <= self.dropout < 1, "a number from 0, below 1"),
-            "head_epochs": (
-                self.head_epochs,
-                self.head_epochs == 0 or self.mode == "full",
-                "0 with --mode frozen, where the head alone is trained",
-            ),
         }
         for name, (value, is_right, expected) in ranges.items():
             if not is_right:
@@ -165,8 +166,8 @@ def fit(
 
 def _stages(options: FitOptions) -> Iterator[FitOptions]:
     """The parts of a fit, one after the other: each begins with the best weights of the one before."""
-    if options.head_epochs:
-        yield replace(options, mode="frozen", epochs=options.head_epochs, head_epochs=0)
+    if options.mode == "full" and options.head_epochs:
+        yield replace(options, mode="frozen", epochs=options.head_epochs)
     yield options
 
 

@@ -49,7 +49,7 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 @pytest.mark.parametrize("mode", ["full", "frozen"])
 def test_a_fit_learns_and_is_the_same_each_time(mode, molecules, split):
     epochs, learning_rate = (15, 3e-3) if mode == "full" else (60, 1e-2)
-    options = FitOptions(mode=mode, epochs=epochs, learning_rate=learning_rate)
+    options = FitOptions(head_epochs=0, mode=mode, epochs=epochs, learning_rate=learning_rate)
     runs = []
     for draw in (1, 2):
         torch.manual_seed(draw)  # of no account
@@ -65,7 +65,7 @@ def test_a_fit_learns_and_is_the_same_each_time(mode, molecules, split):
 
 
 def test_the_weights_are_those_of_the_best_epoch(molecules, split):
-    options = FitOptions(epochs=12, patience=3, learning_rate=0.03)
+    options = FitOptions(head_epochs=0, epochs=12, patience=3, learning_rate=0.03)
     fitted = fit(start(), molecules, weights(), split, "regression", options, seed=0)
     assert len(fitted.validation) == min(12, fitted.best_epoch + 3)
     predicted = scaled_back(outputs_of(fitted.model, molecules, "cpu"), fitted.scale)
@@ -77,7 +77,7 @@ def test_the_weights_are_those_of_the_best_epoch(molecules, split):
 def test_test_labels_and_missing_labels_take_no_part(molecules, split):
     label = np.concatenate([weights(), weights()], axis=1)
     label[split.train[::2], 1] = np.nan
-    options = FitOptions(epochs=2)
+    options = FitOptions(head_epochs=0, epochs=2)
     one = fit(start(targets=2), molecules, label, split, "regression", options, seed=0)
     label[split.test] = 1e6
     assert same(one.model, fit(start(targets=2), molecules, label, split, "regression", options, seed=0).model)
@@ -91,7 +91,9 @@ def test_a_fit_that_diverges(molecules, split):
         fit(start(), molecules, weights(), split, "regression", FitOptions(learning_rate=1e30, epochs=2), seed=0)
     broken = start()
     broken.head[1].register_forward_hook(BreaksAfter(calls=60))
-    fitted = fit(broken, molecules, weights(), split, "regression", FitOptions(epochs=50, patience=50), seed=0)
+    fitted = fit(
+        broken, molecules, weights(), split, "regression", FitOptions(head_epochs=0, epochs=50, patience=50), seed=0
+    )
     assert 0 < len(fitted.validation) < 50
     assert 0 < fitted.best_epoch <= len(fitted.validation)
     assert np.isfinite(fitted.validation).all()
@@ -105,7 +107,7 @@ def test_the_head_first(molecules, split):
     both = fit(start(), molecules, weights(), split, "regression", both_options, seed=3)
     assert both.validation[:20] == head.validation
     assert len(both.validation) == 26
-    alone = fit(start(), molecules, weights(), split, "regression", FitOptions(epochs=6, **how), seed=3)
+    alone = fit(start(), molecules, weights(), split, "regression", FitOptions(head_epochs=0, epochs=6, **how), seed=3)
     assert both.validation[20] < alone.validation[0]
     assert both.best_epoch == 1 + int(np.argmin(both.validation)) > 20
     # Where all of the model diverges at once, the head alone is what is kept.
@@ -131,7 +133,9 @@ def test_a_fit_of_one_step_an_epoch_that_diverges(molecules, split):
         fit(start(), molecules, weights(), few, "regression", FitOptions(learning_rate=1e30, epochs=2), seed=0)
     broken = start()
     broken.head[1].register_forward_hook(BreaksAfter(calls=9))  # a call for the step, one for validation
-    fitted = fit(broken, molecules, weights(), few, "regression", FitOptions(epochs=50, patience=50), seed=0)
+    fitted = fit(
+        broken, molecules, weights(), few, "regression", FitOptions(head_epochs=0, epochs=50, patience=50), seed=0
+    )
     assert len(fitted.validation) == 4
     assert np.isfinite(fitted.validation).all()
     assert all(weight.isfinite().all() for weight in fitted.model.parameters())
@@ -149,7 +153,7 @@ class BreaksAfter:
 def test_without_a_score_on_validation_the_last_epoch_counts(molecules, split):
     label = (weights() > 150).astype(float)
     label[split.validation] = 1
-    fitted = fit(start(), molecules, label, split, "classification", FitOptions(epochs=4), seed=0)
+    fitted = fit(start(), molecules, label, split, "classification", FitOptions(head_epochs=0, epochs=4), seed=0)
     assert fitted.best_epoch == 4
     assert np.isnan(fitted.validation).all()
     assert not same(fitted.model, start())
@@ -159,7 +163,9 @@ def test_without_a_score_on_validation_the_last_epoch_counts(molecules, split):
 @pytest.mark.parametrize("mode", ["full", "frozen"])
 def test_a_model_in_half_precision_is_fitted_in_fp32(dtype, mode, molecules, split):
     model = PropertyModel(HMoEModel(MODEL, ROUTER, seed=2).to(dtype), 1, "mean+max+size", dropout=0.1, seed=0)
-    fitted = fit(model, molecules, weights(), split, "regression", FitOptions(mode=mode, epochs=2), seed=0)
+    fitted = fit(
+        model, molecules, weights(), split, "regression", FitOptions(head_epochs=0, mode=mode, epochs=2), seed=0
+    )
     assert np.isfinite(fitted.validation).all()
     assert fitted.model.encoder.dtype == torch.float32
     assert np.isfinite(outputs_of(fitted.model, molecules, "cpu")).all()
