@@ -231,8 +231,24 @@ def move_biases(model, config, batches, encodings):
         if router.experts_at_start:
             slow_family_balance(layer.gate, atoms_E.tolist(), router, router.expert_balance_rate)
         else:
-            move_bias(layer.gate.route_bias, atoms_E, router.expert_balance_rate)
+            for pool in pools(router):
+                bias = layer.gate.route_bias[pool]
+                move_bias(bias, atoms_E[pool], router.expert_balance_rate)
+                layer.gate.route_bias[pool] = bias
     return loads
+
+
+def pools(router):
+    """Experts that compete for the same atoms, pool by pool."""
+    size = router.experts // router.groups
+    groups = [list(range(group * size, (group + 1) * size)) for group in range(router.groups)]
+    match router.form:
+        case "hard":
+            return groups
+        case "additive":
+            return [[expert for group in groups for expert in group[1:]]]
+        case _:
+            return [[expert for group in groups for expert in group]]
 
 
 def move_bias(bias, load, rate):
