@@ -15,11 +15,14 @@ class Said:
     def pass_on(self) -> str:
         """Write what has come since the last time to this process's standard error; -> its last line that is not empty.
 
-        The position in the file is the writer's, so it is left where it is.
+        The position in the file is the writer's, so it is left where it is. Nothing may be written meanwhile.
         """
-        size = os.fstat(self.file.fileno()).st_size
-        text = os.pread(self.file.fileno(), size - self._passed_on, self._passed_on).decode(errors="replace")
+        descriptor = self.file.fileno()
+        size = os.fstat(descriptor).st_size
+        if size <= self._passed_on:
+            return ""
+        text = os.pread(descriptor, size - self._passed_on, self._passed_on).decode(errors="replace")
         self._passed_on = size
-        if text:
-            sys.stderr.write(text)
+        os.ftruncate(descriptor, 0)  # of days of warnings nothing is kept; the writer goes on where it was
+        sys.stderr.write(text)
         return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

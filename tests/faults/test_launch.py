@@ -52,7 +52,9 @@ def test_a_rank_killed_then_the_launcher_then_a_rank_stopped(whole, dataset, tmp
     assert re.search(
         r"no progress for 15 s at step \d+: rank 1 gives no sign of life: .*; rank 0 waits in \w+ \(hmoe", said
     )
-    assert [int(code) for code in re.findall(r"ended with exit code (\d+)", said)] == [247, 137, exit_codes.HUNG]
+    first, *others = [int(code) for code in re.findall(r"ended with exit code (\d+)", said)]
+    assert first in (247, exit_codes.FAILED)  # of the rank that was killed, or of the other one, which fails then
+    assert others == [137, exit_codes.HUNG]
     assert not processes_of(out)
     check_same(out, whole, tmp_path)
 
