@@ -244,14 +244,13 @@ class _Results:
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"--out {path} is no results file of hmoe evaluate: give another file") from error
         # A file may have further arms, and gets those that it has not.
-        merged = {**settings, "models": {**models, **settings["models"]}}
-        after = {**before, "models": {**settings["models"], **models}}
-        differs = [name for name in merged if after.get(name) != merged[name]]
+        before["models"] = {name: models.get(name, model) for name, model in settings["models"].items()}
+        differs = [name for name in settings if before.get(name) != settings[name]]
         if differs:
             raise UsageError(
                 f"--out {path} holds results of other {' and '.join(differs)}: give another file, or remove it"
             )
-        found["settings"] = merged
+        found["settings"] = {**settings, "models": models | settings["models"]}
         self.content = found
 
     def begin(self, name: str, checksum: str) -> None:

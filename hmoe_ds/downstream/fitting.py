@@ -59,11 +59,6 @@ class FitOptions:
     dropout: float = 0.1
     class_weights: bool = False
 
-    @property
-    def most_epochs(self) -> int:
-        """Passes over the training side, at most."""
-        return self.epochs + (self.head_epochs if self.mode == "full" else 0)
-
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[object, bool, str]] = {
             "readout": (self.readout, self.readout in get_args(Readout), f"one of {', '.join(get_args(Readout))}"),
@@ -76,6 +71,11 @@ class FitOptions:
         for name, (value, is_right, expected) in ranges.items():
             if not is_right:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}: expected {expected}")
+
+    @property
+    def most_epochs(self) -> int:
+        """Passes over the training side, at most."""
+        return self.epochs + (self.head_epochs if self.mode == "full" else 0)
 
 
 class FitError(PipelineError):
@@ -139,14 +139,7 @@ def fit(
         for stage in _stages(options):
             fitting = _Fitting(model, molecules, scaled_nT, task, stage)
             weights, begun = fitting.copy_weights(), len(validation)
-            for epoch in range(begun + 1, begun + stage.epochs + 1):
-                if not fitting.run_epoch(split.train):
-                    break
-                output_nT = fitting.predict(split.validation)
-                if not np.isfinite(output_nT).all():
-                    break
-                # On the scale of the fit, so that all targets count alike.
-                value = score(task, output_nT, scaled_nT[split.validation]).means[PRIMARY[task]]
+            for epoch, value in enumerate(_epochs(fitting, split, scaled_nT, task, stage.epochs), start=begun + 1):
                 validation.append(value)
                 report(epoch)
                 if is_better(task, value, best):
@@ -169,6 +162,20 @@ def _stages(options: FitOptions) -> Iterator[FitOptions]:
     if options.mode == "full" and options.head_epochs:
         yield replace(options, mode="frozen", epochs=options.head_epochs)
     yield options
+
+
+def _epochs(fitting: _Fitting, split: Split, label_nT: Array, task: Task, most: int) -> Iterator[float]:
+    """Run epochs; the score on validation after each, until loss or outputs are not finite.
+
+    On the scale of the fit, so that all targets count alike.
+    """
+    for _ in range(most):
+        if not fitting.run_epoch(split.train):
+            return
+        output_nT = fitting.predict(split.validation)
+        if not np.isfinite(output_nT).all():
+            return
+        yield score(task, output_nT, label_nT[split.validation]).means[PRIMARY[task]]
 
 
 @torch.no_grad()

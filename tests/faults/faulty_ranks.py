@@ -8,7 +8,6 @@ training loop as a launcher would start them.
 import contextlib
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from hmoe_ds.training import loop, watchdog
 from tests.distributed.ranks import become_rank, fork
+from tests.limited_files import limited_files
 
 
 def at_step(settings: dict, rank: int, action) -> None:
@@ -86,17 +86,6 @@ def full_disk(settings: dict, rank: int) -> None:
             save(*arguments)
 
     loop.save_checkpoint = save_checkpoint
-
-
-@contextlib.contextmanager
-def limited_files(size: int):
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 FUNCTIONS = (signalled, hanging, stopped, blind_watchdog, damaged_shard, not_finite, full_disk)

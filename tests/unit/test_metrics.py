@@ -1,10 +1,8 @@
 """Routing figures against definitions; the metrics file."""
 
-import contextlib
 import itertools
 import json
 import math
-import resource
 
 import numpy as np
 import pytest
@@ -22,6 +20,7 @@ from hmoe_ds.training.metrics import (
     rms_ratio,
     starved_share,
 )
+from tests.limited_files import limited_files
 
 
 def slow_consistency(scaffolds, groups):
@@ -95,22 +94,11 @@ def test_metrics_file_drops_later_steps_and_fragments(tmp_path):
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [3.0, 2.0, 1.5]
 
 
-@contextlib.contextmanager
-def full_disk(size):
-    """Files cannot become larger than so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_lines_wait_for_a_disk_that_is_full(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     lines = StepFile(path, after_step=0)
     lines.write({"step": 1})
-    with full_disk(path.stat().st_size + 5):
+    with limited_files(path.stat().st_size + 5):
         for step in (2, 3):
             lines.write({"step": step})
         assert path.read_text() == '{"step": 1}\n'  # no piece of a line
@@ -126,7 +114,7 @@ def test_lines_that_wait_are_not_more_and_more(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "_MAX_UNWRITTEN", 2)
     path = tmp_path / "metrics.jsonl"
     lines = StepFile(path, after_step=0)
-    with full_disk(5):
+    with limited_files(5):
         for step in (1, 2, 3):
             lines.write({"step": step})
     lines.flush()
