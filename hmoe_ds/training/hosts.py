@@ -22,6 +22,7 @@ from hmoe_ds.config import ConfigError
 from hmoe_ds.training.launch import Command, Launcher
 from hmoe_ds.training.node import MASTER_PORT, free_port
 from hmoe_ds.training.start_file import Start, as_word, shared_environment, write_start
+from hmoe_ds.training.supervisor import supervisor_environment
 
 # Of each launcher, the programs that it needs here.
 LAUNCHERS = {"pdsh": ("pdsh",), "openmpi": ("mpirun", "ompi_info")}
@@ -111,7 +112,8 @@ def _next_command(argv: Sequence[str], hosts: Hosts, out: Path, launcher: Launch
 
 
 def _start(argv: Sequence[str], hosts: Hosts, master: str, port: int) -> Start:
-    return Start(list(argv), shared_environment(os.environ), str(Path.cwd()), hosts.launcher, master, port)
+    environment = shared_environment(os.environ) | supervisor_environment()
+    return Start(list(argv), environment, str(Path.cwd()), hosts.launcher, master, port)
 
 
 def hosts_command(hosts: Hosts, out: Path, port: int = MASTER_PORT) -> Command:

@@ -1,8 +1,9 @@
-"""The process that starts the launcher: ranks that see it end with it."""
+"""The process that starts the launcher: ranks end with it; those on other machines, when nobody reads their output."""
 
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 
 _VARIABLE = "HMOE_SUPERVISOR"
@@ -27,7 +28,26 @@ def supervisor_here() -> int | None:
     return int(process) if process.isdecimal() and space == _process_space() else None
 
 
-def is_alive(process: int) -> bool:
+def supervisor_is_gone() -> bool:
+    """Whether the process that started the launcher has ended, as far as that shows here.
+
+    Of one on another machine it shows by the output of this process: what carried it there reads it no more. Of a
+    process that was not supervised, it never does.
+    """
+    process = supervisor_here()
+    if process is not None:
+        return not _is_alive(process)
+    return is_supervised() and not _output_is_read()
+
+
+def _output_is_read() -> bool:
+    """Whether what standard error is connected to has another end; a file has."""
+    poll = select.poll()
+    poll.register(2, 0)
+    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _is_alive(process: int) -> bool:
     """Whether there is such a process."""
     try:
         os.kill(process, 0)

@@ -25,7 +25,7 @@ from torch.distributed import distributed_c10d
 from hmoe_ds.training.best_effort import say
 from hmoe_ds.training.exit_codes import FAILED, HUNG
 from hmoe_ds.training.stop import StopRequest
-from hmoe_ds.training.supervisor import is_alive, supervisor_here
+from hmoe_ds.training.supervisor import supervisor_is_gone
 
 # What ranks that start may take to find each other and to load what they need; `hang_seconds` where that is more.
 START_SECONDS = 900.0
@@ -71,7 +71,6 @@ class Watchdog:
         self._number, self._step, self._last = 0, 0, time.monotonic()
         self._watched = threading.get_ident()
         self._parent = os.getppid()
-        self._supervisor = supervisor_here()
         self._ended, self._reporting = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -108,7 +107,7 @@ class Watchdog:
     def _is_orphan(self) -> bool:
         if self._stop.asked:
             return False
-        return os.getppid() != self._parent or (self._supervisor is not None and not is_alive(self._supervisor))
+        return os.getppid() != self._parent or supervisor_is_gone()
 
     def _beat(self) -> Beat:
         self._number += 1
