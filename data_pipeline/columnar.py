@@ -1,8 +1,9 @@
-"""Parquet and Arrow IPC (file and stream) as a stream of records: two columns are read, a batch at a time."""
+"""Parquet and Arrow IPC (file and stream), a batch at a time: as records, from two columns, or as rows of a table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,39 +30,72 @@ _BATCH_ROWS = 64
 _CHECKED_ROWS = 1024
 
 
+Kind = Literal["parquet", "arrow"]
+
+
 @contextmanager
-def open_parquet(path: str, smiles_column: str | None, id_column: str | None) -> Iterator[Iterator[Record]]:
-    """Records of a Parquet file, of any size of row groups in the same memory. An id of any scalar type becomes text.
+def open_columnar(
+    path: str, kind: Kind, smiles_column: str | None, id_column: str | None
+) -> Iterator[Iterator[Record]]:
+    """Records of a file, of any size of row groups in the same memory. An id of any scalar type becomes text.
 
     Raises:
         UsageError: no such file, no such column, a column of another type.
         PipelineError: the file is damaged; while iterating, too.
     """
-    with open_random_access(path) as source:
-        with _naming(path, "Parquet"):
-            # Column chunks, which may be as large as the file, are streamed; by default they are read as a whole.
-            file = pq.ParquetFile(source, buffer_size=REQUEST_BYTES, pre_buffer=False)
-            schema = file.schema_arrow
-        names = [schema.names[index] for index in _columns(path, schema, smiles_column, id_column)]
-        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=names)
-        yield _records(path, "Parquet", batches, names)
+    with _open(path, kind, lambda schema: _record_columns(path, schema, smiles_column, id_column)) as (_, rows):
+        yield _records(rows)
 
 
 @contextmanager
-def open_arrow(path: str, smiles_column: str | None, id_column: str | None) -> Iterator[Iterator[Record]]:
-    """Records of an Arrow IPC file or stream. Raises as `open_parquet`."""
+def open_columnar_table(path: str, kind: Kind) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+    """The names of the columns that have one value in each row, and the rows, as text; a null is "".
+
+    Raises as `open_columnar`.
+    """
+    with _open(path, kind, _scalar_columns) as (names, rows):
+        yield names, ([text or "" for text in cells] for row in rows for cells in zip(*row, strict=True))
+
+
+@contextmanager
+def _open(
+    path: str, kind: Kind, choose: Callable[[pa.Schema], list[int]]
+) -> Iterator[tuple[list[str], Iterator[list[Iterator[str | None]]]]]:
+    """-> the names of the columns that `choose` chooses, and the texts of each of them, some rows at a time."""
+    opened = {"parquet": _open_parquet, "arrow": _open_arrow}[kind]
+    with opened(path, choose) as (names, batches):
+        yield names, _batch_texts(path, kind, batches, names)
+
+
+@contextmanager
+def _open_parquet(
+    path: str, choose: Callable[[pa.Schema], list[int]]
+) -> Iterator[tuple[list[str], Iterator[pa.RecordBatch]]]:
     with open_random_access(path) as source:
-        with _naming(path, "Arrow"):
+        with _naming(path, "parquet"):
+            # Column chunks, which may be as large as the file, are streamed; by default they are read as a whole.
+            file = pq.ParquetFile(source, buffer_size=REQUEST_BYTES, pre_buffer=False)
+            schema = file.schema_arrow
+        names = [schema.names[index] for index in choose(schema)]
+        yield names, file.iter_batches(batch_size=_BATCH_ROWS, columns=names)
+
+
+@contextmanager
+def _open_arrow(
+    path: str, choose: Callable[[pa.Schema], list[int]]
+) -> Iterator[tuple[list[str], Iterator[pa.RecordBatch]]]:
+    with open_random_access(path) as source:
+        with _naming(path, "arrow"):
             _check_end(path, source)
             start = _stream_start(source)
             source.seek(start)
             schema = pa.ipc.open_stream(source).schema
-        columns = _columns(path, schema, smiles_column, id_column)
+        columns = choose(schema)
         source.seek(start)
         sequential = pa.BufferedInputStream(source, REQUEST_BYTES) if is_url(path) else source
-        with _naming(path, "Arrow"):
+        with _naming(path, "arrow"):
             batches = pa.ipc.open_stream(sequential, options=pa.ipc.IpcReadOptions(included_fields=columns))
-        yield _records(path, "Arrow", iter(batches), [schema.names[index] for index in columns])
+        yield [schema.names[index] for index in columns], iter(batches)
 
 
 def _stream_start(source: pa.NativeFile) -> int:
@@ -79,7 +113,7 @@ def _check_end(path: str, source: pa.NativeFile) -> None:
         raise PipelineError(f"{path}: the Arrow file is truncated: its end mark is missing; fetch it again")
 
 
-def _columns(path: str, schema: pa.Schema, smiles_column: str | None, id_column: str | None) -> list[int]:
+def _record_columns(path: str, schema: pa.Schema, smiles_column: str | None, id_column: str | None) -> list[int]:
     """Indices of the structure's column and, where there is one, of the id's."""
     structure = structure_index(path, schema.names, smiles_column)
     record_id = id_index(path, schema.names, id_column, default=find(schema.names, ID_HEADERS))
@@ -92,6 +126,10 @@ def _columns(path: str, schema: pa.Schema, smiles_column: str | None, id_column:
         name, dtype = schema.names[record_id], schema.field(record_id).type
         raise UsageError(f"{path}: column {name!r} holds {dtype}, expected one value; name another with --id-column")
     return [structure, record_id]
+
+
+def _scalar_columns(schema: pa.Schema) -> list[int]:
+    return [index for index, field in enumerate(schema) if _becomes_text(field.type)]
 
 
 def _is_text(dtype: pa.DataType) -> bool:
@@ -125,17 +163,22 @@ def _is_binary(dtype: pa.DataType) -> bool:
     )
 
 
-def _records(path: str, kind: str, batches: Iterator[pa.RecordBatch], names: Sequence[str]) -> Iterator[Record]:
+def _records(rows: Iterator[list[Iterator[str | None]]]) -> Iterator[Record]:
+    for structures, *ids in rows:
+        for text, record_id in zip(structures, ids[0] if ids else repeat(None), strict=False):
+            yield structure_text(text or ""), record_id
+
+
+def _batch_texts(
+    path: str, kind: Kind, batches: Iterator[pa.RecordBatch], names: Sequence[str]
+) -> Iterator[list[Iterator[str | None]]]:
     with _naming(path, kind):
         for batch in batches:
             # Views of a batch that may be the whole file.
             for checked in _slices(batch, _CHECKED_ROWS):
                 checked.validate(full=True)  # a damaged file must not crash the process
                 for rows in _slices(checked, _BATCH_ROWS):
-                    columns = [_texts(rows.column(rows.schema.names.index(name))) for name in names]
-                    ids = columns[1] if len(columns) > 1 else repeat(None, rows.num_rows)
-                    for text, record_id in zip(columns[0], ids, strict=True):
-                        yield structure_text(text or ""), record_id
+                    yield [_texts(rows.column(rows.schema.names.index(name))) for name in names]
 
 
 def _slices(batch: pa.RecordBatch, length: int) -> Iterator[pa.RecordBatch]:
@@ -155,9 +198,10 @@ def _texts(column: pa.Array) -> Iterator[str | None]:
 
 
 @contextmanager
-def _naming(path: str, kind: str) -> Iterator[None]:
+def _naming(path: str, kind: Kind) -> Iterator[None]:
     """Arrow's errors as ours, which name the file."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise PipelineError(f"{path}: not a readable {kind} file ({one_line(error)}); fetch it again") from error
+        name = kind.capitalize()
+        raise PipelineError(f"{path}: not a readable {name} file ({one_line(error)}); fetch it again") from error

@@ -2,7 +2,7 @@
 
 from rdkit import Chem, rdBase
 
-from data_pipeline.columnar import ARROW_MAGIC, ARROW_STREAM_MAGIC, PARQUET_MAGIC
+from data_pipeline.columnar import ARROW_MAGIC, ARROW_STREAM_MAGIC, PARQUET_MAGIC, Kind
 from data_pipeline.columns import SMILES_HEADERS, find, format_of_header
 from data_pipeline.errors import UsageError
 from data_pipeline.streams import COMPRESSION_EXTENSIONS, split_compression
@@ -52,7 +52,7 @@ def check_no_archive(path: str, head: bytes) -> None:
         raise UsageError(f"{path}: a {kind} archive; unpack it and name the files in it (a workbook: save it as CSV)")
 
 
-def binary_format(head: bytes) -> str | None:
+def binary_format(head: bytes) -> Kind | None:
     """The format, parquet or arrow, that the first bytes of a file tell, or None."""
     if head.startswith(PARQUET_MAGIC):
         return "parquet"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rdkit import RDConfig
 
-from data_pipeline.columnar import open_arrow, open_parquet
+from data_pipeline.columnar import open_columnar
 from data_pipeline.columns import Record
 from data_pipeline.errors import UsageError
 from data_pipeline.formats import HEAD_BYTES, SYNTH, check_format, check_no_archive, detect_format
@@ -152,9 +152,9 @@ def _open_records(
         case "sdf":
             return open_sdf(path, *columns)
         case "parquet":
-            return open_parquet(path, *columns)
+            return open_columnar(path, "parquet", *columns)
         case "arrow":
-            return open_arrow(path, *columns)
+            return open_columnar(path, "arrow", *columns)
         case _:
             return _open_synth(path, *columns)
 

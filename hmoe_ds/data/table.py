@@ -1,4 +1,4 @@
-"""A user's table of molecules: a CSV file with a header, its cells as text, its labels as numbers.
+"""A user's table of molecules: a CSV, Parquet or Arrow file, its cells as text, its labels as numbers.
 
 It is read as `hmoe prepare` reads it, so that a row is the same molecule for every command.
 """
@@ -6,11 +6,14 @@ It is read as `hmoe prepare` reads it, so that a row is the same molecule for ev
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.columnar import open_columnar_table
 from data_pipeline.columns import listed, structure_index, structure_text
 from data_pipeline.errors import UsageError
 from data_pipeline.formats import HEAD_BYTES, binary_format, check_no_archive
@@ -19,6 +22,8 @@ from data_pipeline.tables import open_table
 
 # What a cell without a label may say, in lower case.
 MISSING = {"", "na", "n/a", "nan", "none", "null"}
+# The booleans of pandas and Arrow.
+_WORDS = dict.fromkeys(MISSING, math.nan) | {"false": 0.0, "true": 1.0}
 _DELIMITERS = ",;\t"
 
 
@@ -38,14 +43,15 @@ class Table:
 
     @classmethod
     def read(cls, path: str) -> Table:
-        """The table at a path or URL, of commas, semicolons or tabs, perhaps compressed. An empty line is an empty row.
+        """The table at a path or URL: Parquet, Arrow, or text with commas, semicolons or tabs, perhaps compressed.
+
+        An empty line of text is an empty row. Columns of Parquet and Arrow that hold lists or structs are left out.
 
         Raises:
-            UsageError: no such file, one that is no text, a row with more cells than there are columns.
+            UsageError: no such file, an archive, a row with more cells than there are columns.
             PipelineError: it cannot be read, or has no header.
         """
-        _check_text(path)
-        with open_table(path, _DELIMITERS) as (header, lines):
+        with _open(path) as (header, lines):
             rows = list(lines)
         for number, row in enumerate(rows, start=1):
             if any(cell.strip() for cell in row[len(header) :]):
@@ -76,7 +82,7 @@ class Table:
         return [structure_text(cell) for cell in self._cells(structure_index(self.path, self.header, name, option))]
 
     def labels(self, name: str) -> NDArray[np.float64]:
-        """The cells of a column as numbers; NaN where there is none: an empty cell, or one that says so.
+        """The cells of a column as numbers; NaN where there is none: an empty cell, or one that says so. True is 1.
 
         Raises:
             UsageError: there is no such column, or one of its cells is something else.
@@ -87,8 +93,8 @@ class Table:
         return [row[index] if index < len(row) else "" for row in self.rows]
 
     def _number(self, column: str, row: int, text: str) -> float:
-        if text.lower() in MISSING:
-            return math.nan
+        if text.lower() in _WORDS:
+            return _WORDS[text.lower()]
         try:
             value = math.inf if "_" in text else float(text)  # to Python, 1_0 is a number
         except ValueError:
@@ -101,9 +107,9 @@ class Table:
         )
 
 
-def _check_text(path: str) -> None:
+def _open(path: str) -> AbstractContextManager[tuple[list[str], Iterator[list[str]]]]:
+    """The names of a table's columns and its rows, whatever its format."""
     head = read_head(path, HEAD_BYTES)
     check_no_archive(path, head)
     binary = binary_format(head)
-    if binary is not None:
-        raise UsageError(f"{path}: a file of format {binary}, expected a CSV file with a header; save the table as CSV")
+    return open_table(path, _DELIMITERS) if binary is None else open_columnar_table(path, binary)

@@ -18,6 +18,7 @@ from data_pipeline.schema import storable
 from data_pipeline.sources import SourceChunk
 from hmoe_ds.downstream.chunked import ChunkTask, Done, Report, RowOptions, done_by_chunks
 from hmoe_ds.downstream.inference import inference_device
+from hmoe_ds.downstream.out_files import check_format
 from hmoe_ds.downstream.predictor import Predictor, load_predictor
 from hmoe_ds.downstream.predictor_record import read_predictor
 from hmoe_ds.downstream.worker_files import WorkerFiles
@@ -50,9 +51,12 @@ def predict_source(
 
     Raises:
         PredictorError: no predictor at `predictor`.
-        UsageError, PipelineError: as `done_by_chunks`; no row of the source is a molecule.
+        UsageError, PipelineError: as `done_by_chunks`; the name of `out` is that of another format; no row of the
+            source is a molecule.
     """
-    shared, out = WorkerPredictor.of(predictor), Path(out)
+    out = Path(out)
+    check_format(out, "csv")
+    shared = WorkerPredictor.of(predictor)
 
     def make_task(work: str, read_key: str, name: str, chunk: int, first_row: int) -> PredictTask:
         return PredictTask(work, read_key, name, chunk, first_row, rows, shared)

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -379,9 +380,12 @@ def test_the_rejects_are_not_written_over_what_is_read(form, exported, hmoe_here
 
 
 def test_predicting_nothing_readable_says_so_and_why(exported, hmoe_here, tmp_path):
-    table = write_table(tmp_path / "t.csv", 100)
-    what = (exported, table, "--target", "size", "--task", "regression", "--out", tmp_path / "out")
+    table = pa.csv.read_csv(write_table(tmp_path / "t.csv", 100))
+    pq.write_table(table, tmp_path / "t.parquet")
+    what = (exported, tmp_path / "t.parquet", "--target", "size", "--task", "regression", "--out", tmp_path / "out")
     hmoe_here("finetune", *what, "--split", "random", "--mode", "frozen", "--epochs", 1)
+    _, _, said = hmoe_here("predict", tmp_path / "out", "nci5k", "--out", tmp_path / "p.parquet", expect=2)
+    assert "but csv is written: give another name" in said
     (tmp_path / "garbage.smi").write_text("not-a-molecule\n")
     _, _, said = hmoe_here("predict", tmp_path / "out", tmp_path / "garbage.smi", "--out", tmp_path / "p.csv", expect=1)
     assert "holds no readable molecule: see" in said

@@ -1,9 +1,11 @@
 """Tables of users: what is refused and how, and what is kept of the rest."""
 
+import math
 import zipfile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from rdkit import Chem
@@ -127,14 +129,61 @@ def test_a_table_without_a_header_is_refused(text, tmp_path):
         Table.read(write(tmp_path / "t.csv", text))
 
 
-def test_files_that_are_no_text_are_named(tmp_path):
-    pq.write_table(pa.table({"smiles": ["C"], "y": [1]}), tmp_path / "t.parquet")
-    with pytest.raises(UsageError, match=r"t\.parquet: a file of format parquet, expected a CSV file"):
-        Table.read(str(tmp_path / "t.parquet"))
+TYPED = {
+    "smiles": pa.array(["CCO", None, "C1CC1", "CCN"], pa.large_string()),
+    "active": [True, None, False, True],
+    "logp": pa.array([0.1, 1.5, None, float("nan")], pa.float32()),
+    "count": pa.array([3, None, 12345678901, 0], pa.int64()),
+    "price": pa.array([None, "1.50", "2.25", "0.00"]).cast(pa.decimal128(6, 2)),
+    "kind": pa.array(["1", "0", None, "1"]).dictionary_encode(),
+    "vector": [[1.0], [2.0], None, []],
+}
+
+
+@pytest.mark.parametrize("form", ["parquet", "feather", "stream"])
+def test_a_table_in_parquet_or_arrow_is_the_one_in_text(form, tmp_path):
+    typed, path = pa.table(TYPED), tmp_path / f"t.{form}"
+    if form == "parquet":
+        pq.write_table(typed, path, row_group_size=3)
+    elif form == "feather":
+        pyarrow.feather.write_feather(typed, str(path))
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, typed.schema) as stream:
+            stream.write_table(typed)
+    table = Table.read(str(path))
+    assert table.header == ["smiles", "active", "logp", "count", "price", "kind"]
+    assert table.structures(None, "--smiles-column") == ["CCO", "", "C1CC1", "CCN"]
+    nan = math.nan
+    expected = {
+        "active": [1, nan, 0, 1],
+        "logp": [0.1, 1.5, nan, nan],
+        "count": [3, nan, 12345678901, 0],
+        "price": [nan, 1.5, 2.25, 0],
+        "kind": [1, 0, nan, 1],
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(table.labels(name), values, err_msg=name)
+    with pytest.raises(UsageError, match="no column 'vector'"):
+        table.labels("vector")
+    typed.drop_columns("vector").to_pandas().to_csv(tmp_path / "t.csv", index=False)
+    text = Table.read(str(tmp_path / "t.csv"))
+    for name, values in expected.items():
+        np.testing.assert_array_equal(text.labels(name), values, err_msg=name)
+
+
+def test_an_archive_is_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "t.xlsx", "w") as file:
         file.writestr("sheet.xml", "<a/>")
     with pytest.raises(UsageError, match=r"t\.xlsx: a zip archive; .*a workbook: save it as CSV"):
         Table.read(str(tmp_path / "t.xlsx"))
+
+
+def test_a_damaged_parquet_table_is_named(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"smiles": ["C"] * 1000, "y": range(1000)}), path)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(PipelineError, match=r"t\.parquet: not a readable Parquet file"):
+        Table.read(str(path))
 
 
 CONFLICT = "smiles,y\nOCC,1\nCCN,0\nCCO,3\nCCC,5\nCCC,5\n"
