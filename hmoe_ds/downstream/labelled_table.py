@@ -62,7 +62,7 @@ def read_labelled_table(
     """Read, encode and check a table.
 
     Args:
-        path: CSV file with a header, or its URL.
+        path: CSV file with a header, Parquet or Arrow; or its URL.
         targets: columns of labels; a row may lack some.
         task: what the labels are: 0 and 1, or quantities.
         smiles_column: column of SMILES; found by itself without it.
