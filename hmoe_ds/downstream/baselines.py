@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from rdkit import Chem
+from rdkit import Chem, rdBase
 from rdkit.Chem import rdFingerprintGenerator
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
@@ -19,7 +19,8 @@ _RADIUS, _BITS, _TREES = 2, 2048, 500
 def ecfp(smiles: Sequence[str]) -> NDArray[np.uint8]:
     """Morgan fingerprints of radius 2 folded to 2,048 bits (Rogers and Hahn, 2010, as ECFP4); -> [n, 2048]"""
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=_RADIUS, fpSize=_BITS)
-    return np.stack([generator.GetFingerprintAsNumPy(Chem.MolFromSmiles(text)) for text in smiles])
+    with rdBase.BlockLogs():
+        return np.stack([generator.GetFingerprintAsNumPy(Chem.MolFromSmiles(text)) for text in smiles])
 
 
 def forest_predictions(fingerprint_nV: NDArray[np.uint8], label_nT: Array, train: Rows, task: Task, seed: int) -> Array:
