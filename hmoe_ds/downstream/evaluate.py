@@ -139,7 +139,7 @@ def evaluate(
 def results_table(content: Mapping[str, Any]) -> str:
     """Test scores as Markdown: mean and standard deviation over seeds, ROC-AUC in percent, and RMSE.
 
-    `targets` are those with both classes in the test set, of all.
+    `targets` are those with both classes in the test set, of all. An arm has a mean over sets when it has them all.
     """
     arms = [FOREST, UNTRAINED, *content["settings"]["models"]]
     head = ["set", "metric", "train / validation / test / unreadable", "targets", *arms]
@@ -160,8 +160,8 @@ def results_table(content: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join([name, _METRICS[entry["task"]], *counts, *cells]) + " |")
     for task, digits in (("classification", 1), ("regression", 3)):
         if len(means[task]) > 1:
-            shown = " | ".join(f"{value:.{digits}f}" for value in np.mean(means[task], axis=0))
-            lines.append(f"| mean of {len(means[task])} | {_METRICS[task]} | | | {shown} |")
+            shown = ["" if np.isnan(value) else f"{value:.{digits}f}" for value in np.mean(means[task], axis=0)]
+            lines.append(f"| mean of {len(means[task])} | {_METRICS[task]} | | | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
