@@ -29,8 +29,11 @@ _BATCH_ROWS = 64
 # A dictionary, which may be long, is checked with each so many rows.
 _CHECKED_ROWS = 1024
 
-
 Kind = Literal["parquet", "arrow"]
+# -> indices of the columns to read.
+_Choose = Callable[[pa.Schema], list[int]]
+# The names of columns, and batches that have them.
+_Columns = tuple[list[str], Iterator[pa.RecordBatch]]
 
 
 @contextmanager
@@ -58,9 +61,7 @@ def open_columnar_table(path: str, kind: Kind) -> Iterator[tuple[list[str], Iter
 
 
 @contextmanager
-def _open(
-    path: str, kind: Kind, choose: Callable[[pa.Schema], list[int]]
-) -> Iterator[tuple[list[str], Iterator[list[Iterator[str | None]]]]]:
+def _open(path: str, kind: Kind, choose: _Choose) -> Iterator[tuple[list[str], Iterator[list[Iterator[str | None]]]]]:
     """-> the names of the columns that `choose` chooses, and the texts of each of them, some rows at a time."""
     opened = {"parquet": _open_parquet, "arrow": _open_arrow}[kind]
     with opened(path, choose) as (names, batches):
@@ -68,9 +69,7 @@ def _open(
 
 
 @contextmanager
-def _open_parquet(
-    path: str, choose: Callable[[pa.Schema], list[int]]
-) -> Iterator[tuple[list[str], Iterator[pa.RecordBatch]]]:
+def _open_parquet(path: str, choose: _Choose) -> Iterator[_Columns]:
     with open_random_access(path) as source:
         with _naming(path, "parquet"):
             # Column chunks, which may be as large as the file, are streamed; by default they are read as a whole.
@@ -81,9 +80,7 @@ def _open_parquet(
 
 
 @contextmanager
-def _open_arrow(
-    path: str, choose: Callable[[pa.Schema], list[int]]
-) -> Iterator[tuple[list[str], Iterator[pa.RecordBatch]]]:
+def _open_arrow(path: str, choose: _Choose) -> Iterator[_Columns]:
     with open_random_access(path) as source:
         with _naming(path, "arrow"):
             _check_end(path, source)

@@ -151,10 +151,8 @@ def _open_records(
             return open_delimited(path, "\t", *columns)
         case "sdf":
             return open_sdf(path, *columns)
-        case "parquet":
-            return open_columnar(path, "parquet", *columns)
-        case "arrow":
-            return open_columnar(path, "arrow", *columns)
+        case "parquet" | "arrow" as kind:
+            return open_columnar(path, kind, *columns)
         case _:
             return _open_synth(path, *columns)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from functools import cache
 from pathlib import Path
 
 _VARIABLE = "HMOE_SUPERVISOR"
@@ -19,7 +20,7 @@ def is_supervised() -> bool:
     return _VARIABLE in os.environ
 
 
-def supervisor_here() -> int | None:
+def _supervisor_here() -> int | None:
     """The process that started the launcher; None when there is none, or none that can be seen from here.
 
     The variable may reach ranks on other machines and in other containers.
@@ -34,7 +35,7 @@ def supervisor_is_gone() -> bool:
     Of one on another machine it shows by the output of this process: what carried it there reads it no more. Of a
     process that was not supervised, it never does.
     """
-    process = supervisor_here()
+    process = _supervisor_here()
     if process is not None:
         return not _is_alive(process)
     return is_supervised() and not _output_is_read()
@@ -58,6 +59,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+@cache  # the watchdog asks every second
 def _process_space() -> str:
     """Where the numbers of processes are the same: a start of a machine, and in it a namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

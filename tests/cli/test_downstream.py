@@ -335,6 +335,11 @@ def test_embed_writes_no_parquet_under_the_name_of_another_format(name, exported
     assert "but parquet is written: give another name" in said
 
 
+def test_predict_writes_no_csv_under_the_name_of_another_format(exported, hmoe_here, tmp_path):
+    _, _, said = hmoe_here("predict", exported, "nci5k", "--out", tmp_path / "p.parquet", expect=2)
+    assert "but csv is written: give another name" in said
+
+
 def test_embed_tells_the_rows_of_several_files_apart(exported, hmoe_here, tmp_path):
     (tmp_path / "a.smi").write_text("CCO\nnonsense\nCCN\n")
     (tmp_path / "b.csv").write_text("smiles\nCCC\nCCO\n")
@@ -384,8 +389,6 @@ def test_predicting_nothing_readable_says_so_and_why(exported, hmoe_here, tmp_pa
     pq.write_table(table, tmp_path / "t.parquet")
     what = (exported, tmp_path / "t.parquet", "--target", "size", "--task", "regression", "--out", tmp_path / "out")
     hmoe_here("finetune", *what, "--split", "random", "--mode", "frozen", "--epochs", 1)
-    _, _, said = hmoe_here("predict", tmp_path / "out", "nci5k", "--out", tmp_path / "p.parquet", expect=2)
-    assert "but csv is written: give another name" in said
     (tmp_path / "garbage.smi").write_text("not-a-molecule\n")
     _, _, said = hmoe_here("predict", tmp_path / "out", tmp_path / "garbage.smi", "--out", tmp_path / "p.csv", expect=1)
     assert "holds no readable molecule: see" in said
