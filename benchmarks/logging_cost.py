@@ -39,14 +39,14 @@ from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.moe.balance import measure_load
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import Normalizers, count_normalizers
-from hmoe_ds.training.checkpoint import TrainState
+from hmoe_ds.training.checkpoints.checkpoint import TrainState
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
 from hmoe_ds.training.loop import balance_routers
-from hmoe_ds.training.metrics import StepSums, StepTotals
 from hmoe_ds.training.prefetch import Prefetcher, PreparedStep
-from hmoe_ds.training.recorder import Recorder
+from hmoe_ds.training.recording.metrics import StepSums, StepTotals
+from hmoe_ds.training.recording.recorder import Recorder
+from hmoe_ds.training.recording.spool import RUNNING, read_delivery
 from hmoe_ds.training.run_folder import begin_run
-from hmoe_ds.training.spool import RUNNING, read_delivery
 
 TARGET = 0.01
 AfterStep = Callable[[int, PreparedStep, StepSums, Normalizers, float], None]

@@ -46,8 +46,8 @@ from hmoe_ds.moe.balance import measure_load
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.moe.grouped import FLOP_FORMULAS
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
-from hmoe_ds.training.metrics import StepTotals
 from hmoe_ds.training.prefetch import Prefetcher
+from hmoe_ds.training.recording.metrics import StepTotals
 
 TARGET = 1.5
 PEER, ENCODER = "peer", "encoder"

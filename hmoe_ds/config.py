@@ -359,7 +359,7 @@ class LoopConfig:
         validate_every: steps between validations; 0 for one at the end only.
         checkpoint_every: steps between checkpoints; 0 for one at the end only.
         keep_checkpoints: checkpoints that are kept, beside the one with the lowest validation loss; 0 for all.
-        mirror: folder or fsspec URL that gets a copy of the last checkpoint (`training/mirror.py`).
+        mirror: folder or fsspec URL that gets a copy of the last checkpoint (`training/checkpoints/mirror.py`).
         max_skipped: steps in a row whose gradient is not finite, which are skipped, until the run stops.
         hang_seconds: time without progress after which a run ends, naming the rank that hangs. Before the first step of
             a start it is 900 s at least.

@@ -30,7 +30,7 @@ from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import RankSlice, count_normalizers
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
 from hmoe_ds.training.feed import rank_slice
-from hmoe_ds.training.metrics import StepTotals
+from hmoe_ds.training.recording.metrics import StepTotals
 
 ARMS = ("without", "with")
 

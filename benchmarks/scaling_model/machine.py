@@ -28,7 +28,7 @@ from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.model.size import count_parameters
 from hmoe_ds.objectives.contrast import count_anchors
 from hmoe_ds.training.feed import rank_slice
-from hmoe_ds.training.node import free_port
+from hmoe_ds.training.launching.node import free_port
 
 # Steps at the start of a run that are not like the others.
 _WARM_UP = 3

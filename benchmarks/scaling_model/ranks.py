@@ -14,8 +14,8 @@ import sys
 from benchmarks.scaling_model.worlds import World
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.training.engine import init_distributed
+from hmoe_ds.training.launching.node import free_port
 from hmoe_ds.training.loop import train
-from hmoe_ds.training.node import free_port
 
 
 def pretrain(world: World, rank: int, port: int) -> None:

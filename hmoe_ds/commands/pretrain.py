@@ -43,7 +43,7 @@ def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
 
     config = load_config(rest)  # before the imports that take longer
     from hmoe_ds.training import exit_codes
-    from hmoe_ds.training.placement import StartOptions, check_placed, command_of, place, start
+    from hmoe_ds.training.launching.placement import StartOptions, check_placed, command_of, place, start
 
     names = [field.name for field in dataclasses.fields(StartOptions)]
     where = StartOptions(**{name: getattr(options, name) for name in names})
@@ -56,7 +56,7 @@ def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:
         print(f"command     {redacted(command)}\n\n{describe_dry_run(figures)}")
         return {"command": redacted(command), **figures}
     if config.run.mirror and config.run.resume == "auto" and not options.node_rank:
-        from hmoe_ds.training.mirror import fetch
+        from hmoe_ds.training.checkpoints.mirror import fetch
 
         fetched = fetch(out, config.run.mirror)
         if fetched is not None:

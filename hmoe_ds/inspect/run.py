@@ -21,10 +21,10 @@ from hmoe_ds.inspect.step_log import Line, read_step_log
 from hmoe_ds.inspect.trained import losses, validation_facts
 from hmoe_ds.model.checkpoint_record import RECORD_FILE, CheckpointError, read_record
 from hmoe_ds.run_files import CONFIG, RECORD, SKIPPED
-from hmoe_ds.training.health import FIGURES, health_warnings
-from hmoe_ds.training.retention import DAMAGED
+from hmoe_ds.training.checkpoints.retention import DAMAGED
+from hmoe_ds.training.recording.health import FIGURES, health_warnings
 from hmoe_ds.training.run_folder import CHECKPOINTS, named_latest, read_run_record, step_of, tagged
-from hmoe_ds.training.stop_file import STOP_FILE
+from hmoe_ds.training.stopping.stop_file import STOP_FILE
 
 
 def inspect_run(path: Path, verify: bool) -> Report:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hmoe_ds.config import ConfigError, ParallelConfig, RunConfig
-from hmoe_ds.training import monitors
+from hmoe_ds.training.recording import monitors
 
 # What RunConfig decides and a DeepSpeed JSON must therefore leave out.
 _OWNED_KEYS = {

@@ -16,9 +16,9 @@ from hmoe_ds.model.size import (
     moe_layers,
     molecules_per_slice,
 )
+from hmoe_ds.training.checks.preflight import check_data
 from hmoe_ds.training.deepspeed_config import deepspeed_config
 from hmoe_ds.training.footprint import all_to_all_bytes, memory_per_rank, rank_batch
-from hmoe_ds.training.preflight import check_data
 
 # ZeRO stage, and whether the optimizer is in host memory.
 LAYOUTS = ((1, False), (2, False), (2, True), (3, False))

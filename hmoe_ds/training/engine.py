@@ -21,7 +21,7 @@ from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.moe.migration import Migration
 from hmoe_ds.objectives.total import PretrainingTask
 from hmoe_ds.training.deepspeed_config import deepspeed_config
-from hmoe_ds.training.watchdog import START_SECONDS
+from hmoe_ds.training.stopping.watchdog import START_SECONDS
 
 
 def init_distributed() -> tuple[int, int]:

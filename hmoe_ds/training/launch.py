@@ -21,12 +21,12 @@ import psutil
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.redact import redacted
 from hmoe_ds.training import exit_codes
+from hmoe_ds.training.launching.supervise import supervise
+from hmoe_ds.training.launching.supervisor import supervisor_environment
 from hmoe_ds.training.lock import locked_command
 from hmoe_ds.training.outcome import read_outcome
 from hmoe_ds.training.run_folder import newest_step
-from hmoe_ds.training.stop_file import STOP_FILE, ask_to_stop
-from hmoe_ds.training.supervise import supervise
-from hmoe_ds.training.supervisor import supervisor_environment
+from hmoe_ds.training.stopping.stop_file import STOP_FILE, ask_to_stop
 
 GRACE_SECONDS, STOP_SECONDS = 10.0, 900.0
 # Ranks elsewhere look every second whether they are to end.

@@ -27,7 +27,9 @@ from hmoe_ds.objectives.molecule import set_descriptor_scale
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training import exit_codes
 from hmoe_ds.training.best_effort import say
-from hmoe_ds.training.checkpoint import SaveError, TrainState, load_checkpoint, save_checkpoint
+from hmoe_ds.training.checkpoints.checkpoint import SaveError, TrainState, load_checkpoint, save_checkpoint
+from hmoe_ds.training.checkpoints.mirror import Mirror
+from hmoe_ds.training.checks.preflight import check_run
 from hmoe_ds.training.due import due_after
 from hmoe_ds.training.engine import (
     bound_collectives,
@@ -40,19 +42,17 @@ from hmoe_ds.training.engine import (
 )
 from hmoe_ds.training.expert_clones import split_experts
 from hmoe_ds.training.lock import locked_run
-from hmoe_ds.training.metrics import StepTotals
-from hmoe_ds.training.mirror import Mirror
 from hmoe_ds.training.outcome import note_done, note_failure, note_stopped
 from hmoe_ds.training.prefetch import Prefetcher
-from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.probe import Probe
-from hmoe_ds.training.recorder import Recorder
+from hmoe_ds.training.recording.metrics import StepTotals
+from hmoe_ds.training.recording.recorder import Recorder
 from hmoe_ds.training.run_folder import begin_run, has_checkpoint, open_datasets, steps_done
 from hmoe_ds.training.skipped import DivergedError, record_skipped
-from hmoe_ds.training.stop import StoppedError, StopRequest
-from hmoe_ds.training.stop_file import STOP_FILE
+from hmoe_ds.training.stopping.stop import StoppedError, StopRequest
+from hmoe_ds.training.stopping.stop_file import STOP_FILE
+from hmoe_ds.training.stopping.watchdog import Watchdog
 from hmoe_ds.training.validation import validate
-from hmoe_ds.training.watchdog import Watchdog
 
 # So often ranks look whether they see the same checkpoints.
 AGREEMENT_LOOKS, AGREEMENT_PAUSE_SECONDS = 15, 5.0

@@ -13,7 +13,7 @@ from hmoe_ds.objectives.gather import gather_rows, sum_over_ranks
 from hmoe_ds.objectives.molecule import count_targets
 from hmoe_ds.objectives.total import Normalizers, PretrainingTask
 from hmoe_ds.training.feed import validation_slices
-from hmoe_ds.training.metrics import group_entropy, load_imbalance, rms_ratio
+from hmoe_ds.training.recording.metrics import group_entropy, load_imbalance, rms_ratio
 
 _UNIT = Normalizers(*torch.ones(len(Normalizers._fields)).unbind())
 

@@ -15,7 +15,7 @@ import torch
 
 from hmoe_ds.downstream.embed import embed_batch
 from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.training.node import free_port
+from hmoe_ds.training.launching.node import free_port
 from tests.distributed.harness import SMALL
 from tests.faults.processes import processes_of, wait_until
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hmoe_ds.cli import main
-from hmoe_ds.training.node import free_port
+from hmoe_ds.training.launching.node import free_port
 from tests.distributed.harness import arguments
 from tests.unit.data_pipeline.servers import serve
 

@@ -16,7 +16,7 @@ from hmoe_ds.objectives.total import count_normalizers
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
 from hmoe_ds.training.expert_clones import split_experts
 from hmoe_ds.training.feed import rank_slice
-from hmoe_ds.training.metrics import StepTotals
+from hmoe_ds.training.recording.metrics import StepTotals
 
 
 def all_experts(executor):

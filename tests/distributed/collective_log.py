@@ -20,7 +20,7 @@ from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import count_normalizers
 from hmoe_ds.training.engine import build_engine, init_distributed, loss_scale
 from hmoe_ds.training.feed import rank_slice
-from hmoe_ds.training.metrics import StepTotals
+from hmoe_ds.training.recording.metrics import StepTotals
 
 # Of each function: the kind of collective, and its argument that tells how much is sent.
 FUNCTIONS = {

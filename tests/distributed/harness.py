@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hmoe_ds.training.node import free_port
+from hmoe_ds.training.launching.node import free_port
 from tests.distributed.ranks_job import Job
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from hmoe_ds.config_parser import load_config
+from hmoe_ds.training.checks.preflight import check_run
 from hmoe_ds.training.engine import init_distributed
 from hmoe_ds.training.loop import train
-from hmoe_ds.training.preflight import check_run
 from tests.distributed.routing_log import routing_log
 
 

@@ -8,10 +8,10 @@ import pytest
 from hmoe_ds.config import ConfigError
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.data.mixture import open_mixture
-from hmoe_ds.training.disk_check import checkpoint_bytes
+from hmoe_ds.training.checks.disk_check import checkpoint_bytes
+from hmoe_ds.training.checks.memory_check import check_memory
+from hmoe_ds.training.launching.node import free_port
 from hmoe_ds.training.machine import Machine
-from hmoe_ds.training.memory_check import check_memory
-from hmoe_ds.training.node import free_port
 from tests.distributed.harness import ROOT
 
 LARGE = {"model.hidden_size": 384, "model.dense_size": 768, "router.experts": 32, "router.expert_size": 768}

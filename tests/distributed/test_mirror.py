@@ -9,9 +9,9 @@ import pytest
 from data_pipeline.errors import PipelineError, UsageError
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.model.checkpoint_record import CheckpointError
-from hmoe_ds.training import mirror as mirror_module
-from hmoe_ds.training.mirror import Mirror, fetch, main
-from hmoe_ds.training.preflight import check_run
+from hmoe_ds.training.checkpoints import mirror as mirror_module
+from hmoe_ds.training.checkpoints.mirror import Mirror, fetch, main
+from hmoe_ds.training.checks.preflight import check_run
 from tests.distributed.harness import arguments, read_metrics, train
 from tests.made_up import make_up_checkpoint
 from tests.object_storage import s3_client, s3_server

@@ -6,7 +6,7 @@ import pytest
 from data_pipeline.errors import PipelineError
 from data_pipeline.manifest import Manifest, verify
 from hmoe_ds.config_parser import load_config
-from hmoe_ds.training.preflight import check_run
+from hmoe_ds.training.checks.preflight import check_run
 from tests.distributed.harness import TIMED, arguments, train_all
 from tests.object_storage import s3_client, s3_server
 

@@ -16,8 +16,8 @@ from hmoe_ds.config import ConfigError
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.downstream.export import CheckpointError, export_checkpoint
 from hmoe_ds.model.checkpoint_record import CheckpointFile, write_list
-from hmoe_ds.training import disk_check
-from hmoe_ds.training.preflight import check_run
+from hmoe_ds.training.checks import disk_check
+from hmoe_ds.training.checks.preflight import check_run
 from hmoe_ds.training.run_folder import open_datasets, read_run_record
 from tests.distributed.harness import arguments, train_all
 

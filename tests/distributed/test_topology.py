@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from hmoe_ds.config import ConfigError
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.downstream.export import CheckpointError, export_checkpoint
-from hmoe_ds.training.preflight import check_run
-from hmoe_ds.training.topology import convert, same_topology
+from hmoe_ds.training.checkpoints.topology import convert, same_topology
+from hmoe_ds.training.checks.preflight import check_run
 from tests.distributed.harness import arguments, read_metrics, run_module, train_all
 from tests.distributed.layouts import ZERO3_SPREAD
 

@@ -13,11 +13,11 @@ import torch
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.model.checkpoint_record import write_record
 from hmoe_ds.moe.exchange import Traffic
-from hmoe_ds.training import checkpoint
-from hmoe_ds.training.checkpoint import load_checkpoint
+from hmoe_ds.training.checkpoints import checkpoint
+from hmoe_ds.training.checkpoints.checkpoint import load_checkpoint
+from hmoe_ds.training.checkpoints.topology import convert, load_universal
 from hmoe_ds.training.engine import build_engine, init_distributed
 from hmoe_ds.training.loop import train
-from hmoe_ds.training.topology import convert, load_universal
 
 
 def save_again(words, folder):

@@ -13,5 +13,6 @@ PACKAGES = ("data", "moe", "model", "objectives", "training", "downstream", "rep
 def test_each_module_is_on_the_page_of_its_package(package):
     page = (ROOT / "docs" / "api" / f"{package}.md").read_text()
     named = re.findall(r"^\.\. automodule:: (\S+)$", page, flags=re.MULTILINE)
-    modules = [path.stem for path in (ROOT / "hmoe_ds" / package).glob("*.py") if path.stem != "__init__"]
-    assert named == sorted(f"hmoe_ds.{package}.{module}" for module in modules)
+    files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "hmoe_ds" / package).rglob("*.py")]
+    modules = {".".join(path.parts).removesuffix(".__init__") for path in files}
+    assert named == sorted(modules - {f"hmoe_ds.{package}"})

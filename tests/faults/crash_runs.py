@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from hmoe_ds.config_parser import load_config
-from hmoe_ds.training.checkpoint_files import CheckpointFiles
+from hmoe_ds.training.checkpoints.checkpoint_files import CheckpointFiles
+from hmoe_ds.training.checks.preflight import check_run
 from hmoe_ds.training.engine import init_distributed
 from hmoe_ds.training.loop import train
-from hmoe_ds.training.preflight import check_run
 from tests.distributed.harness import TIMED, arguments
 from tests.faults.crash_points import CrashPoints, leave_nothing
 

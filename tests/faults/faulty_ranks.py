@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from hmoe_ds.training import loop, watchdog
+from hmoe_ds.training import loop
+from hmoe_ds.training.stopping import watchdog
 from tests.distributed.ranks import become_rank, fork
 from tests.limited_files import limited_files
 

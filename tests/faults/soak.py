@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from hmoe_ds.training.node import LAUNCHER, LOOP, free_port
+from hmoe_ds.training.launching.node import LAUNCHER, LOOP, free_port
 from tests.conftest import prepare_nci
 from tests.distributed.harness import ROOT, arguments, read_metrics, run_module, train
 from tests.faults import processes

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from hmoe_ds.training import exit_codes
-from hmoe_ds.training.node import LAUNCHER, LOOP
+from hmoe_ds.training.launching.node import LAUNCHER, LOOP
 from tests.distributed.harness import train
 from tests.faults.processes import (
     check_same,

@@ -11,7 +11,7 @@ import pytest
 
 from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.training import exit_codes
-from hmoe_ds.training.node import free_port
+from hmoe_ds.training.launching.node import free_port
 from tests.distributed.harness import arguments, read_metrics, run_module
 
 pytestmark = pytest.mark.timeout(900)  # of the runs in the fixtures together

@@ -12,7 +12,7 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from hmoe_ds.training.node import free_port
+from hmoe_ds.training.launching.node import free_port
 
 START_SECONDS = 120
 

@@ -27,9 +27,9 @@ from hmoe_ds.model.checkpoint_record import LIST_FILE, CheckpointError
 from hmoe_ds.model.description import ModelFormatError
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
-from hmoe_ds.training import topology
-from hmoe_ds.training.checkpoint_files import CheckpointFiles
-from hmoe_ds.training.preflight import check_run
+from hmoe_ds.training.checkpoints import topology
+from hmoe_ds.training.checkpoints.checkpoint_files import CheckpointFiles
+from hmoe_ds.training.checks.preflight import check_run
 from hmoe_ds.training.run_folder import begin_run
 from tests.distributed.harness import arguments
 from tests.made_up import list_files, make_up_checkpoint

@@ -3,7 +3,7 @@
 import pytest
 
 from hmoe_ds.config_parser import load_config
-from hmoe_ds.training.health import HealthWatch, health_warnings
+from hmoe_ds.training.recording.health import HealthWatch, health_warnings
 
 HEALTHY = {"step": 1000, "chosen_p": 0.36, "routed_over_dense_rms": 1.2, "group_entropy": 0.98}
 HEALTHY |= {"starved_experts": 0.0, "data_wait": 0.01, "loss": 1.0}

@@ -19,8 +19,8 @@ from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training.feed import rank_slice
 from hmoe_ds.training.loop import balance_routers
-from hmoe_ds.training.metrics import StepTotals
-from hmoe_ds.training.throughput import Throughput
+from hmoe_ds.training.recording.metrics import StepTotals
+from hmoe_ds.training.recording.throughput import Throughput
 
 WAITING = {
     "_local_scalar_dense",

@@ -68,7 +68,7 @@ def test_deepspeed_and_mlflow_are_imported_where_they_belong():
             alone = ("moe/deepspeed_ep.py", "doctor/training_probe.py")
             assert relative in alone or relative.startswith("training/"), path
         if "mlflow" in roots:
-            assert relative in ("training/mlflow_sender.py", "downstream/registry.py"), path
+            assert relative in ("training/recording/mlflow_sender.py", "downstream/registry.py"), path
 
 
 @pytest.mark.parametrize("module", ["hmoe_ds.data.mixture", "hmoe_ds.objectives.total", "hmoe_ds.training.feed"])

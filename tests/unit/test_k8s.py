@@ -14,9 +14,9 @@ import yaml
 from hmoe_ds.cli import _parse
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.training import exit_codes, launch
-from hmoe_ds.training.alive import is_rank
-from hmoe_ds.training.node import MASTER_PORT, Node, node_command
-from hmoe_ds.training.placement import StartOptions, place
+from hmoe_ds.training.launching.alive import is_rank
+from hmoe_ds.training.launching.node import MASTER_PORT, Node, node_command
+from hmoe_ds.training.launching.placement import StartOptions, place
 
 FOLDER = Path(__file__).parents[2] / "launchers" / "k8s"
 # The oldest that job.yaml is for, and the newest that the validator knows.
@@ -233,7 +233,7 @@ def test_render_can_say_what_it_would_take():
 
 
 def test_the_probe_knows_ranks_from_their_launchers(monkeypatch):
-    monkeypatch.setattr("hmoe_ds.training.node.gpu_count", lambda: 0)
+    monkeypatch.setattr("hmoe_ds.training.launching.node.gpu_count", lambda: 0)
     launcher = node_command(["--run.out", "x"], Node(2, 2, 0, "127.0.0.1", MASTER_PORT)).words
     assert not is_rank(launcher)
     assert not is_rank(["hmoe", "pretrain", "--run.out", "x"])

@@ -9,8 +9,8 @@ import torch
 
 from data_pipeline.errors import PipelineError
 from hmoe_ds.training.engine import _join
-from hmoe_ds.training.environment import rank_environment
-from hmoe_ds.training.node import free_port
+from hmoe_ds.training.launching.environment import rank_environment
+from hmoe_ds.training.launching.node import free_port
 
 
 def test_ranks_on_a_cpu_are_told_so_and_share_its_cores(monkeypatch):

@@ -8,11 +8,11 @@ import pytest
 from hmoe_ds.cli import main
 from hmoe_ds.config import ConfigError
 from hmoe_ds.config_parser import load_config, preset_names
-from hmoe_ds.training.disk_check import check_disk, checkpoint_bytes
+from hmoe_ds.training.checks.disk_check import check_disk, checkpoint_bytes
+from hmoe_ds.training.checks.memory_check import check_memory
+from hmoe_ds.training.checks.preflight import check_run
 from hmoe_ds.training.footprint import memory_per_rank
 from hmoe_ds.training.machine import Machine, free_host_memory, ranks_here, smallest_gpu, this_machine
-from hmoe_ds.training.memory_check import check_memory
-from hmoe_ds.training.preflight import check_run
 from tests.distributed.harness import arguments
 
 GIB = 2**30

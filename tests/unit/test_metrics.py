@@ -11,8 +11,8 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from hmoe_ds.moe.agreement import consistency, mutual_information
 from hmoe_ds.moe.balance import update_route_bias
-from hmoe_ds.training import metrics
-from hmoe_ds.training.metrics import (
+from hmoe_ds.training.recording import metrics
+from hmoe_ds.training.recording.metrics import (
     StepFile,
     group_entropy,
     last_figures,

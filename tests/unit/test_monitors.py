@@ -11,9 +11,9 @@ from deepspeed.monitor.config import DeepSpeedMonitorConfig
 from data_pipeline.errors import PipelineError
 from hmoe_ds.config import ConfigError
 from hmoe_ds.config_parser import load_config
-from hmoe_ds.training import monitors
+from hmoe_ds.training.checks.preflight import check_run
 from hmoe_ds.training.deepspeed_config import deepspeed_config, monitor_sections
-from hmoe_ds.training.preflight import check_run
+from hmoe_ds.training.recording import monitors
 from tests.distributed.harness import arguments
 
 

@@ -12,13 +12,13 @@ import pytest
 
 from hmoe_ds.cli import main
 from hmoe_ds.config import ConfigError
-from hmoe_ds.training import hosts, node
-from hmoe_ds.training.environment import interface_towards, network_environment
-from hmoe_ds.training.hostfile import read_hostfile
-from hmoe_ds.training.hosts import Hosts, runner_environment
-from hmoe_ds.training.node import Node
-from hmoe_ds.training.placement import StartOptions, place
-from hmoe_ds.training.start_file import Start, as_word, from_word, read_start, shared_environment, write_start
+from hmoe_ds.training.launching import hosts, node
+from hmoe_ds.training.launching.environment import interface_towards, network_environment
+from hmoe_ds.training.launching.hostfile import read_hostfile
+from hmoe_ds.training.launching.hosts import Hosts, runner_environment
+from hmoe_ds.training.launching.node import Node
+from hmoe_ds.training.launching.placement import StartOptions, place
+from hmoe_ds.training.launching.start_file import Start, as_word, from_word, read_start, shared_environment, write_start
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +54,7 @@ def test_a_hostfile_that_is_none(content, message, tmp_path):
 
 
 def test_places(tmp_path, monkeypatch):
-    monkeypatch.setattr("hmoe_ds.training.placement.gpu_count", lambda: 0)
+    monkeypatch.setattr("hmoe_ds.training.launching.placement.gpu_count", lambda: 0)
     assert place(options(), ep_size=2) == Node(2)
     assert place(options(num_ranks=3), ep_size=2) == Node(3)
     two = {"nodes": 2, "node_rank": 1, "master_addr": "a"}
@@ -63,7 +63,7 @@ def test_places(tmp_path, monkeypatch):
     assert place(options(nodes=1, node_rank=0, master_addr="a", master_port=1), ep_size=4) == Node(4)
     (tmp_path / "hosts").write_text("a slots=8\nb slots=4\n")
     assert place(options(hostfile=tmp_path / "hosts"), ep_size=4).all_ranks == 12
-    monkeypatch.setattr("hmoe_ds.training.placement.gpu_count", lambda: 8)
+    monkeypatch.setattr("hmoe_ds.training.launching.placement.gpu_count", lambda: 8)
     assert place(options(**two), ep_size=4).all_ranks == 16
 
 
@@ -164,7 +164,9 @@ def test_a_launch_script_says_what_it_would_start(script, tmp_path):
     said = subprocess.run([*command, *words], capture_output=True, text=True, env=found)
     assert said.returncode == 0, said.stderr
     assert "command     " in said.stdout
-    launcher = "deepspeed.launcher" if script == "pretrain_hostfile.sh" else "hmoe_ds.training.deepspeed_launcher"
+    launcher = (
+        "deepspeed.launcher" if script == "pretrain_hostfile.sh" else "hmoe_ds.training.launching.deepspeed_launcher"
+    )
     assert launcher in said.stdout
     assert "memory" in said.stdout
     if script != "pretrain_hostfile.sh":  # there they go by a file

@@ -13,9 +13,10 @@ from data_pipeline.manifest import Manifest
 from hmoe_ds.config import ConfigError
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.model.checkpoint_record import CheckpointError
-from hmoe_ds.training import loop, node
+from hmoe_ds.training import loop
+from hmoe_ds.training.checks.preflight import check_run
+from hmoe_ds.training.launching import node
 from hmoe_ds.training.loop import check_agreement
-from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.run_folder import checkpoint_to_resume
 from tests.distributed.harness import arguments
 from tests.made_up import make_up_checkpoint

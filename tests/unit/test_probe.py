@@ -14,8 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from hmoe_ds.config import ConfigError, ProbeTable, config_from_dict
 from hmoe_ds.config_parser import load_config
 from hmoe_ds.data.labelled import read_labelled
+from hmoe_ds.training.checks.preflight import check_run
 from hmoe_ds.training.linear_probe import r_squared, ridge_predictions, roc_auc
-from hmoe_ds.training.preflight import check_run
 from hmoe_ds.training.run_folder import check_resumable
 from tests.distributed.harness import arguments
 from tests.labelled_tables import molecules_of, ring_count, write_table

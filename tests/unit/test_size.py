@@ -31,7 +31,7 @@ from hmoe_ds.moe.grouped import FLOP_FORMULAS
 from hmoe_ds.objectives.molecule import set_descriptor_scale
 from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
 from hmoe_ds.training.feed import rank_slice
-from hmoe_ds.training.throughput import step_work
+from hmoe_ds.training.recording.throughput import step_work
 from tests.presets import shrunken
 
 # Where the parameters of each part live.

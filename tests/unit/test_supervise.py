@@ -6,9 +6,9 @@ import pytest
 
 from data_pipeline.errors import PipelineError
 from hmoe_ds.training import exit_codes, lock
-from hmoe_ds.training import supervise as supervise_module
+from hmoe_ds.training.launching import supervise as supervise_module
+from hmoe_ds.training.launching.supervise import supervise
 from hmoe_ds.training.outcome import OUTCOME, Outcome, note_done, note_failure, read_outcome
-from hmoe_ds.training.supervise import supervise
 
 
 class Starts:

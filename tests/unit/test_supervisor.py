@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from hmoe_ds.training.supervisor import supervisor_environment
+from hmoe_ds.training.launching.supervisor import supervisor_environment
 
-ASK = "from hmoe_ds.training.supervisor import supervisor_is_gone; input(); print(supervisor_is_gone())"
+ASK = "from hmoe_ds.training.launching.supervisor import supervisor_is_gone; input(); print(supervisor_is_gone())"
 
 
 def asked(environment: dict[str, str], reads: bool = True, stderr: int | None = None) -> bool:

@@ -7,8 +7,8 @@ import pty
 
 import pytest
 
-from hmoe_ds.training import terminal
-from hmoe_ds.training.terminal import Terminal
+from hmoe_ds.training.recording import terminal
+from hmoe_ds.training.recording.terminal import Terminal
 
 
 class Screen(io.StringIO):

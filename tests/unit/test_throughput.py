@@ -11,7 +11,7 @@ from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import Normalizers
 from hmoe_ds.training.due import due_after
-from hmoe_ds.training.throughput import Throughput
+from hmoe_ds.training.recording.throughput import Throughput
 
 BUDGETS = ["--data.molecules_per_step=100", "--data.atoms_per_step=4000", "--data.bonds_per_step=2000"]
 

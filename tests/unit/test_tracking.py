@@ -18,16 +18,16 @@ from hmoe_ds.config_parser import load_config
 from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import Losses, Normalizers
-from hmoe_ds.training import tracking
-from hmoe_ds.training.checkpoint import TrainState
+from hmoe_ds.training.checkpoints.checkpoint import TrainState
+from hmoe_ds.training.checks.preflight import check_run
 from hmoe_ds.training.curriculum import Stage
-from hmoe_ds.training.metrics import StepSums
-from hmoe_ds.training.node import free_port
-from hmoe_ds.training.preflight import check_run
-from hmoe_ds.training.recorder import Recorder
+from hmoe_ds.training.launching.node import free_port
+from hmoe_ds.training.recording import tracking
+from hmoe_ds.training.recording.metrics import StepSums
+from hmoe_ds.training.recording.recorder import Recorder
+from hmoe_ds.training.recording.spool import read_delivery
 from hmoe_ds.training.run_folder import begin_run
-from hmoe_ds.training.spool import read_delivery
-from hmoe_ds.training.stop import StoppedError
+from hmoe_ds.training.stopping.stop import StoppedError
 from tests.distributed.harness import arguments
 from tests.unit.mlflow_server import Gate, MlflowServer
 
@@ -148,7 +148,7 @@ def test_training_without_its_server_finishes_and_is_sent_later(dataset, server,
     assert done.returncode == 0, done.stderr[-3000:]
     assert "has not got 2 logged steps" in done.stdout
     server.wait()
-    later = [sys.executable, "-m", "hmoe_ds.training.tracking", str(out)]
+    later = [sys.executable, "-m", "hmoe_ds.training.recording.tracking", str(out)]
     subprocess.run(later, check=True, cwd=ROOT, timeout=120, env=os.environ | {"MLFLOW_TRACKING_URI": server.uri})
     losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert history(server, mlflow_run(server, out).info.run_id) == [(1, losses[0]), (2, losses[1])]
@@ -417,7 +417,7 @@ def test_a_run_whose_server_never_came_ends_and_is_sent_by_hand(server, tmp_path
     assert len(lines) == 2
     assert "Connection refused" in lines[0]
     assert "has not got 3 logged steps" in lines[1]
-    assert "python -m hmoe_ds.training.tracking" in lines[1]
+    assert "python -m hmoe_ds.training.recording.tracking" in lines[1]
     assert "secret" not in "".join(lines) + (run.folder / "mlflow.json").read_text()
 
     assert tracking.main([str(run.folder)]) == 1
@@ -440,7 +440,7 @@ def test_a_process_ends_although_its_server_never_answers(gate, tmp_path):
     begin_run(load_config(["--run.out", str(tmp_path)]), ranks=1, dataset="molecules", shards=[])
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 1.0, "loss": 2.0}\n')
     code = (
-        "import sys; from pathlib import Path; from hmoe_ds.training import tracking\n"
+        "import sys; from pathlib import Path; from hmoe_ds.training.recording import tracking\n"
         "tracking.CLOSE_SECONDS = 3.0; tracker = tracking.Tracker(Path(sys.argv[1]), step=0)\n"
         "tracker.notify(); tracker.close('FINISHED')"
     )

@@ -13,7 +13,7 @@ import pytest
 from hmoe_ds.cli import main
 from hmoe_ds.downstream import registry
 from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.training.node import free_port
+from hmoe_ds.training.launching.node import free_port
 from tests.small_model import MODEL, ROUTER
 from tests.unit.downstream.test_splits import nci
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hmoe_ds.config import ConfigError, RunConfig
-from hmoe_ds.training.hostfile import read_hostfile
-from hmoe_ds.training.hosts import Hosts, hosts_command, launch_on_hosts
+from hmoe_ds.training.checks.preflight import check_run
 from hmoe_ds.training.launch import Command
-from hmoe_ds.training.node import MASTER_PORT, Node, gpu_count, launch_here, node_command
-from hmoe_ds.training.preflight import check_run
+from hmoe_ds.training.launching.hostfile import read_hostfile
+from hmoe_ds.training.launching.hosts import Hosts, hosts_command, launch_on_hosts
+from hmoe_ds.training.launching.node import MASTER_PORT, Node, gpu_count, launch_here, node_command
 
 
 @dataclasses.dataclass(frozen=True)

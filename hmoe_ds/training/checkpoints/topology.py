@@ -49,9 +49,9 @@ from torch.utils.serialization import config as serialization
 from hmoe_ds.config import RunConfig
 from hmoe_ds.model.checkpoint_record import CheckpointError, read_record
 from hmoe_ds.model.weight_files import SHARED_FILE
-from hmoe_ds.training.checkpoint_files import read_state
+from hmoe_ds.training.checkpoints.checkpoint_files import read_state
+from hmoe_ds.training.checkpoints.retention import UNIVERSAL
 from hmoe_ds.training.deepspeed_config import deepspeed_config
-from hmoe_ds.training.retention import UNIVERSAL
 
 # Fields of `parallel` that decide which rank has which piece of what.
 _LAYOUT = ("ep_size", "zero_stage", "offload_optimizer")

@@ -12,14 +12,14 @@ from hmoe_ds.config_checks import check_topology
 from hmoe_ds.data.labelled import read_labelled
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.plan import BatchPlan
-from hmoe_ds.training.checkpoint_model import check_checkpoint_model
+from hmoe_ds.training.checkpoints.checkpoint_model import check_checkpoint_model
+from hmoe_ds.training.checks.disk_check import check_disk
+from hmoe_ds.training.checks.memory_check import check_memory
 from hmoe_ds.training.deepspeed_config import deepspeed_config, monitor_sections
-from hmoe_ds.training.disk_check import check_disk
 from hmoe_ds.training.machine import ranks_here, this_machine
-from hmoe_ds.training.memory_check import check_memory
-from hmoe_ds.training.monitors import check_packages
+from hmoe_ds.training.recording.monitors import check_packages
+from hmoe_ds.training.recording.spool import read_delivery
 from hmoe_ds.training.run_folder import check_resumable, check_run_folder, checkpoint_to_resume, open_datasets
-from hmoe_ds.training.spool import read_delivery
 
 
 def check_run(config: RunConfig, ranks: int, here: int | None = None) -> None:

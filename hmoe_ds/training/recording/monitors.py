@@ -18,7 +18,7 @@ from data_pipeline.durable import replace_text
 from data_pipeline.errors import PipelineError
 from hmoe_ds.config import ConfigError
 from hmoe_ds.training.best_effort import say
-from hmoe_ds.training.mlflow_sender import reason
+from hmoe_ds.training.recording.mlflow_sender import reason
 
 TENSORBOARD, WANDB, COMET, CSV = "tensorboard", "wandb", "comet", "csv_monitor"
 # The package that writes what a section asks for; CSV files need none.

@@ -1,4 +1,6 @@
-"""Whether ranks run on this machine: `python -m hmoe_ds.training.alive` ends with 0 if they do, and with 1 if not.
+"""Whether ranks run on this machine.
+
+`python -m hmoe_ds.training.launching.alive` ends with 0 if they do, and with 1 if not.
 
 For liveness probes of Kubernetes. Whether ranks get on they know better themselves (`watchdog`).
 """
@@ -11,7 +13,7 @@ from itertools import pairwise
 
 import psutil
 
-from hmoe_ds.training.node import LOOP
+from hmoe_ds.training.launching.node import LOOP
 
 
 def is_rank(command: Sequence[str]) -> bool:

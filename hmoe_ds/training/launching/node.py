@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hmoe_ds.config import ConfigError
-from hmoe_ds.training.environment import network_environment, rank_environment
 from hmoe_ds.training.launch import Command, Launcher
+from hmoe_ds.training.launching.environment import network_environment, rank_environment
+from hmoe_ds.training.launching.supervisor import is_supervised
 from hmoe_ds.training.outcome import forget_outcome
-from hmoe_ds.training.stop_file import STOP_FILE
-from hmoe_ds.training.supervisor import is_supervised
+from hmoe_ds.training.stopping.stop_file import STOP_FILE
 
-LAUNCHER, LOOP = "hmoe_ds.training.deepspeed_launcher", "hmoe_ds.training.loop"
+LAUNCHER, LOOP = "hmoe_ds.training.launching.deepspeed_launcher", "hmoe_ds.training.loop"
 MASTER_PORT = 29500
 _FREE_PORTS = range(20000, 29000)  # Linux gives those from 32768 on to outgoing connections
 

@@ -20,9 +20,9 @@ from data_pipeline.durable import make_folder
 from data_pipeline.errors import PipelineError
 from hmoe_ds.config import ConfigError
 from hmoe_ds.training.launch import Command, Launcher
-from hmoe_ds.training.node import MASTER_PORT, free_port
-from hmoe_ds.training.start_file import Start, as_word, shared_environment, write_start
-from hmoe_ds.training.supervisor import supervisor_environment
+from hmoe_ds.training.launching.node import MASTER_PORT, free_port
+from hmoe_ds.training.launching.start_file import Start, as_word, shared_environment, write_start
+from hmoe_ds.training.launching.supervisor import supervisor_environment
 
 # Of each launcher, the programs that it needs here.
 LAUNCHERS = {"pdsh": ("pdsh",), "openmpi": ("mpirun", "ompi_info")}
@@ -125,7 +125,7 @@ def hosts_command(hosts: Hosts, out: Path, port: int = MASTER_PORT) -> Command:
         *(["--master_addr", hosts.master] if hosts.master else []),
         # Ranks are no MPI programs: nothing is to be bound to one core.
         *(["--launcher_args", "--bind-to none"] if hosts.launcher == "openmpi" else []),
-        *("--module", "hmoe_ds.training.start_rank", as_word(_start_file(out))),
+        *("--module", "hmoe_ds.training.launching.start_rank", as_word(_start_file(out))),
     ]
     # The runner has the other machines change into this one's folder, whose name a shell could take apart.
     return Command(words, runner_environment(os.environ), folder="/")

@@ -2,7 +2,7 @@
 
 Rank 0 copies each checkpoint to `run.mirror` while the training goes on; `latest` is replaced when all of it is there,
 then the one before is removed. A machine whose run folder has no checkpoint gets it back before the ranks start:
-`hmoe pretrain` does so, on a cluster `python -m hmoe_ds.training.mirror RUN URL`.
+`hmoe pretrain` does so, on a cluster `python -m hmoe_ds.training.checkpoints.mirror RUN URL`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from hmoe_ds.config import RunConfig
 from hmoe_ds.model.checkpoint_record import LIST_FILE, check_files, read_list
 from hmoe_ds.run_files import ALLOCATION, LOAD, METRICS, RECORD, SKIPPED
 from hmoe_ds.training.best_effort import say
-from hmoe_ds.training.retention import PARTIAL, remove_remains
+from hmoe_ds.training.checkpoints.retention import PARTIAL, remove_remains
+from hmoe_ds.training.recording.spool import DELIVERY
 from hmoe_ds.training.run_folder import CHECKPOINTS, LATEST, checkpoint_tag, is_tag, tagged
-from hmoe_ds.training.spool import DELIVERY
-from hmoe_ds.training.stop import StoppedError
+from hmoe_ds.training.stopping.stop import StoppedError
 
 # Small files of the run's folder: what it is, what it logged, what MLflow has of that.
 _BESIDE = (RECORD, METRICS, LOAD, ALLOCATION, SKIPPED, DELIVERY)
@@ -201,7 +201,8 @@ def _read_latest(filesystem: Any, path: str) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; -> its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m hmoe_ds.training.mirror", description="Bring a run's last checkpoint back from its mirror."
+        prog="python -m hmoe_ds.training.checkpoints.mirror",
+        description="Bring a run's last checkpoint back from its mirror.",
     )
     parser.add_argument(
         "run", metavar="RUN", type=Path, help="the run's folder; nothing is done if it has a checkpoint"

@@ -11,8 +11,8 @@ from typing import Any
 
 from data_pipeline.redact import redacted, without_credentials
 from hmoe_ds.run_files import CONFIG
+from hmoe_ds.training.recording.spool import RUNNING, Spool
 from hmoe_ds.training.run_folder import read_run_record
-from hmoe_ds.training.spool import RUNNING, Spool
 
 LINES_PER_BATCH = 50  # some 15 metrics each; MLflow takes 1,000 metrics at once
 LONGEST_PARAMETER = 6000

@@ -18,12 +18,12 @@ from hmoe_ds.moe.balance import RouterLoad
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import Normalizers
 from hmoe_ds.run_files import ALLOCATION, LOAD, METRICS, SKIPPED
-from hmoe_ds.training.checkpoint import TrainState
+from hmoe_ds.training.checkpoints.checkpoint import TrainState
 from hmoe_ds.training.curriculum import Stage
 from hmoe_ds.training.deepspeed_config import monitor_sections
-from hmoe_ds.training.health import HealthWatch
-from hmoe_ds.training.memory_used import memory_used
-from hmoe_ds.training.metrics import (
+from hmoe_ds.training.recording.health import HealthWatch
+from hmoe_ds.training.recording.memory_used import memory_used
+from hmoe_ds.training.recording.metrics import (
     StepFile,
     StepSums,
     group_entropy,
@@ -32,12 +32,12 @@ from hmoe_ds.training.metrics import (
     rms_ratio,
     starved_share,
 )
-from hmoe_ds.training.monitors import Monitors
-from hmoe_ds.training.spool import FAILED, FINISHED, KILLED
-from hmoe_ds.training.stop import StoppedError
-from hmoe_ds.training.terminal import Terminal
-from hmoe_ds.training.throughput import Throughput
-from hmoe_ds.training.tracking import Tracker
+from hmoe_ds.training.recording.monitors import Monitors
+from hmoe_ds.training.recording.spool import FAILED, FINISHED, KILLED
+from hmoe_ds.training.recording.terminal import Terminal
+from hmoe_ds.training.recording.throughput import Throughput
+from hmoe_ds.training.recording.tracking import Tracker
+from hmoe_ds.training.stopping.stop import StoppedError
 
 LOADS = 1000  # lines of `load.jsonl`, about, at most
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hmoe_ds.config import ConfigError, RunConfig
 from hmoe_ds.model.size import BYTES, count_parameters
-from hmoe_ds.training.retention import remains
+from hmoe_ds.training.checkpoints.retention import remains
 from hmoe_ds.training.run_folder import checkpoint_dir, tagged
 
 _GIB = 2**30

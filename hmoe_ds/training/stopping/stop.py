@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hmoe_ds.training import exit_codes
-from hmoe_ds.training.stop_file import END_NOW
+from hmoe_ds.training.stopping.stop_file import END_NOW
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _LOOK_SECONDS = 1.0

@@ -33,11 +33,18 @@ from hmoe_ds.model.checkpoint_record import (
 from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
 from hmoe_ds.objectives.gather import gather_objects
 from hmoe_ds.training.best_effort import say
-from hmoe_ds.training.checkpoint_files import CheckpointFiles
+from hmoe_ds.training.checkpoints.checkpoint_files import CheckpointFiles
+from hmoe_ds.training.checkpoints.retention import (
+    DAMAGED,
+    PARTIAL,
+    remove,
+    remove_later,
+    remove_remains,
+    remove_surplus,
+)
+from hmoe_ds.training.checkpoints.topology import load_from_another, same_topology
 from hmoe_ds.training.deepspeed_config import deepspeed_config
-from hmoe_ds.training.retention import DAMAGED, PARTIAL, remove, remove_later, remove_remains, remove_surplus
 from hmoe_ds.training.run_folder import candidates, checkpoint_dir, checkpoint_tag, name_latest, named_latest, step_of
-from hmoe_ds.training.topology import load_from_another, same_topology
 
 
 @dataclass

@@ -24,8 +24,8 @@ from torch.distributed import distributed_c10d
 
 from hmoe_ds.training.best_effort import say
 from hmoe_ds.training.exit_codes import FAILED, HUNG
-from hmoe_ds.training.stop import StopRequest
-from hmoe_ds.training.supervisor import supervisor_is_gone
+from hmoe_ds.training.launching.supervisor import supervisor_is_gone
+from hmoe_ds.training.stopping.stop import StopRequest
 
 # What ranks that start may take to find each other and to load what they need; `hang_seconds` where that is more.
 START_SECONDS = 900.0

@@ -1,6 +1,6 @@
-"""A rank on one of several machines: `python -m hmoe_ds.training.start_rank WORD`, where WORD names a file of `hosts`.
+"""A rank on one of several machines, started there by DeepSpeed's launcher or by mpirun.
 
-DeepSpeed's launcher starts it on each machine, or mpirun.
+`python -m hmoe_ds.training.launching.start_rank WORD`, where WORD names a file of `hosts`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import sys
 
-from hmoe_ds.training.environment import network_environment, rank_environment
+from hmoe_ds.training.launching.environment import network_environment, rank_environment
+from hmoe_ds.training.launching.start_file import Start, from_word, read_start
 from hmoe_ds.training.machine import has_gpu
-from hmoe_ds.training.start_file import Start, from_word, read_start
 
 # What mpirun says, and what torch and DeepSpeed call it.
 _MPI = {

@@ -1,4 +1,4 @@
-"""A run's way to MLflow, on rank 0 only. `python -m hmoe_ds.training.tracking RUN` sends what is left.
+"""A run's way to MLflow, on rank 0 only. `python -m hmoe_ds.training.recording.tracking RUN` sends what is left.
 
 The training loop writes `metrics.jsonl` and goes on; a thread of its own sends those lines to the server, now or when
 the server is there again. A point that is sent twice, because the answer to the first time was lost, is stored
@@ -20,9 +20,9 @@ from tqdm import tqdm
 from data_pipeline.errors import PipelineError, UsageError
 from hmoe_ds.run_files import METRICS
 from hmoe_ds.training.best_effort import say
-from hmoe_ds.training.mlflow_sender import Sender, SystemMetrics, reason
+from hmoe_ds.training.recording.mlflow_sender import Sender, SystemMetrics, reason
+from hmoe_ds.training.recording.spool import DELIVERY, RUNNING, Delivery, Spool, read_delivery
 from hmoe_ds.training.run_folder import read_run_record
-from hmoe_ds.training.spool import DELIVERY, RUNNING, Delivery, Spool, read_delivery
 
 PAUSE_SECONDS = 0.2  # between two batches, at least
 PROCESSOR_SHARE = 0.1  # of one core, that sending a long backlog takes from the training, at most
@@ -71,7 +71,8 @@ class Tracker:
         if not self._sender.is_done():
             self._say(
                 f"MLflow has not got {self._spool.unsent()} logged steps and the end of this run; when its server is "
-                f"back, send them with: python -m hmoe_ds.training.tracking {shlex.quote(str(self._spool.folder))}"
+                "back, send them with: python -m hmoe_ds.training.recording.tracking "
+                f"{shlex.quote(str(self._spool.folder))}"
             )
         self._given_up.set()
 
@@ -154,7 +155,7 @@ def send_rest(folder: Path) -> tuple[str, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; -> its exit code: 0 when MLflow has everything, 1 when not, 2 for a usage error."""
     parser = argparse.ArgumentParser(
-        prog="python -m hmoe_ds.training.tracking",
+        prog="python -m hmoe_ds.training.recording.tracking",
         description="Send to MLflow what it has not got of a run: its server was down, or the run was killed.",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of the run")

@@ -1,0 +1,1 @@
+"""Where ranks run and who starts them, here or on other machines, and starts them again."""

@@ -1,0 +1,1 @@
+"""What a run tells of itself: metrics, health, the terminal, `metrics.jsonl`, MLflow and other monitors."""

@@ -1,0 +1,1 @@
+"""How a rank ends before its run is done: asked to, or hanging."""
