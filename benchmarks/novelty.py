@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.result import write_result
-from data_pipeline.encode import encode_rows
+from data_pipeline.molecules.encode import encode_rows
 from hmoe_ds.data.batch import MolBatch, gather
 from hmoe_ds.data.store import ShardStore
 from hmoe_ds.data.table import Table

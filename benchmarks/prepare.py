@@ -29,12 +29,12 @@ from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
 from benchmarks.result import write_result
-from data_pipeline.chemistry import CanonicalMolecule
-from data_pipeline.encode import encode_rows
-from data_pipeline.featurize import featurize
-from data_pipeline.scaffold_fast import clear_scaffold_memos
-from data_pipeline.sources import SourceChunk, read_chunks, resolve_sources
-from data_pipeline.standardize import standardizer
+from data_pipeline.molecules.chemistry import CanonicalMolecule
+from data_pipeline.molecules.encode import encode_rows
+from data_pipeline.molecules.featurize import featurize
+from data_pipeline.molecules.scaffold_fast import clear_scaffold_memos
+from data_pipeline.molecules.standardize import standardizer
+from data_pipeline.sources.source import SourceChunk, read_chunks, resolve_sources
 
 CHUNK_ROWS = 1000
 # How many times faster than the arms of these names.

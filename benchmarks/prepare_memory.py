@@ -21,15 +21,15 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.result import write_result
-from data_pipeline.encode import encode_rows
-from data_pipeline.executor import Resources
-from data_pipeline.partitions import write_listing
-from data_pipeline.ranges import mapped_bytes
-from data_pipeline.reduce_stage import REDUCED_SCHEMA, write_reduced
-from data_pipeline.sources import CHUNK_CHARACTERS
-from data_pipeline.stages import PARTITION_ROWS, SHARD_ATOMS, shards_at_a_time
-from data_pipeline.watch import Watch
-from data_pipeline.write_stage import WriteTask
+from data_pipeline.execution.executor import Resources
+from data_pipeline.execution.watch import Watch
+from data_pipeline.molecules.encode import encode_rows
+from data_pipeline.sources.source import CHUNK_CHARACTERS
+from data_pipeline.stages.partitions import write_listing
+from data_pipeline.stages.ranges import mapped_bytes
+from data_pipeline.stages.reduce_stage import REDUCED_SCHEMA, write_reduced
+from data_pipeline.stages.stages import PARTITION_ROWS, SHARD_ATOMS, shards_at_a_time
+from data_pipeline.stages.write_stage import WriteTask
 
 SHARD_ROWS = 65_536
 MAX_ATOMS = 512

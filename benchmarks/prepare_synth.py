@@ -19,7 +19,7 @@ import psutil
 
 from benchmarks.result import write_result
 from data_pipeline.build import prepare
-from data_pipeline.executor import DEFAULT_MEMORY, Resources
+from data_pipeline.execution.executor import DEFAULT_MEMORY, Resources
 from data_pipeline.options import PrepareOptions
 
 LIBRARIES = {"ZINC20": 1.4e9, "PubChem": 1.2e8}

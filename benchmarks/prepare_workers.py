@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.result import write_result
 from data_pipeline.build import prepare
-from data_pipeline.executor import Resources
-from data_pipeline.sources import read_chunks, resolve_sources
+from data_pipeline.execution.executor import Resources
+from data_pipeline.sources.source import read_chunks, resolve_sources
 
 # Twice as many workers may take this much more of the processor, in sum.
 TARGET = 1.8

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.result import write_result
-from data_pipeline.encode import encode_rows
-from data_pipeline.scaffold_fast import clear_scaffold_memos
-from data_pipeline.sources import SourceChunk, read_chunks, resolve_sources
+from data_pipeline.molecules.encode import encode_rows
+from data_pipeline.molecules.scaffold_fast import clear_scaffold_memos
+from data_pipeline.sources.source import SourceChunk, read_chunks, resolve_sources
 
 CHUNK_ROWS = 1000
 # By how much longer encoding may take.

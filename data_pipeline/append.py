@@ -14,7 +14,7 @@ from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.manifest import Manifest, ShardRecord, file_path
 from data_pipeline.output import REJECTS_FILE, SCAFFOLDS_FILE
 from data_pipeline.schema import REJECT_SCHEMA, SCAFFOLD_SCHEMA, SPLITS
-from data_pipeline.sources import Source
+from data_pipeline.sources.source import Source
 
 # They tell how to read a source, so each append has its own.
 _SOURCE_OPTIONS = ("format", "smiles_column", "id_column")

@@ -10,16 +10,16 @@ import pyarrow as pa
 
 from data_pipeline.append import Existing
 from data_pipeline.errors import PipelineError, UsageError
-from data_pipeline.executor import Resources, open_executor
+from data_pipeline.execution.executor import Resources, open_executor
+from data_pipeline.execution.task import digest
 from data_pipeline.manifest import MANIFEST_FILE, Manifest
 from data_pipeline.options import PrepareOptions
 from data_pipeline.output import WORK_FOLDER, Publication, check_writable, remove_leftovers, work_folder
 from data_pipeline.plan import Plan, check_options, resolve
-from data_pipeline.ranges import mapped_bytes
 from data_pipeline.remote import is_url, one_line
-from data_pipeline.sources import Source
-from data_pipeline.stages import SHARD_ATOMS, Build, PrepareResult, Report
-from data_pipeline.task import digest
+from data_pipeline.sources.source import Source
+from data_pipeline.stages.ranges import mapped_bytes
+from data_pipeline.stages.stages import SHARD_ATOMS, Build, PrepareResult, Report
 from data_pipeline.upload import holds_dataset, upload
 
 DEFAULT_STAGING = Path.home() / ".cache" / "hmoe_ds" / "prepare"

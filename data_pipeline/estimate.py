@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_pipeline.encode import encode_rows
-from data_pipeline.formats import SYNTH
+from data_pipeline.execution.supervise import supervised
+from data_pipeline.execution.task import Task
+from data_pipeline.execution.watch import Watch
+from data_pipeline.molecules.encode import encode_rows
+from data_pipeline.molecules.targets import with_targets
 from data_pipeline.options import PrepareOptions
 from data_pipeline.quantities import byte_size, duration
-from data_pipeline.read_stage import chunk_file, read_chunk, write_chunk
-from data_pipeline.row_count import COLUMNAR, count_rows
-from data_pipeline.sources import Source, SourceChunk, read_chunks
-from data_pipeline.supervise import supervised
-from data_pipeline.targets import with_targets
-from data_pipeline.task import Task
-from data_pipeline.watch import Watch
+from data_pipeline.sources.formats import SYNTH
+from data_pipeline.sources.row_count import COLUMNAR, count_rows
+from data_pipeline.sources.source import Source, SourceChunk, read_chunks
+from data_pipeline.stages.read_stage import chunk_file, read_chunk, write_chunk
 
 # Of many sources, fewer rows each are tried: a dry run takes seconds.
 _MOST_ROWS = 20_000

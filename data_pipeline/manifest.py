@@ -20,7 +20,7 @@ from data_pipeline.remote import is_url, join_url, read_bytes, read_checksum, re
 from data_pipeline.schema import FORMAT_NAME, FORMAT_VERSION, SPLITS
 
 if TYPE_CHECKING:  # `sources` needs RDKit, which reading a dataset does not
-    from data_pipeline.sources import Source
+    from data_pipeline.sources.source import Source
 
 Record = TypeVar("Record")
 

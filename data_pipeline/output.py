@@ -22,10 +22,10 @@ from typing import Any, Generic, TypeVar
 from data_pipeline.contained import check_contained
 from data_pipeline.durable import atomically, flush, make_folder, write_text
 from data_pipeline.errors import UsageError
+from data_pipeline.execution.records import to_bytes
+from data_pipeline.execution.task import read_record, work_file
 from data_pipeline.manifest import MANIFEST_FILE, Manifest, is_dataset
-from data_pipeline.records import to_bytes
 from data_pipeline.schema import SPLITS
-from data_pipeline.task import read_record, work_file
 
 Result = TypeVar("Result")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from data_pipeline.append import Existing
 from data_pipeline.errors import UsageError
+from data_pipeline.execution.task import digest
 from data_pipeline.manifest import Manifest
 from data_pipeline.options import PrepareOptions
-from data_pipeline.sources import Source, check_columns, resolve_sources
-from data_pipeline.task import digest
+from data_pipeline.sources.source import Source, check_columns, resolve_sources
 
 
 def resolve(

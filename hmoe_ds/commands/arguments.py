@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from data_pipeline.cores import usable_cores
+from data_pipeline.execution.cores import usable_cores
 
 Result = dict[str, Any]
 Run = Callable[[argparse.Namespace, list[str]], Result]

@@ -22,7 +22,7 @@ from hmoe_ds.commands.progress import Progress
 
 if TYPE_CHECKING:
     from data_pipeline.options import PrepareOptions
-    from data_pipeline.sources import Source
+    from data_pipeline.sources.source import Source
 
 
 def add_command(command: Command) -> None:
@@ -71,7 +71,7 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> Result:
 
     from data_pipeline.build import check, prepare
     from data_pipeline.describe import describe, describe_counts
-    from data_pipeline.executor import Resources
+    from data_pipeline.execution.executor import Resources
     from data_pipeline.options import PrepareOptions
 
     settings = PrepareOptions(

@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
-from data_pipeline.reduce_stage import is_held_out
+from data_pipeline.molecules.encode import encode_rows
+from data_pipeline.stages.reduce_stage import is_held_out
 from hmoe_ds.config import ConfigError, ProbeTable
 from hmoe_ds.data.store import BatchStore, Shard
 from hmoe_ds.data.table import Table

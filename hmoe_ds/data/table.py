@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.columnar import open_columnar_table
-from data_pipeline.columns import listed, structure_index, structure_text
 from data_pipeline.errors import UsageError
-from data_pipeline.formats import HEAD_BYTES, binary_format, check_no_archive
-from data_pipeline.streams import read_head
-from data_pipeline.tables import open_table
+from data_pipeline.sources.columnar import open_columnar_table
+from data_pipeline.sources.columns import listed, structure_index, structure_text
+from data_pipeline.sources.formats import HEAD_BYTES, binary_format, check_no_archive
+from data_pipeline.sources.streams import read_head
+from data_pipeline.sources.tables import open_table
 
 # What a cell without a label may say, in lower case.
 MISSING = {"", "na", "n/a", "nan", "none", "null"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from data_pipeline.cores import usable_cores
+from data_pipeline.execution.cores import usable_cores
 from hmoe_ds.doctor.finding import Finding, note, ok
 from hmoe_ds.training.machine import free_host_memory
 

@@ -15,17 +15,17 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_pipeline.durable import atomically
-from data_pipeline.encode import EncodedRows, encode_rows, reject_batch
 from data_pipeline.errors import PipelineError
-from data_pipeline.executor import Resources, open_executor
+from data_pipeline.execution.executor import Resources, open_executor
+from data_pipeline.execution.task import Task, work_file
+from data_pipeline.execution.watch import Watch
+from data_pipeline.molecules.encode import EncodedRows, encode_rows, reject_batch
 from data_pipeline.options import DEFAULT_MAX_ATOMS, DEFAULT_MOLECULE_SECONDS
 from data_pipeline.output import WorkFolder, work_folder
-from data_pipeline.partitions import read_batch, write_batches
-from data_pipeline.read_stage import ReadTask, chunk_file, read_chunk
 from data_pipeline.schema import REJECT_SCHEMA
-from data_pipeline.sources import Source, SourceChunk, check_columns, resolve_sources
-from data_pipeline.task import Task, work_file
-from data_pipeline.watch import Watch
+from data_pipeline.sources.source import Source, SourceChunk, check_columns, resolve_sources
+from data_pipeline.stages.partitions import read_batch, write_batches
+from data_pipeline.stages.read_stage import ReadTask, chunk_file, read_chunk
 from hmoe_ds.downstream.out_files import check_places, check_sources
 
 CHUNK_ROWS = 4096

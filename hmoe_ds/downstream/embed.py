@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_pipeline.encode import EncodedRows
-from data_pipeline.parquet import ParquetSink
+from data_pipeline.molecules.encode import EncodedRows
 from data_pipeline.schema import REJECT_SCHEMA, storable
-from data_pipeline.sources import SourceChunk
+from data_pipeline.sources.source import SourceChunk
+from data_pipeline.stages.parquet import ParquetSink
 from hmoe_ds.config import Readout
 from hmoe_ds.downstream.chunked import ChunkTask, Done, Report, RowOptions, done_by_chunks
 from hmoe_ds.downstream.inference import Inferred, infer

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipeline.errors import UsageError
 from data_pipeline.redact import redacted
-from data_pipeline.streams import file_name
+from data_pipeline.sources.streams import file_name
 from hmoe_ds.downstream.claim import claimed
 from hmoe_ds.downstream.fitting import Fit, FitOptions, fit
 from hmoe_ds.downstream.inference import inference_device

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from data_pipeline.durable import atomically
 from data_pipeline.errors import UsageError
-from data_pipeline.task import digest
+from data_pipeline.execution.task import digest
 from hmoe_ds.downstream.fitting import Fit
 from hmoe_ds.downstream.label_scale import LabelScale
 from hmoe_ds.downstream.property_model import PropertyModel

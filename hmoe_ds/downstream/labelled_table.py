@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_pipeline.encode_supervised import encode_supervised
 from data_pipeline.errors import UsageError
-from data_pipeline.streams import file_name
+from data_pipeline.molecules.encode_supervised import encode_supervised
+from data_pipeline.sources.streams import file_name
 from hmoe_ds.data.table import Table
 from hmoe_ds.downstream.scores import Array, Task
 

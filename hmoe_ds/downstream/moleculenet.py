@@ -16,9 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from rdkit import Chem, rdBase
 
-from data_pipeline.columns import listed
-from data_pipeline.encode_supervised import encode_supervised
 from data_pipeline.errors import UsageError
+from data_pipeline.molecules.encode_supervised import encode_supervised
+from data_pipeline.sources.columns import listed
 from hmoe_ds.data.table import MISSING, Table
 from hmoe_ds.downstream.baselines import ecfp
 from hmoe_ds.downstream.scores import Array, Task

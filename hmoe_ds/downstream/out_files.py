@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UsageError
-from data_pipeline.formats import format_of_name
-from data_pipeline.sources import Source
-from data_pipeline.streams import split_compression
+from data_pipeline.sources.formats import format_of_name
+from data_pipeline.sources.source import Source
+from data_pipeline.sources.streams import split_compression
 
 
 def check_format(out: Path, format: str) -> None:

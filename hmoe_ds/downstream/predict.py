@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.csv
 import torch
 
-from data_pipeline.encode import EncodedRows
+from data_pipeline.molecules.encode import EncodedRows
 from data_pipeline.schema import storable
-from data_pipeline.sources import SourceChunk
+from data_pipeline.sources.source import SourceChunk
 from hmoe_ds.downstream.chunked import ChunkTask, Done, Report, RowOptions, done_by_chunks
 from hmoe_ds.downstream.inference import inference_device
 from hmoe_ds.downstream.out_files import check_format

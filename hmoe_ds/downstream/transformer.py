@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
+from data_pipeline.molecules.encode import encode_rows
 from hmoe_ds.config import Readout
 from hmoe_ds.downstream.inference import infer, inference_device
 from hmoe_ds.downstream.worker_model import WorkerModel

@@ -10,8 +10,8 @@ import torch
 
 import hmoe_ds
 from data_pipeline.errors import PipelineError
+from data_pipeline.execution.task import digest
 from data_pipeline.keys import file_checksum
-from data_pipeline.task import digest
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ def test_embed_writes_what_the_model_computes(run, tmp_path):
     rejects = pq.read_table(result["rejects"]).to_pylist()
     assert [(reject["row"], reject["text"]) for reject in rejects] == [(5, "notamolecule")]
 
-    from data_pipeline.encode import encode_rows
+    from data_pipeline.molecules.encode import encode_rows
 
     model = HMoEModel.from_pretrained(run / "model")
     assert result["dimensions"] == model.config.hidden_size

@@ -18,8 +18,8 @@ import pytest
 import torch
 from rdkit import Chem
 
-from data_pipeline.encode import encode_rows
 from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.molecules.encode import encode_rows
 from hmoe_ds.config import RouterConfig
 from hmoe_ds.data.batch import gather
 from hmoe_ds.data.store import BatchStore

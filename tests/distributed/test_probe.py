@@ -11,8 +11,8 @@ from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from data_pipeline.encode import encode_rows
-from data_pipeline.reduce_stage import is_held_out
+from data_pipeline.molecules.encode import encode_rows
+from data_pipeline.stages.reduce_stage import is_held_out
 from hmoe_ds.config import ProbeTable
 from hmoe_ds.data.labelled import read_labelled
 from hmoe_ds.downstream.embed import embed_batch

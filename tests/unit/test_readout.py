@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
+from data_pipeline.molecules.encode import encode_rows
 from hmoe_ds.downstream.embed import EmbedOptions
 from hmoe_ds.downstream.fitting import Fit, FitOptions, fit
 from hmoe_ds.downstream.inference import batches_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.encode import EncodedRows, encode_rows
+from data_pipeline.molecules.encode import EncodedRows, encode_rows
 
 COLLECTIONS = Path(__file__).resolve().parents[4] / "shared" / "data" / "pretrain"
 

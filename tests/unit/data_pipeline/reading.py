@@ -6,7 +6,7 @@ from pathlib import Path
 
 import zstandard
 
-from data_pipeline.sources import check_columns, read_chunks, resolve_sources
+from data_pipeline.sources.source import check_columns, read_chunks, resolve_sources
 
 
 def _zstd(data: bytes) -> bytes:

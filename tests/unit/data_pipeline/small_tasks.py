@@ -6,10 +6,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.chemistry import MoleculeReject
 from data_pipeline.durable import atomically
-from data_pipeline.task import Task
-from data_pipeline.watch import Watch
+from data_pipeline.execution.task import Task
+from data_pipeline.execution.watch import Watch
+from data_pipeline.molecules.chemistry import MoleculeReject
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from rdkit import RDConfig
 
-from data_pipeline import known, stages
 from data_pipeline.build import PrepareOptions, prepare
 from data_pipeline.errors import PipelineError, UsageError
-from data_pipeline.executor import Resources
+from data_pipeline.execution.executor import Resources
 from data_pipeline.manifest import Manifest, verify
-from data_pipeline.scaffold import ACYCLIC_KEY
+from data_pipeline.molecules.scaffold import ACYCLIC_KEY
 from data_pipeline.schema import SPLITS
+from data_pipeline.stages import known, stages
 from hmoe_ds.data.store import ShardStore
 
 OPTIONS = PrepareOptions(validation_fraction=0.2, shard_rows=150)

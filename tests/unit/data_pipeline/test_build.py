@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from rdkit import Chem
 
-from data_pipeline import build, plan, stages
+from data_pipeline import build, plan
 from data_pipeline.build import PrepareOptions, prepare
 from data_pipeline.errors import PipelineError, UsageError
-from data_pipeline.executor import Resources
+from data_pipeline.execution.executor import Resources
 from data_pipeline.manifest import Manifest, verify
-from data_pipeline.reduce_stage import RUN_LENGTH
 from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_SCHEMA, SCAFFOLD_SCHEMA, SPLITS
-from data_pipeline.sources import Source, resolve_sources
+from data_pipeline.sources.source import Source, resolve_sources
+from data_pipeline.stages import stages
+from data_pipeline.stages.reduce_stage import RUN_LENGTH
 
 OPTIONS = PrepareOptions(validation_fraction=0.2, shard_rows=500)
 AS_WRITTEN = dataclasses.replace(OPTIONS, standardize=False)

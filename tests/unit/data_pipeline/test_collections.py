@@ -4,7 +4,7 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from data_pipeline.encode import encode_rows
+from data_pipeline.molecules.encode import encode_rows
 from tests.unit.data_pipeline.conftest import COLLECTIONS, collection_texts
 from tests.unit.data_pipeline.test_featurize import assert_equal_to_ogb
 

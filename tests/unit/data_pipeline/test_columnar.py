@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline import columnar
-from data_pipeline.encode import encode_rows
 from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.molecules.encode import encode_rows
 from data_pipeline.schema import ID_LIMIT
-from data_pipeline.sources import Source, read_chunks, resolve_sources
+from data_pipeline.sources import columnar
+from data_pipeline.sources.source import Source, read_chunks, resolve_sources
 from tests.unit.data_pipeline.reading import check, read
 
 KEY = UUID("12345678-1234-5678-1234-567812345678")

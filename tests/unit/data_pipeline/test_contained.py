@@ -12,10 +12,10 @@ import pytest
 
 from data_pipeline.build import prepare
 from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.execution.records import from_bytes, to_bytes
 from data_pipeline.manifest import Manifest, verify
 from data_pipeline.output import WORK_FOLDER, Publication
-from data_pipeline.records import from_bytes, to_bytes
-from data_pipeline.statistics import SplitStatistics
+from data_pipeline.stages.statistics import SplitStatistics
 from data_pipeline.upload import upload
 from hmoe_ds.data.store import ShardStore
 from hmoe_ds.model.checkpoint_record import find_checkpoint

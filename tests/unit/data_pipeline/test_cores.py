@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from data_pipeline import cores
-from data_pipeline.cores import cpu_quota
+from data_pipeline.execution import cores
+from data_pipeline.execution.cores import cpu_quota
 from hmoe_ds.cli import _parse
 from hmoe_ds.doctor.host import check_host
 

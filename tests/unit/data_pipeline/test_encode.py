@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
-from data_pipeline import encode
-from data_pipeline.chemistry import MoleculeReject
-from data_pipeline.encode import EncodedRows, encode_rows
-from data_pipeline.fast_path import FastChunk
-from data_pipeline.scaffold import scaffold_identity
-from data_pipeline.scaffold_fast import clear_scaffold_memos
+from data_pipeline.execution.watch import Watch
+from data_pipeline.molecules import encode
+from data_pipeline.molecules.chemistry import MoleculeReject
+from data_pipeline.molecules.encode import EncodedRows, encode_rows
+from data_pipeline.molecules.fast_path import FastChunk
+from data_pipeline.molecules.scaffold import scaffold_identity
+from data_pipeline.molecules.scaffold_fast import clear_scaffold_memos
 from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_TEXT_LIMIT
-from data_pipeline.watch import Watch
 
 
 def test_kept_and_rejected_rows_are_all_rows() -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from data_pipeline import encode_supervised as module
-from data_pipeline.encode import encode_rows
-from data_pipeline.encode_supervised import encode_supervised
+from data_pipeline.molecules import encode_supervised as module
+from data_pipeline.molecules.encode import encode_rows
+from data_pipeline.molecules.encode_supervised import encode_supervised
 from tests.labelled_tables import molecules_of
 
 

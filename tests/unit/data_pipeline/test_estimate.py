@@ -13,14 +13,14 @@ import zstandard
 from rdkit import RDConfig
 
 from data_pipeline import estimate as estimate_module
-from data_pipeline import row_count
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.estimate import Estimate, SourceEstimate, describe_estimate, estimate
 from data_pipeline.manifest import Manifest
 from data_pipeline.options import PrepareOptions
-from data_pipeline.row_count import count_rows
-from data_pipeline.sources import Source, resolve_sources
-from data_pipeline.synth import SynthSpec, synthesize
+from data_pipeline.sources import row_count
+from data_pipeline.sources.row_count import count_rows
+from data_pipeline.sources.source import Source, resolve_sources
+from data_pipeline.sources.synth import SynthSpec, synthesize
 from tests.endless import CAGE
 from tests.unit.data_pipeline.conftest import COLLECTIONS
 

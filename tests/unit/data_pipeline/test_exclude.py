@@ -6,12 +6,12 @@ import pyarrow as pa
 import pytest
 from rdkit import Chem, RDConfig
 
-from data_pipeline import stages
 from data_pipeline.build import prepare
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import Manifest
 from data_pipeline.options import PrepareOptions
 from data_pipeline.schema import SPLITS
+from data_pipeline.stages import stages
 
 NCI = Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi"
 

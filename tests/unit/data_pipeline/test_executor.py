@@ -1,5 +1,8 @@
 """Who does the tasks: results in order, tasks drawn as needed, errors come through, done tasks are not done again."""
 
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -8,9 +11,10 @@ from pathlib import Path
 import pytest
 from distributed import LocalCluster
 
-from data_pipeline import executor as module
+import data_pipeline
 from data_pipeline.errors import UsageError
-from data_pipeline.executor import Resources, open_executor
+from data_pipeline.execution import executor as module
+from data_pipeline.execution.executor import Resources, open_executor
 from tests.unit.data_pipeline.small_tasks import Square
 
 
@@ -56,6 +60,23 @@ def test_done_tasks_are_not_done_again(tmp_path: Path) -> None:
     # Nor does one whose file a crash of the machine has shortened.
     (tmp_path / "square-3").write_text("")
     assert run(1, 2, 3) == ([1, 4, 9], 2, ["3"])
+
+
+def test_tasks_done_by_other_code_are_done_again(tmp_path: Path) -> None:
+    """Whichever file of the package has changed."""
+    code = tmp_path / "data_pipeline"
+    shutil.copytree(Path(data_pipeline.__file__).parent, code)
+
+    def version() -> bytes:
+        program = "from data_pipeline.execution.task import code_version; print(code_version())"
+        return subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, stdout=subprocess.PIPE).stdout
+
+    versions = [version()]
+    for changed in ("schema.py", "molecules/standardize.py", "stages/reduce_stage.py"):
+        with (code / changed).open("a") as file:
+            file.write("# changed\n")
+        versions.append(version())
+    assert len(set(versions)) == 4
 
 
 def test_wrong_resources() -> None:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from rdkit import Chem, RDConfig, rdBase
 
-from data_pipeline import fast_path, featurize_fast
-from data_pipeline.chemistry import CanonicalMolecule, MoleculeReject, canonical_molecule, reread
-from data_pipeline.encode import EncodedRows, encode_rows
-from data_pipeline.featurize_fast import featurize_chunk, written
-from data_pipeline.reference import describe
-from data_pipeline.scaffold_fast import clear_scaffold_memos
+from data_pipeline.molecules import fast_path, featurize_fast
+from data_pipeline.molecules.chemistry import CanonicalMolecule, MoleculeReject, canonical_molecule, reread
+from data_pipeline.molecules.encode import EncodedRows, encode_rows
+from data_pipeline.molecules.featurize_fast import featurize_chunk, written
+from data_pipeline.molecules.reference import describe
+from data_pipeline.molecules.scaffold_fast import clear_scaffold_memos
 from tests.unit.data_pipeline.conftest import COLLECTIONS, collection_texts
 
 NCI = Path(RDConfig.RDDataDir, "NCI", "first_5K.smi")

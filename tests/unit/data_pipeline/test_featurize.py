@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
-from data_pipeline.encode import EncodedRows, encode_rows
-from data_pipeline.featurize import featurize
+from data_pipeline.molecules.encode import EncodedRows, encode_rows
+from data_pipeline.molecules.featurize import featurize
 from data_pipeline.schema import ATOM_FEATURE_SIZES, BOND_FEATURE_SIZES
 
 ogb_features = pytest.importorskip("ogb.utils.features")

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.errors import UsageError
-from data_pipeline.formats import FORMATS
-from data_pipeline.sources import resolve_sources
+from data_pipeline.sources.formats import FORMATS
+from data_pipeline.sources.source import resolve_sources
 from tests.unit.data_pipeline.reading import read, write
 
 MOL_BLOCK = "\n  RDKit          2D\n\n  0  0  0  0  0  0  0  0  0  0999 V2000\nM  END\n"

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from data_pipeline.chemistry import canonical_molecule
-from data_pipeline.code_smiles import code_smiles
-from data_pipeline.featurize_fast import featurize_chunk, written
-from data_pipeline.scaffold_fast import scaffold_codes
+from data_pipeline.molecules.chemistry import canonical_molecule
+from data_pipeline.molecules.code_smiles import code_smiles
+from data_pipeline.molecules.featurize_fast import featurize_chunk, written
+from data_pipeline.molecules.scaffold_fast import scaffold_codes
 
 # Pairs that colour refinement alone cannot tell apart: equal degrees everywhere, and different graphs.
 ALIKE = [

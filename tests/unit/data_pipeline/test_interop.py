@@ -13,7 +13,7 @@ import pytest
 from ogb.utils import smiles2graph
 
 from data_pipeline.build import PrepareOptions, prepare
-from data_pipeline.encode import encode_rows
+from data_pipeline.molecules.encode import encode_rows
 from data_pipeline.schema import MOLECULE_SCHEMA
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "dataset.md"

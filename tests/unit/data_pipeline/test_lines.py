@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline import lines
-from data_pipeline.lines import read_lines
+from data_pipeline.sources import lines
+from data_pipeline.sources.lines import read_lines
 
 PIECES = [b"C", b"\n", b"\r", b"\r\n", b"\xff", "\u00e9".encode(), "\u2028".encode(), b"\x0b", b"\x85", b" "]
 

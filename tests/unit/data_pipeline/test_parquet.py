@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline import parquet
-from data_pipeline.parquet import ParquetSink
+from data_pipeline.stages import parquet
+from data_pipeline.stages.parquet import ParquetSink
 
 VECTOR = pa.list_(pa.float32(), 4)
 SCHEMA = pa.schema([("name", pa.string()), ("atoms", pa.list_(VECTOR)), ("whole", VECTOR), ("number", pa.int32())])

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipeline.partitions import batches_for, partition_of, read_partition, write_partitions
-from data_pipeline.reduce_stage import REDUCED_SCHEMA, read_reduced, write_reduced
 from data_pipeline.schema import SPLITS
+from data_pipeline.stages.partitions import batches_for, partition_of, read_partition, write_partitions
+from data_pipeline.stages.reduce_stage import REDUCED_SCHEMA, read_reduced, write_reduced
 
 KEYS = pa.schema([("scaffold_key", pa.uint64()), ("mol_key", pa.binary(16)), ("number", pa.int64())])
 

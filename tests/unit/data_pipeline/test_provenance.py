@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipeline.provenance import licence_note
+from data_pipeline.sources.provenance import licence_note
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import pytest
 
 from data_pipeline.build import prepare
 from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.execution.watch import Watch
 from data_pipeline.manifest import Manifest, verify
-from data_pipeline.read_stage import ReadTask
 from data_pipeline.remote import is_url, open_filesystem
-from data_pipeline.sources import resolve_sources
-from data_pipeline.watch import Watch
+from data_pipeline.sources.source import resolve_sources
+from data_pipeline.stages.read_stage import ReadTask
 
 URL = "memory://store/zinc"
 

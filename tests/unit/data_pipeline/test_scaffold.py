@@ -7,8 +7,8 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from data_pipeline.encode import EncodedRows
-from data_pipeline.scaffold import ACYCLIC_KEY, murcko_scaffold, scaffold_identity
+from data_pipeline.molecules.encode import EncodedRows
+from data_pipeline.molecules.scaffold import ACYCLIC_KEY, murcko_scaffold, scaffold_identity
 
 
 def assert_same_classes(keys: list, classes: list) -> None:

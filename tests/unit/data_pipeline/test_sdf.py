@@ -8,10 +8,10 @@ import pytest
 from rdkit import Chem, RDConfig, rdBase
 from rdkit.Chem import AllChem
 
-from data_pipeline import lines, sdf
-from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
-from data_pipeline.sdf import open_sdf
+from data_pipeline.molecules.encode import encode_rows
+from data_pipeline.sources import lines, sdf
+from data_pipeline.sources.sdf import open_sdf
 from tests.unit.data_pipeline.reading import check, read, write
 
 NCI = Path(RDConfig.RDDataDir) / "NCI" / "first_200.props.sdf"

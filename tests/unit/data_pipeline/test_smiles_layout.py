@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rdkit import Chem, RDConfig, rdBase
 
-from data_pipeline.smiles_layout import read_bonds, read_layout
+from data_pipeline.molecules.smiles_layout import read_bonds, read_layout
 
 NCI = Path(RDConfig.RDDataDir, "NCI", "first_5K.smi")
 WRITTEN = [

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline import lines, streams
 from data_pipeline.errors import PipelineError, UsageError
 from data_pipeline.keys import file_checksum
-from data_pipeline.sources import read_chunks, resolve_sources
+from data_pipeline.sources import lines, streams
+from data_pipeline.sources.source import read_chunks, resolve_sources
 from tests.object_storage import s3_client, s3_server
 from tests.unit.data_pipeline.reading import read, write
 from tests.unit.data_pipeline.servers import FORBIDDEN, REPOSITORY, serve

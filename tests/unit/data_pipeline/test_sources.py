@@ -10,8 +10,8 @@ import pytest
 
 from data_pipeline.build import prepare
 from data_pipeline.errors import PipelineError, UsageError
-from data_pipeline.sources import read_chunks, resolve_sources
-from data_pipeline.synth import parse_synth, synthesize
+from data_pipeline.sources.source import read_chunks, resolve_sources
+from data_pipeline.sources.synth import parse_synth, synthesize
 from tests.unit.data_pipeline.reading import check, read, write
 
 

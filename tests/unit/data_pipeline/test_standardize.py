@@ -9,14 +9,14 @@ import pytest
 from rdkit import Chem, RDConfig, rdBase
 from rdkit.Chem.MolStandardize import rdMolStandardize
 
-from data_pipeline import standardize
 from data_pipeline.build import PrepareOptions, prepare
-from data_pipeline.chemistry import MoleculeReject, canonical_molecule
-from data_pipeline.encode import EncodedRows, encode_rows
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import Manifest
-from data_pipeline.normalizations import NORMALIZATIONS
-from data_pipeline.standardize import standardizer
+from data_pipeline.molecules import standardize
+from data_pipeline.molecules.chemistry import MoleculeReject, canonical_molecule
+from data_pipeline.molecules.encode import EncodedRows, encode_rows
+from data_pipeline.molecules.normalizations import NORMALIZATIONS
+from data_pipeline.molecules.standardize import standardizer
 
 # A molecule for each normalisation that RDKit can read such a molecule for.
 TO_NORMALIZE = [
@@ -215,7 +215,7 @@ def test_a_failure_inside_rdkit_is_a_reject(monkeypatch: pytest.MonkeyPatch) -> 
     assert reject.reason == "standardize"
     failing = standardize.Standardizer()
     failing._uncharger = Failing()
-    monkeypatch.setattr("data_pipeline.encode.standardizer", lambda: failing)
+    monkeypatch.setattr("data_pipeline.molecules.encode.standardizer", lambda: failing)
     encoded = encode_rows(["CC[NH3+]", "CCN"], ["a", "b"])
     assert [reject.reason for reject in encoded.rejects] == ["standardize"]
     assert encoded.kept.tolist() == [1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import PipelineError
-from data_pipeline.streams import open_stream, split_compression
+from data_pipeline.sources.streams import open_stream, split_compression
 from tests.unit.data_pipeline.reading import COMPRESSORS, read
 
 ROWS = [("C" * (row % 40 + 1), str(row * 7919)) for row in range(20_000)]

@@ -8,13 +8,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_pipeline import supervise
 from data_pipeline.errors import PipelineError
-from data_pipeline.map_stage import MapTask
-from data_pipeline.partitions import read_batch
-from data_pipeline.read_stage import ReadTask
-from data_pipeline.sources import resolve_sources
-from data_pipeline.supervise import supervised
+from data_pipeline.execution import supervise
+from data_pipeline.execution.supervise import supervised
+from data_pipeline.sources.source import resolve_sources
+from data_pipeline.stages.map_stage import MapTask
+from data_pipeline.stages.partitions import read_batch
+from data_pipeline.stages.read_stage import ReadTask
 from tests.unit.data_pipeline.small_tasks import Die, Modules, Rows, Say, Spin, Square
 
 
@@ -68,7 +68,7 @@ def test_kills_at_ever_different_rows_end_the_task(tmp_path: Path, monkeypatch: 
 @pytest.mark.timeout(60)
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     """Though it is in the midst of a task that never ends."""
-    imports = f"from data_pipeline.supervise import supervised; from {Spin.__module__} import Spin"
+    imports = f"from data_pipeline.execution.supervise import supervised; from {Spin.__module__} import Spin"
     program = f"{imports}; supervised(Spin({str(tmp_path)!r}))"
     parent = subprocess.Popen([sys.executable, "-c", program])
     pid_file = tmp_path / "pid"

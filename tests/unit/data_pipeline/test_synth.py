@@ -9,11 +9,11 @@ import pytest
 from rdkit import Chem
 from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
 
-from data_pipeline.chemistry import CanonicalMolecule
 from data_pipeline.errors import UsageError
-from data_pipeline.standardize import standardizer
-from data_pipeline.synth import SynthSpec, is_synth, parse_synth, synthesize, zipf_shares
-from data_pipeline.synth_pieces import families
+from data_pipeline.molecules.chemistry import CanonicalMolecule
+from data_pipeline.molecules.standardize import standardizer
+from data_pipeline.sources.synth import SynthSpec, is_synth, parse_synth, synthesize, zipf_shares
+from data_pipeline.sources.synth_pieces import families
 
 Rows = list[tuple[str, str]]
 

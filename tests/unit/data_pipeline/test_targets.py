@@ -13,17 +13,18 @@ import pytest
 from rdkit import Chem, RDConfig
 from rdkit.Chem import Descriptors, rdFingerprintGenerator
 
-from data_pipeline import stages, targets
 from data_pipeline.build import PrepareOptions, prepare
 from data_pipeline.describe import describe
-from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
-from data_pipeline.executor import Resources
+from data_pipeline.execution.executor import Resources
+from data_pipeline.execution.watch import Watch
 from data_pipeline.manifest import Manifest, verify
+from data_pipeline.molecules import targets
+from data_pipeline.molecules.encode import encode_rows
+from data_pipeline.molecules.targets import with_targets
 from data_pipeline.schema import DESCRIPTORS, MOLECULE_SCHEMA, SPLITS, TARGET_FIELDS
-from data_pipeline.statistics import DescriptorSums
-from data_pipeline.targets import with_targets
-from data_pipeline.watch import Watch
+from data_pipeline.stages import stages
+from data_pipeline.stages.statistics import DescriptorSums
 
 OPTIONS = PrepareOptions(validation_fraction=0.2, shard_rows=150, standardize=False, targets=True)
 NCI5K = Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from data_pipeline.encode import encode_rows
 from data_pipeline.errors import PipelineError
+from data_pipeline.molecules.encode import encode_rows
 from hmoe_ds.data.batch import gather
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.data.store import ShardStore

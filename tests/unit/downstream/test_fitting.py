@@ -8,8 +8,8 @@ import torch
 from rdkit import Chem
 from rdkit.Chem import Descriptors
 
-from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
+from data_pipeline.molecules.encode import encode_rows
 from hmoe_ds.downstream.fitting import FitError, FitOptions, fit, outputs_of
 from hmoe_ds.downstream.label_scale import label_scale, scaled_back
 from hmoe_ds.downstream.property_model import PropertyModel, parameter_groups

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from rdkit import Chem
 
-from data_pipeline import encode_supervised
-from data_pipeline.encode import encode_rows
 from data_pipeline.errors import PipelineError, UsageError
-from data_pipeline.sources import read_chunks, resolve_sources
+from data_pipeline.molecules import encode_supervised
+from data_pipeline.molecules.encode import encode_rows
+from data_pipeline.sources.source import read_chunks, resolve_sources
 from hmoe_ds.data.table import Table
 from hmoe_ds.downstream.labelled_table import read_labelled_table
 from hmoe_ds.downstream.moleculenet import read_set

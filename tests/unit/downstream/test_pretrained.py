@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from data_pipeline.encode import encode_rows
+from data_pipeline.molecules.encode import encode_rows
 from hmoe_ds.config import MoleculeHeads, RouterConfig
 from hmoe_ds.downstream.inference import infer
 from hmoe_ds.model.description import Description, ModelFormatError, read_description
@@ -113,7 +113,7 @@ def save_untold(folder):
 LARGE = """
 import os, re, sys
 import torch
-from data_pipeline.encode import encode_rows
+from data_pipeline.molecules.encode import encode_rows
 from hmoe_ds.downstream.inference import infer
 from hmoe_ds.model.hmoe import HMoEModel
 

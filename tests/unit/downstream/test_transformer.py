@@ -11,8 +11,8 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
-from data_pipeline.encode import encode_rows
 from data_pipeline.errors import UsageError
+from data_pipeline.molecules.encode import encode_rows
 from hmoe_ds.downstream.embed import embed_batch
 from hmoe_ds.downstream.transformer import HMoETransformer
 from hmoe_ds.model.description import ModelFormatError

@@ -1,0 +1,1 @@
+"""One molecule, or a chunk of them: text -> graph, scaffold, complexity and targets. Knows RDKit."""

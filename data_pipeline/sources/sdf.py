@@ -1,0 +1,104 @@
+"""SDF, as PubChem and ChEMBL give it out, V2000 or V3000, as a stream of records.
+
+The text of a record is its mol block, to `M  END`. A record without that line, or at the end of a truncated file, or of
+absurd length, is a record too, whose text no parser accepts.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from typing import BinaryIO
+
+from data_pipeline.errors import UsageError
+from data_pipeline.sources.columns import Record, listed
+from data_pipeline.sources.lines import decoded, text_blocks
+from data_pipeline.sources.streams import open_stream
+
+# Properties that hold the id of a record, in the SDF of PubChem, ChEMBL, ChEBI, ZINC, Enamine and DrugBank.
+ID_PROPERTIES = (
+    "PUBCHEM_COMPOUND_CID",
+    "PUBCHEM_SUBSTANCE_ID",
+    "chembl_id",
+    "ChEBI ID",
+    "zinc_id",
+    "Catalog ID",
+    "idnumber",
+    "DRUGBANK_ID",
+)
+
+# Bytes. What follows in a longer record is dropped.
+MAX_RECORD_LENGTH = 4 << 20
+
+_DELIMITER = b"\n$$$$"
+_PROPERTY = re.compile(rb"\n>[^\n]*<([^\n>]*)>")
+# Records in which a property must occur to be a column: one that lacks it is not the mistake of a name.
+_HEAD_RECORDS = 20
+
+
+@contextmanager
+def open_sdf(path: str, smiles_column: str | None, id_column: str | None) -> Iterator[Iterator[Record]]:
+    """Records of an SDF. The id is the property `id_column`; without a name, one of `ID_PROPERTIES`, else the title.
+
+    Raises:
+        UsageError: no such file; a `smiles_column`; a property that no record at the beginning has.
+        PipelineError: the file is damaged or UTF-16; while iterating, too.
+    """
+    if smiles_column is not None:
+        raise UsageError(
+            f"{path}: no column {smiles_column!r}: structures of an SDF come from its mol blocks; prepare it without "
+            "--smiles-column (other files can be added with --append)"
+        )
+    with open_stream(path) as stream:
+        records = _records(path, stream)
+        head = list(islice(records, _HEAD_RECORDS))
+        if id_column is None:
+            yield _read(chain(head, records), ID_PROPERTIES, title=True)
+            return
+        names = list(dict.fromkeys(decoded(name) for record in head for name in _PROPERTY.findall(record)))
+        if head and id_column not in names:
+            raise UsageError(f"{path}: no property {id_column!r}; the first records have {listed(names) or 'none'}")
+        yield _read(chain(head, records), (id_column,), title=False)
+
+
+def _records(path: str, stream: BinaryIO) -> Iterator[bytes]:
+    """The records of an SDF, without the `$$$$` lines between them, each of at most `MAX_RECORD_LENGTH` bytes."""
+    # What is not a whole record yet, from the end of the delimiter line before it.
+    rest = b"\n"
+    for block in text_blocks(path, stream):
+        *pieces, rest = (rest + block).split(_DELIMITER)
+        for piece in pieces:
+            yield _content(piece)
+        if len(rest) > MAX_RECORD_LENGTH:
+            # A delimiter may have begun at the end.
+            rest = rest[:MAX_RECORD_LENGTH] + b" " + rest[-len(_DELIMITER) :]
+    last = _content(rest)
+    if last and not last.isspace():
+        yield last
+
+
+def _content(piece: bytes) -> bytes:
+    _, _, record = piece.partition(b"\n")
+    return record[:MAX_RECORD_LENGTH]
+
+
+def _read(records: Iterator[bytes], properties: tuple[str, ...], title: bool) -> Iterator[Record]:
+    names = b"|".join(re.escape(name.encode()) for name in properties)
+    value = re.compile(rb"\n>[^\n]*<(?:" + names + rb")>[^\n]*\n([^\n]*)")
+    for record in records:
+        end = _end_of_mol_block(record)
+        found = value.search(record, end)
+        record_id = found[1] if found else record.partition(b"\n")[0] if title else b""
+        yield _text(record[:end]), decoded(record_id).strip() or None
+
+
+def _end_of_mol_block(record: bytes) -> int:
+    """Where the line `M  END` ends; without it, where the properties begin."""
+    end = record.find(b"\nM  END")
+    end = record.find(b"\n>") if end < 0 else record.find(b"\n", end + 1)
+    return end if end >= 0 else len(record)
+
+
+def _text(mol_block: bytes) -> str:
+    # With a line break even if it is a single line, which tells it from a SMILES.
+    return "" if not mol_block or mol_block.isspace() else decoded(mol_block) + "\n"
