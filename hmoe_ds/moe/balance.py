@@ -56,6 +56,17 @@ def measure_load(
     )
 
 
+def chosen_by_atoms(atoms_LE: Tensor, live_L: Tensor | None, router: RouterConfig) -> tuple[Tensor, Tensor | None]:
+    """Of `RouterLoad.atoms_LE` the experts that atoms choose, [L, M], and how many of these live, [L].
+
+    All of them but in `additive`, where molecules choose the scaffolds' experts; `live_L`: None when all live for good.
+    """
+    if router.form != "additive":
+        return atoms_LE, live_L
+    pool_LM = atoms_LE.unflatten(1, (router.groups, -1))[:, :, 1:].flatten(1)
+    return pool_LM, None if live_L is None else live_L - router.groups
+
+
 @torch.no_grad()
 def update_route_bias(route_bias: Tensor, load: Tensor, rate: float, dim: int | None = None) -> None:
     """Raise the bias of what is loaded below the mean and lower the others', by `rate`, keeping the mean at zero.

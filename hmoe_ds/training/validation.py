@@ -8,7 +8,7 @@ from data_pipeline.schema import ATOM_FEATURE_SIZES
 from hmoe_ds.config import RunConfig
 from hmoe_ds.data.mixture import Mixture
 from hmoe_ds.moe.agreement import consistency, mutual_information
-from hmoe_ds.moe.balance import measure_load
+from hmoe_ds.moe.balance import chosen_by_atoms, measure_load
 from hmoe_ds.objectives.gather import gather_rows, sum_over_ranks
 from hmoe_ds.objectives.molecule import count_targets
 from hmoe_ds.objectives.total import Normalizers, PretrainingTask
@@ -51,6 +51,7 @@ def validate(task: PretrainingTask, mixture: Mixture, config: RunConfig, rank: i
     totals = sum_over_ranks([torch.stack(entry).sum(dim=0) for entry in zip(*sums, strict=True)])
     terms, counts, histogram, molecules_G, _, atoms_LE, chosen_p, squares_L2 = totals
     scaffold_key, generic_key, group = torch.cat(routed).cpu().numpy().T
+    atom_choices = chosen_by_atoms(atoms_LE, task.model.encoder.live_experts(), config.router)
     means = dict(zip(weights, (terms / counts).tolist(), strict=True))
     return {
         "validation_loss": sum(weight * means[name] for name, weight in weights.items()),
@@ -59,7 +60,7 @@ def validate(task: PretrainingTask, mixture: Mixture, config: RunConfig, rank: i
         "validation_consistency": consistency(scaffold_key, group),
         "validation_group_scaffold_nmi": mutual_information(generic_key, group),
         "validation_group_entropy": group_entropy(molecules_G),
-        "validation_expert_load_max_over_mean": load_imbalance(atoms_LE, task.model.encoder.live_experts()),
+        "validation_expert_load_max_over_mean": load_imbalance(*atom_choices),
         "validation_chosen_p": (chosen_p / molecules_G.sum()).item(),
         "validation_routed_over_dense_rms": rms_ratio(squares_L2),
         "validation_molecules": molecules_G.sum().item(),

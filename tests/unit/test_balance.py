@@ -1,11 +1,14 @@
 """Balance biases: what competes for the same atoms comes to have the same load, whatever the form of the router."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from hmoe_ds.config import RouterConfig
-from hmoe_ds.moe.balance import update_expert_bias, update_route_bias
+from hmoe_ds.moe.balance import chosen_by_atoms, update_expert_bias, update_route_bias
 from hmoe_ds.moe.gate import AtomGate, ScaffoldGate
+from hmoe_ds.training.recording.metrics import load_imbalance
 
 GROUPS, D = 4, 16
 
@@ -43,6 +46,19 @@ def test_experts_of_a_group_that_has_more_atoms_than_others():
     assert load_GJ.sum(dim=1).max() > 1.3 * load_GJ.sum(dim=1).mean()  # groups are not balanced here
     full_GJ = load_GJ[load_GJ.sum(dim=1) > 0.2 * load_GJ.sum(dim=1).mean()]
     assert (full_GJ / full_GJ.mean(dim=1, keepdim=True) - 1).abs().max() < 0.15
+
+
+def test_loads_told_of_the_additive_form_are_those_that_atoms_choose():
+    """Beside a load per atom of its molecule's expert any other looks small."""
+    load_GJ = balanced_load("additive", 800)
+    router = RouterConfig(groups=GROUPS, experts=load_GJ.numel(), form="additive")
+    atoms_LE = load_GJ.flatten().unsqueeze(0)
+    pool_LM, live_L = chosen_by_atoms(atoms_LE, torch.tensor([load_GJ.numel()]), router)
+    assert load_imbalance(pool_LM, live_L) == load_imbalance(pool_LM) < 1.1
+    assert load_imbalance(atoms_LE) > 1.3
+    for form in ("hard", "soft", "flat"):
+        all_LE, _ = chosen_by_atoms(atoms_LE, None, replace(router, form=form))
+        assert torch.equal(all_LE, atoms_LE)
 
 
 @pytest.mark.parametrize("form", ["soft", "flat"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hmoe_ds.config import RunConfig
 from hmoe_ds.moe.allocation import Split
-from hmoe_ds.moe.balance import RouterLoad
+from hmoe_ds.moe.balance import RouterLoad, chosen_by_atoms
 from hmoe_ds.moe.exchange import Traffic
 from hmoe_ds.objectives.total import Normalizers
 from hmoe_ds.run_files import ALLOCATION, LOAD, METRICS, SKIPPED
@@ -135,6 +135,7 @@ class Recorder:
         molecules, atoms = norm.molecules.item(), norm.atoms.item()
         objective, is_spread = self._config.objective, self._config.parallel.ep_size > 1
         learned = objective.contrast_learned_temperature
+        atom_choices = chosen_by_atoms(load.atoms_LE, live_L, self._config.router)
         metrics = {
             "step": step,
             "time": time.time(),
@@ -145,8 +146,8 @@ class Recorder:
             "grad_norm": float(grad_norm),
             "skipped_steps": skipped,
             "group_entropy": group_entropy(load.molecules_G),
-            "expert_load_max_over_mean": load_imbalance(load.atoms_LE, live_L),
-            "starved_experts": starved_share(load.atoms_LE, live_L),
+            "expert_load_max_over_mean": load_imbalance(*atom_choices),
+            "starved_experts": starved_share(*atom_choices),
             "chosen_p": load.chosen_p.item() / molecules,
             "experts_per_atom": load.atoms_LE.sum(dim=1).mean().item() / atoms,
             "routed_over_dense_rms": rms_ratio(load.squares_L2),
