@@ -8,19 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hmoe_ds.config import DataConfig
-from hmoe_ds.config_parser import load_config
-from hmoe_ds.data.mixture import open_mixture
-from hmoe_ds.data.plan import BatchPlan
 from hmoe_ds.model import messages
-from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.moe.balance import measure_load
-from hmoe_ds.moe.exchange import Traffic
-from hmoe_ds.objectives.total import PretrainingTask, count_normalizers
-from hmoe_ds.training.feed import rank_slice
-from hmoe_ds.training.loop import balance_routers
-from hmoe_ds.training.recording.metrics import StepTotals
-from hmoe_ds.training.recording.throughput import Throughput
+from tests.unit.prepared_step import VARIANTS, PreparedStep
 
 WAITING = {
     "_local_scalar_dense",
@@ -32,18 +21,6 @@ WAITING = {
     "unique_consecutive",
 }
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
-VARIANTS = {
-    "hard": [],
-    "two groups, two slices": ["--router.groups_per_molecule=2", "--optim.accumulation=2"],
-    "soft, all losses": [
-        *("--router.form=soft", "--objective.balance_weight=0.1", "--objective.entropy_weight=0.1"),
-        *("--objective.contrast_learned_temperature=true", "--objective.contrast_bare_scaffold=true"),
-        *("--objective.fingerprint_weight=0.1", "--objective.descriptor_weight=0.1"),
-    ],
-    "additive": ["--router.form=additive", "--router.experts_per_atom=2"],
-    "flat, recomputed": ["--router.form=flat", "--parallel.activation_checkpointing=true"],
-    "experts that split": ["--router.experts_at_start=4", "--objective.balance_weight=0.1"],
-}
 
 
 class Waits(TorchDispatchMode):
@@ -89,38 +66,18 @@ def watched(waits, name, method):
     return call
 
 
-def step(config, store, waits):
-    """One optimizer step as the loop does it, watched from the slices on; without an engine."""
-    views = config.objective.contrast_bare_scaffold
-    plan = BatchPlan(store, config.data, config.optim.accumulation, seed=0)
-    slices = [rank_slice(store, whole, config.objective.mask_ratio, 0, 0, 1, views) for whole in plan.next_step()]
-    model = HMoEModel(config.model, config.router, heads=config.objective.molecule_heads)
-    model.encoder.recompute = config.parallel.activation_checkpointing
-    for layer in model.encoder.moe_layers():
-        layer.executor.register_forward_pre_hook(waits.begin_executor)
-        layer.executor.register_forward_hook(waits.end_executor)
-    task, totals = PretrainingTask(model, config.objective), StepTotals(Traffic(timed=True))
-    norm = count_normalizers(slices, "cpu")  # counted on the CPU before anything is sent to a device
-    waits.found.clear()  # what the CPU has done of it
-    with waits:
-        for part in slices:
-            losses, encoding = task(part, norm)
-            losses.total.backward()
-            load = measure_load(encoding.scaffold, encoding.atoms, part.batch.molecule_N, config.router)
-            totals.add(losses, load)
-        sums = totals.reduce()
-        balance_routers(task, sums.load, config)
-        Throughput(config, Traffic()).add(norm, sums.load, seconds=1.0, waited=0.0)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_step_waits_for_nothing_but_the_counts_of_experts(variant, dataset_with_targets, waits, monkeypatch):
-    config = load_config(["--data.molecules_per_step=60", *VARIANTS[variant]])
-    store = open_mixture(DataConfig(path=str(dataset_with_targets)), "train", targets=True)
     monkeypatch.setattr(messages, "_is_looped", lambda *_: False)
-    step(config, store, waits)
+    step = PreparedStep(variant, dataset_with_targets)
+    for layer in step.task.model.encoder.moe_layers():
+        layer.executor.register_forward_pre_hook(waits.begin_executor)
+        layer.executor.register_forward_hook(waits.end_executor)
+    waits.found.clear()  # what the CPU has done for the step before anything is sent to a device
+    with waits:
+        step.run()
     assert waits.found == []
-    assert waits.executions >= 2 * config.optim.accumulation
+    assert waits.executions >= 2 * step.config.optim.accumulation
     # How many rows each expert has: counted, then given to the host.
     assert len(waits.in_executors) <= 2 * waits.executions
 
