@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.execution.compiled import cache_environment
 from data_pipeline.redact import redacted
 from hmoe_ds.commands import doctor, downstream, inspect, prepare, pretrain, report
 from hmoe_ds.commands.arguments import Run
@@ -24,7 +25,13 @@ from hmoe_ds.commands.arguments import Run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; -> its exit code."""
-    parser, options, rest = _parse(sys.argv[1:] if argv is None else list(argv))
+    os.environ.update(cache_environment())
+    try:
+        parser, options, rest = _parse(sys.argv[1:] if argv is None else list(argv))
+    except BrokenPipeError:
+        if _reader_left():
+            return 128 + signal.SIGPIPE
+        raise
     try:
         exit_code = _run(options, rest)
         sys.stdout.flush()
@@ -88,7 +95,7 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
         if {"-h", "--help"} & set(argv):
             from hmoe_ds.config_parser import config_help
 
-            print(pretrain_parser.format_help() + "\n" + config_help())
+            print(pretrain_parser.format_help() + "\n" + config_help(), flush=True)
             sys.exit(0)
         options, rest = parser.parse_known_args(argv)
         return parser, options, rest

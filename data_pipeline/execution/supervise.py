@@ -13,10 +13,10 @@ import sys
 import tempfile
 from collections import Counter
 from multiprocessing.connection import Pipe
-from pathlib import Path
 from typing import Any, TypeVar
 
 from data_pipeline.errors import PipelineError
+from data_pipeline.execution.compiled import cache_of_version
 from data_pipeline.execution.said import Said
 from data_pipeline.execution.task import Task, code_version
 from data_pipeline.execution.watch import NO_ROW, TIME_IS_UP
@@ -145,11 +145,6 @@ def _cause(exit_code: int) -> str:
     return signal.Signals(-exit_code).name + hint
 
 
-def _compiled_code() -> dict[str, str]:
-    """Where numba keeps what it compiles: it does not notice a change of a function in another file."""
-    return {"NUMBA_CACHE_DIR": str(Path.home() / ".cache" / "hmoe_ds" / "numba" / code_version())}
-
-
 class _Child:
     """A process that performs tasks (`data_pipeline.execution.child`)."""
 
@@ -169,7 +164,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stderr=self.said.file,
                 pass_fds=fds,
-                env={**_compiled_code(), **os.environ},
+                env={**os.environ, **cache_of_version(code_version())},
             )
         theirs.close()
         os.close(parent_gone)

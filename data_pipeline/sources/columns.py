@@ -34,16 +34,17 @@ def structure_index(path: str, header: Sequence[str], column: str | None, option
     """Index of the column named `column`; without a name, of the first SMILES, else InChI or mol block column.
 
     Raises:
-        UsageError: no such column, or none that is found, which `option` would name.
+        UsageError: no such column, or more than one; or none that is found, which `option` would name.
     """
     if column is not None:
         return _named_index(path, header, column)
-    index = find(header, SMILES_HEADERS)
-    if index is None:
-        index = find(header, STRUCTURE_HEADERS)
+    # In some tables `mol` is the SMILES, in others a number beside it.
+    certain = [name for name in SMILES_HEADERS if name != "mol"]
+    found = (find(header, names) for names in (certain, SMILES_HEADERS, STRUCTURE_HEADERS))
+    index = next((index for index in found if index is not None), None)
     if index is None:
         raise UsageError(f"{path}: no SMILES column among {listed(header)}; name it with {option}")
-    return index
+    return _named_index(path, header, header[index])
 
 
 def id_index(path: str, header: Sequence[str], column: str | None, default: int | None) -> int | None:
@@ -86,4 +87,6 @@ def listed(header: Sequence[str]) -> str:
 def _named_index(path: str, header: Sequence[str], column: str) -> int:
     if column not in header:
         raise UsageError(f"{path}: no column {column!r}; the file's columns are {listed(header)}")
+    if header.count(column) > 1:
+        raise UsageError(f"{path}: more than one column {column!r}: rename one of them")
     return header.index(column)

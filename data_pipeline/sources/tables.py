@@ -28,6 +28,7 @@ from data_pipeline.sources.lines import MAX_LINE_LENGTH, read_lines
 from data_pipeline.sources.streams import open_stream
 
 _QUOTED = re.compile('"[^"]*"')
+_SEPARATOR = re.compile('"?sep=([,;\t])"?', re.IGNORECASE)
 
 
 @contextmanager
@@ -71,24 +72,21 @@ def open_smiles(
 def open_delimited(
     path: str, delimiter: str, smiles_column: str | None, id_column: str | None
 ) -> Iterator[Iterator[Record]]:
-    """Records of a table with a header, whose cells may be quoted; with "," as `delimiter`, ";" is read as well.
+    """Records of a table with a header, whose cells may be quoted.
 
     Raises as `open_smiles`.
     """
-    with open_table(path, ",;" if delimiter == "," else delimiter) as (header, rows):
-        form = format_of_header(",".join(header), smiles_column)
-        known = find(header, (*SMILES_HEADERS, *STRUCTURE_HEADERS))
-        if smiles_column not in header and known is None and form == ("csv" if delimiter == "\t" else "tsv"):
-            raise _other_format(path, form)
+    with open_table(path, delimiter) as (header, rows):
         structure = structure_index(path, header, smiles_column)
         yield _records(rows, structure, id_index(path, header, id_column, default=find(header, ID_HEADERS)))
 
 
 @contextmanager
-def open_table(path: str, delimiters: str) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+def open_table(path: str, delimiter: str = ",") -> Iterator[tuple[list[str], Iterator[list[str]]]]:
     """The names of a table's columns, and its rows as their cells, which may be quoted.
 
-    The delimiter is the one of `delimiters` that its first line has most of; an empty line is a row without cells.
+    What stands between them the first line tells, even if it is not `delimiter`, which the name of the file promises;
+    or, as Excel has it, a line `sep=;` before that. An empty line is a row without cells.
 
     Raises:
         UsageError: no such file.
@@ -97,12 +95,23 @@ def open_table(path: str, delimiters: str) -> Iterator[tuple[list[str], Iterator
     with open_stream(path) as stream:
         lines = read_lines(path, stream)
         first = next(lines, "")
-        delimiter = max(delimiters, key=_QUOTED.sub("", first).count)
+        told = _SEPARATOR.fullmatch(first)
+        if told:
+            first, delimiter = next(lines, ""), told[1]
+        else:
+            delimiter = _delimiter(_QUOTED.sub("", first), delimiter)
         rows = _csv_rows((line + "\n" for line in chain([first], lines)), delimiter)
         header = [name.strip() for name in next(rows)]
         if not header:
             raise PipelineError(f"{path}: the first line is empty; expected the names of the columns")
         yield header, rows
+
+
+def _delimiter(header: str, expected: str) -> str:
+    """What stands between the names of a header: tabs where they are expected, else what there is most of."""
+    if expected == "\t" and "\t" in header:
+        return expected
+    return max(f"{expected},;\t", key=header.count)
 
 
 def _is_header(header: list[str], smiles_column: str | None) -> bool:

@@ -19,7 +19,8 @@ MODEL_HELP = "folder made by hmoe export, or owner/name on the Hugging Face hub"
 
 
 def add_columns(sub: argparse.ArgumentParser) -> None:
-    """Columns of a source."""
+    """How a source is read."""
+    sub.add_argument("--format", help="of the files, such as sdf (default: each tells its own)")
     sub.add_argument("--smiles-column", help="column with SMILES, in files with a header")
     sub.add_argument("--id-column", help="column with identifiers, in files with a header")
 

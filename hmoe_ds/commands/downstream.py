@@ -25,6 +25,7 @@ from hmoe_ds.commands.progress import Progress
 from hmoe_ds.config import Readout
 
 if TYPE_CHECKING:
+    from hmoe_ds.data.store import ShardStore
     from hmoe_ds.downstream.chunked import RowOptions
     from hmoe_ds.downstream.fitting import FitOptions
 
@@ -81,6 +82,7 @@ def add_commands(command: Command) -> None:
     finetune.add_argument("--task", required=True, choices=("classification", "regression"), help="what they are")
     finetune.add_argument("--out", required=True, help="folder to write, which hmoe predict reads")
     finetune.add_argument("--smiles-column", "--smiles", help="column with SMILES")
+    finetune.add_argument("--id-column", help="column with identifiers, for the table of predictions")
     finetune.add_argument(
         "--split",
         choices=("scaffold", "balanced-scaffold", "random", "column"),
@@ -167,18 +169,22 @@ def _fit_options(options: argparse.Namespace) -> FitOptions:
 def _rows(options: argparse.Namespace) -> RowOptions:
     from hmoe_ds.downstream.chunked import RowOptions
 
-    return RowOptions(options.smiles_column, options.id_column)
+    return RowOptions(options.smiles_column, options.id_column, options.format)
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> Result:
+    from hmoe_ds.data.store import ShardStore
     from hmoe_ds.downstream.export import export_checkpoint
     from hmoe_ds.downstream.registry import Registry
-    from hmoe_ds.model.hub import push_folder
+    from hmoe_ds.model.hub import check_name, push_folder
 
+    if options.push:
+        check_name(options.push)
+    dataset = None if options.data is None else ShardStore(options.data, "train")
     registry = None if options.register is None else Registry(options.register)
     result = export_checkpoint(options.checkpoint, options.out, options.dtype, options.heads)
     print(f"exported step {result['step']}, {result['parameters']:,} parameters, to {options.out}")
-    result["familiar"] = _familiarize(options.out, options.data)
+    result["familiar"] = _familiarize(options.out, dataset)
     if options.push:
         result["address"] = push_folder(options.out, options.push)
         print(f"uploaded to {result['address']}")
@@ -188,15 +194,14 @@ def _export(options: argparse.Namespace, rest: list[str]) -> Result:
     return result
 
 
-def _familiarize(folder: str, dataset: str | None) -> int:
+def _familiarize(folder: str, dataset: ShardStore | None) -> int:
     """Note down what the model is familiar with; -> from how many molecules, 0 where that cannot be told."""
     from hmoe_ds.data.mixture import Mixture
-    from hmoe_ds.data.store import ShardStore
     from hmoe_ds.downstream.familiarize import datasets_of_run, familiarize
     from hmoe_ds.model.description import read_description
 
     if dataset is not None:
-        return familiarize(folder, Mixture([ShardStore(dataset, "train")]))
+        return familiarize(folder, Mixture([dataset]))
     try:
         return familiarize(folder, datasets_of_run(read_description(Path(folder)).training))
     except PipelineError as error:
@@ -241,6 +246,7 @@ def _finetune(options: argparse.Namespace, rest: list[str]) -> Result:
         targets=_targets(options.target),
         task=options.task,
         smiles_column=options.smiles_column,
+        id_column=options.id_column,
         split=options.split,
         split_column=options.split_column,
         split_seed=options.split_seed,

@@ -34,7 +34,6 @@ def add_command(command: Command) -> None:
         "--dry-run", action="store_true", help="read the heads of the sources and say what it would take"
     )
     add_columns(prepare)
-    prepare.add_argument("--format", help="of all sources, such as sdf (default: each tells its own)")
     prepare.add_argument(
         "--exclude",
         nargs="+",

@@ -6,6 +6,7 @@ It is read as `hmoe prepare` reads it, so that a row is the same molecule for ev
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import UsageError
 from data_pipeline.sources.columnar import open_columnar_table
-from data_pipeline.sources.columns import listed, structure_index, structure_text
+from data_pipeline.sources.columns import ID_HEADERS, find, id_index, listed, structure_index, structure_text
 from data_pipeline.sources.formats import HEAD_BYTES, binary_format, check_no_archive
 from data_pipeline.sources.streams import read_head
 from data_pipeline.sources.tables import open_table
@@ -24,7 +25,6 @@ from data_pipeline.sources.tables import open_table
 MISSING = {"", "na", "n/a", "nan", "none", "null"}
 # The booleans of pandas and Arrow.
 _WORDS = dict.fromkeys(MISSING, math.nan) | {"false": 0.0, "true": 1.0}
-_DELIMITERS = ",;\t"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,11 @@ class Table:
             UsageError: there is no such column, or more than one.
         """
         if name not in self.header:
-            raise UsageError(f"{self.path} has no column {name!r}: name one of its columns, {listed(self.header)}")
+            cut = [column for column in self.header if column.startswith(f"{name},")]
+            quoted = f" (one with a comma goes in double quotes: '\"{cut[0]}\"')" if cut else ""
+            raise UsageError(
+                f"{self.path} has no column {name!r}: name one of its columns, {listed(self.header)}{quoted}"
+            )
         if self.header.count(name) > 1:
             raise UsageError(f"{self.path} has more than one column {name!r}: rename one of them")
         return [cell.strip() for cell in self._cells(self.header.index(name))]
@@ -80,6 +84,17 @@ class Table:
             UsageError: there is none; it is to be named with `option`.
         """
         return [structure_text(cell) for cell in self._cells(structure_index(self.path, self.header, name, option))]
+
+    def ids(self, name: str | None) -> list[str]:
+        """The id of each row: of the column named, or of the one whose name says so; without one the number of the row.
+
+        Raises:
+            UsageError: there is no such column, or more than one.
+        """
+        index = id_index(self.path, self.header, name, default=find(self.header, ID_HEADERS))
+        if index is None:
+            return [str(row) for row in range(len(self.rows))]
+        return [cell.strip() for cell in self._cells(index)]
 
     def labels(self, name: str) -> NDArray[np.float64]:
         """The cells of a column as numbers; NaN where there is none: an empty cell, or one that says so. True is 1.
@@ -103,8 +118,21 @@ class Table:
             return value
         raise UsageError(
             f"{self.path} has the label {text[:40]!r} in row {row} of column {column!r}: expected a number, 0 or 1 for "
-            "two classes, or an empty cell; name another column"
+            f"two classes, or an empty cell; {_mend(text)}"
         )
+
+
+def _mend(text: str) -> str:
+    """What to do about a label that is no number."""
+    if text[0] in "<>≤≥~":
+        return "empty the cells that only bound a value, or make two classes of it"
+    if text.endswith("%"):
+        return "write percentages without their sign"
+    if re.fullmatch(r"[+-]?\d+,\d+", text):
+        return "write numbers with a decimal point"
+    if text[0].isalpha():
+        return "write 1 and 0 for the names of two classes, or name another column"
+    return "name another column"
 
 
 def _open(path: str) -> AbstractContextManager[tuple[list[str], Iterator[list[str]]]]:
@@ -112,4 +140,4 @@ def _open(path: str) -> AbstractContextManager[tuple[list[str], Iterator[list[st
     head = read_head(path, HEAD_BYTES)
     check_no_archive(path, head)
     binary = binary_format(head)
-    return open_table(path, _DELIMITERS) if binary is None else open_columnar_table(path, binary)
+    return open_table(path) if binary is None else open_columnar_table(path, binary)

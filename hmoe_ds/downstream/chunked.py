@@ -40,12 +40,14 @@ class RowOptions:
     Args:
         smiles_column: column with SMILES, in files with a header; found by itself without it.
         id_column: column with identifiers, in files with a header.
+        format: of the files, one of `formats.FORMATS`; each tells its own without it.
         max_atoms: larger molecules are rejected.
         molecule_seconds: CPU time of RDKit after which a molecule is rejected.
     """
 
     smiles_column: str | None = None
     id_column: str | None = None
+    format: str | None = None
     max_atoms: int = DEFAULT_MAX_ATOMS
     molecule_seconds: float = DEFAULT_MOLECULE_SECONDS
 
@@ -188,7 +190,7 @@ def done_by_chunks(
         PipelineError: the source is damaged or out of reach.
     """
     check_places(outs, model)
-    sources = resolve_sources([source])
+    sources = resolve_sources([source], options.format)
     for entry in sources:
         check_columns(entry, options.smiles_column, options.id_column)
     check_sources(outs, sources)

@@ -31,6 +31,8 @@ from hmoe_ds.model.hmoe import HMoEModel
 FOREST, UNTRAINED, PRETRAINED = "forest_ecfp", "no_pretraining", "pretrained"
 _METRICS = {"classification": "ROC-AUC, %", "regression": "RMSE"}
 
+_SPLIT_NOTE = "The split, as that of published results, is by the molecules as they are written."
+
 # Fields of `FitOptions` that were not there yet, and what fits did then.
 _YOUNGER = {"readout": "mean", "head_epochs": 0}
 
@@ -98,6 +100,8 @@ def evaluate(
     out = Path(out)
     if out.suffix != ".json":
         raise UsageError(f"--out {out}: expected a file whose name ends with .json")
+    if not out.exists() and out.with_suffix(".md").exists():
+        raise UsageError(f"--out {out}: {out.with_suffix('.md')}, which its table would replace, is of something else")
     taken = [name for name in options.others if name in (FOREST, UNTRAINED, PRETRAINED)]
     if taken:
         raise UsageError(f"--arm {taken[0]}: that is the name of another arm; give this one a name of its own")
@@ -145,6 +149,7 @@ def results_table(content: Mapping[str, Any]) -> str:
     head = ["set", "metric", "train / validation / test / unreadable", "targets", *arms]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     means: dict[str, list[list[float]]] = {"classification": [], "regression": []}
+    most = max((len(cells) for entry in content["sets"].values() for cells in entry["arms"].values()), default=0)
     for name, entry in content["sets"].items():
         factor = 100 if entry["task"] == "classification" else 1
         cells, row = [], []
@@ -153,7 +158,8 @@ def results_table(content: Mapping[str, Any]) -> str:
             values = [factor * cell["test"] for cell in cells_of_arm if cell["test"] is not None]
             row.append(float(np.mean(values)) if values else float("nan"))
             digits = 1 if factor == 100 else 3
-            cells.append(f"{row[-1]:.{digits}f} ± {np.std(values):.{digits}f}" if values else "")
+            fewer = f" ({len(values)} of {most} seeds)" if len(values) < most else ""
+            cells.append(f"{row[-1]:.{digits}f} ± {np.std(values):.{digits}f}{fewer}" if values else "")
         means[entry["task"]].append(row)
         counted = {cell["targets_counted"]["test"] for arm in entry["arms"].values() for cell in arm.values()}
         counts = [" / ".join(map(str, entry["rows"].values())), f"{max(counted)} of {entry['targets']}"]
@@ -162,6 +168,10 @@ def results_table(content: Mapping[str, Any]) -> str:
         if len(means[task]) > 1:
             shown = ["" if np.isnan(value) else f"{value:.{digits}f}" for value in np.mean(means[task], axis=0)]
             lines.append(f"| mean of {len(means[task])} | {_METRICS[task]} | | | {' | '.join(shown)} |")
+    shared = {name: entry.get("test_scaffolds_in_training") for name, entry in content["sets"].items()}
+    if any(shared.values()):
+        told = ", ".join(f"{count} of {name}" for name, count in shared.items() if count)
+        lines += ["", f"Test molecules whose scaffold, once standardised, training has too: {told}. {_SPLIT_NOTE}"]
     return "\n".join(lines)
 
 
@@ -217,6 +227,7 @@ def _describe(benchmark: BenchmarkSet) -> dict[str, Any]:
         "task": benchmark.task,
         "targets": len(benchmark.targets),
         "rows": {**sizes, "unreadable": benchmark.unreadable},
+        "test_scaffolds_in_training": benchmark.shared_scaffolds,
     }
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from data_pipeline.errors import UsageError
 from hmoe_ds.config import RunConfig
+from hmoe_ds.downstream.out_files import check_outside
 from hmoe_ds.model.checkpoint_record import (
     CheckpointError,
     check_files,
@@ -17,7 +20,7 @@ from hmoe_ds.model.checkpoint_record import (
     read_record,
     recorded_config,
 )
-from hmoe_ds.model.description import Description
+from hmoe_ds.model.description import CARD, CONFIG, WEIGHTS, Description
 from hmoe_ds.model.hmoe import HMoEModel, weights_of
 from hmoe_ds.model.pretrained import write_pretrained
 from hmoe_ds.model.weight_files import read_weights, weight_files
@@ -43,8 +46,10 @@ def export_checkpoint(
 
     Raises:
         CheckpointError: no checkpoint there, or one that is damaged or incomplete.
+        UsageError: `out` is in the checkpoint, or has files of something else that would be replaced.
     """
-    folder = find_checkpoint(Path(path))
+    folder, out = find_checkpoint(Path(path)), Path(out)
+    _check_place(out, folder)
     record = read_record(folder)
     config = recorded_config(folder, record)
     files = weight_files(config.parallel.ep_size)
@@ -58,6 +63,20 @@ def export_checkpoint(
     write_pretrained(out, weights, description)
     parameters = sum(value.numel() for value in weights.values())
     return {"checkpoint": str(folder), "step": record["step"], "parameters": parameters, "out": str(out)}
+
+
+def _check_place(out: Path, checkpoint: Path) -> None:
+    """Raise UsageError unless `out` is new, or without files that an export would replace, or an export."""
+    check_outside(out, checkpoint, f"OUT {out}")
+    try:
+        is_export = "format_version" in json.loads((out / CONFIG).read_text())
+    except FileNotFoundError:
+        is_export = (out / WEIGHTS).exists()  # one that was interrupted
+    except (ValueError, TypeError):
+        is_export = False
+    taken = [name for name in (CARD, CONFIG) if (out / name).exists()]
+    if taken and not is_export:
+        raise UsageError(f"OUT {out} has a {taken[0]} of something else, which would be replaced: give another folder")
 
 
 def _check_complete(folder: Path, weights: dict[str, Tensor], config: RunConfig) -> None:

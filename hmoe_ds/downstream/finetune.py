@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from hmoe_ds.downstream.fitting import Fit, FitOptions, fit
 from hmoe_ds.downstream.inference import inference_device
 from hmoe_ds.downstream.kept_fits import KeptFits
 from hmoe_ds.downstream.labelled_table import Conflicts, LabelledTable, read_labelled_table
+from hmoe_ds.downstream.out_files import check_outside
 from hmoe_ds.downstream.predictor import Prediction, combine, save_predictor
 from hmoe_ds.downstream.property_model import PropertyModel
 from hmoe_ds.downstream.scores import PRIMARY, Array, Task, score, summary, without_nan
@@ -51,6 +52,7 @@ class FinetuneOptions:
         targets: columns of labels.
         task: what they are: 0 and 1, or quantities.
         smiles_column: column of SMILES; found by itself without it.
+        id_column: column of identifiers; found by itself without it, or else the number of the row.
         split: how molecules are dealt to training, validation and test (`splits.py`).
         split_column: with `split` column, the one that says so.
         split_seed: of a split that is random.
@@ -63,6 +65,7 @@ class FinetuneOptions:
     targets: tuple[str, ...]
     task: Task
     smiles_column: str | None = None
+    id_column: str | None = None
     split: Literal["scaffold", "balanced-scaffold", "random", "column"] = "scaffold"
     split_column: str | None = None
     split_seed: int = 0
@@ -76,13 +79,20 @@ class FinetuneOptions:
             raise UsageError("--target names no column: give one, or several with commas between them")
         columns = _columns(self.targets)
         twice = sorted({name for name in columns if columns.count(name) > 1})
+        twice += [name for name in columns if name == "source"]  # of what `hmoe predict` writes
         if twice:
             raise UsageError(
-                f"--target {','.join(self.targets)}: the table of predictions would have more than one column "
+                f"--target {','.join(self.targets)}: a table of predictions would have more than one column "
                 f"{twice[0]!r}; rename a column"
             )
         if self.split_seed < 0:
             raise UsageError(f"--split-seed is {self.split_seed}: expected a number from 0")
+        if self.task == "regression" and self.fit.class_weights:
+            raise UsageError("--class-weights is for classes: leave it out, or give --task classification")
+        if self.split == "scaffold" and self.split_seed:
+            raise UsageError(
+                "--split scaffold is the same whatever --split-seed: leave that out, or give --split balanced-scaffold"
+            )
         if self.conflicts == "mean" and self.task == "classification":
             raise UsageError("--conflicts mean is for quantities: give error, keep or drop for classes")
 
@@ -116,12 +126,13 @@ def finetune(
     """
     out = Path(out)
     folder = find_model(model)
+    check_outside(out, folder, f"--out {out}")
     described = read_description(folder)
     standardize = described.standardize if options.standardize is None else options.standardize
     found = read_labelled_table(
         table, options.targets, options.task, options.smiles_column, standardize, options.conflicts
     )
-    split = split_table(found, options)
+    ids, split = found.table.ids(options.id_column), split_table(found, options)
     with claimed(out), _unfinished(out) as work:
         kept = KeptFits(work, *_what_fits_are_of(folder, found, split, options))
         fits = [fit_member(folder, found, split, options, seed, kept, report) for seed in range(options.seeds)]
@@ -132,9 +143,9 @@ def finetune(
             "rows": {"all": len(found.smiles), **{side: len(rows) for side, rows in zip(SIDES, split, strict=True)}},
             "left_out": _counts(found),
             "epochs": [each.best_epoch for each in fits],
-            **{side: _scored(options.task, outputs, prediction, found.label_nT, rows) for side, rows in sides.items()},
+            **{side: _scored(options, outputs, prediction, found.label_nT, rows) for side, rows in sides.items()},
         }
-        _write_predictions(out / PREDICTIONS, found, split, prediction, options)
+        _write_predictions(out / PREDICTIONS, ids, found, split, prediction, options)
         description = {
             "task": options.task, "targets": list(options.targets), "standardize": standardize,
             "model": redacted(str(model)), "table": file_name(table),
@@ -164,6 +175,7 @@ def _unfinished(out: Path) -> Iterator[Path]:
 
 def _what_fits_are_of(folder: Path, found: LabelledTable, split: Split, options: FinetuneOptions) -> list[object]:
     how = asdict(options)
+    del how["id_column"]
     del how["seeds"]  # with more or fewer of them, those that are fitted stay what they are
     sides = [rows.tolist() for rows in split]
     return [WorkerModel.of(folder).files.identity, how, found.canonical, found.label_nT.tolist(), sides]
@@ -193,7 +205,7 @@ def split_table(found: LabelledTable, options: FinetuneOptions) -> Split:
 
 
 def _check_side(side: str, label_nT: Array, options: FinetuneOptions) -> None:
-    mend = "give more molecules, or another --split"
+    mend = "give more molecules, another --split or --split-seed, or say the sides yourself with --split column"
     if not len(label_nT):
         raise UsageError(f"--split {options.split} leaves no molecule for {side}: {mend}")
     least = 2 if options.task == "classification" else 1
@@ -235,15 +247,17 @@ def _counts(found: LabelledTable) -> dict[str, int]:
 
 
 def _scored(
-    task: Task, outputs: Sequence[Array], prediction: Prediction, label_nT: Array, rows: Rows
+    options: FinetuneOptions, outputs: Sequence[Array], prediction: Prediction, label_nT: Array, rows: Rows
 ) -> dict[str, Any]:
     """Scores of the ensemble on some molecules, and of its members alone."""
-    alone = [score(task, output_nT[rows], label_nT[rows]).means[PRIMARY[task]] for output_nT in outputs]
-    return {**summary(task, prediction.mean_nT[rows], label_nT[rows]), f"{PRIMARY[task]}_of_members": alone}
+    task, primary = options.task, PRIMARY[options.task]
+    alone = [score(task, output_nT[rows], label_nT[rows]).means[primary] for output_nT in outputs]
+    of_all = summary(task, options.targets, prediction.mean_nT[rows], label_nT[rows])
+    return {**of_all, f"{primary}_of_members": alone}
 
 
 def _write_predictions(
-    path: Path, found: LabelledTable, split: Split, prediction: Prediction, options: FinetuneOptions
+    path: Path, ids: list[str], found: LabelledTable, split: Split, prediction: Prediction, options: FinetuneOptions
 ) -> None:
     """Every row of the table: its molecule's side, labels and predictions, or why it has none."""
     side_of = {int(place): side for side, places in zip(SIDES, split, strict=True) for place in places}
@@ -252,23 +266,24 @@ def _write_predictions(
         writer = csv.writer(file)
         columns = _columns(options.targets)
         writer.writerow(columns)
-        for row, smiles in enumerate(found.smiles):
+        for row, (name, smiles) in enumerate(zip(ids, found.smiles, strict=True)):
             place = place_of.get(row)
             if place is None:
-                writer.writerow([row, smiles, *[""] * (len(columns) - 3), found.reasons[row]])
+                writer.writerow([row, name, smiles, *[""] * (len(columns) - 4), found.reasons[row]])
                 continue
             cells = []
             for target in range(len(options.targets)):
                 label = found.label_nT[place, target]
-                cells += ["" if np.isnan(label) else f"{label:.10g}", f"{prediction.mean_nT[place, target]:.6g}"]
-                cells += [f"{prediction.deviation_nT[place, target]:.6g}"]
-            writer.writerow([row, smiles, side_of.get(place, ""), *cells, ""])
+                numbers = prediction.mean_nT[place, target], prediction.deviation_nT[place, target]
+                cells += ["" if np.isnan(label) else f"{label:.10g}"]
+                cells += ["" if np.isnan(number) else f"{number:.6g}" for number in numbers]
+            writer.writerow([row, name, smiles, side_of.get(place, ""), *cells, ""])
 
 
 def _columns(targets: Sequence[str]) -> list[str]:
     """Of the table of predictions; `row` counts from 0, as elsewhere."""
     numbers = [name for target in targets for name in (target, f"{target}_predicted", f"{target}_deviation")]
-    return ["row", "smiles", "side", *numbers, "reason"]
+    return ["row", "source_id", "smiles", "side", *numbers, "reason"]
 
 
 def describe_result(result: dict[str, Any], options: FinetuneOptions) -> str:
@@ -278,12 +293,27 @@ def describe_result(result: dict[str, Any], options: FinetuneOptions) -> str:
     if result["left_out"]:
         lines.append("left out: " + ", ".join(f"{count} {reason}" for reason, count in result["left_out"].items()))
     for side in ("validation", "test"):
-        if side in result:
-            scores = result[side]
-            low, high = (np.nan if value is None else value for value in scores[f"{primary}_95"])
-            found = np.nan if scores[primary] is None else scores[primary]
-            counted = f", {scores['targets_counted']} of {scores['targets']} targets" if scores["targets"] > 1 else ""
-            lines.append(f"{side}: {primary} {found:.3f} (95% {low:.3f} to {high:.3f}{counted})")
+        if side not in result:
+            continue
+        scores = result[side]
+        by_target = [f"  {name}: {_score_words(each, primary)}" for name, each in scores["by_target"].items()]
+        if len(by_target) == 1:
+            lines.append(f"{side}: {_score_words(scores, primary)}")
+        elif options.task == "classification":
+            counted = f"{scores['targets_counted']} of {scores['targets']} targets"
+            lines += [f"{side}: {_score_words(scores, primary)}, mean of {counted}", *by_target]
+        else:  # a mean of errors in different units would say nothing
+            lines += [f"{side}:", *by_target]
     return "\n".join(
         [*lines, f"the predictor is in {result['out']}, what it says of the table in {result['predictions']}"]
     )
+
+
+def _score_words(scores: Mapping[str, Any], primary: str) -> str:
+    """Such as `roc_auc 0.812 (95% 0.751 to 0.863), 204 molecules`."""
+    molecules = f"{scores['molecules']} molecules"
+    if scores[primary] is None:
+        return f"no {primary}: its labels there, of {molecules}, are of one class or none"
+    low, high = scores[f"{primary}_95"]
+    interval = "too few for an interval" if low is None else f"95% {low:.3f} to {high:.3f}"
+    return f"{primary} {scores[primary]:.3f} ({interval}), {molecules}"

@@ -71,6 +71,8 @@ class FitOptions:
         for name, (value, is_right, expected) in ranges.items():
             if not is_right:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}: expected {expected}")
+        if self.mode == "frozen" and self.layer_decay != 1:
+            raise UsageError("--layer-decay is for layers that learn: leave it out, or give --mode full")
 
     @property
     def most_epochs(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -77,7 +78,7 @@ def read_labelled_table(
     table = Table.read(path)
     smiles = table.structures(smiles_column, option="--smiles-column")
     label_RT = np.stack([table.labels(name) for name in targets], axis=1)
-    _check_labels(path, targets, task, label_RT)
+    check_classes(path, targets, task, label_RT)
     encoded = encode_supervised(file_name(path), smiles, standardize)
     reasons = {reject.index: reject.reason for reject in encoded.rejects}
     has_label_n = ~np.isnan(label_RT[encoded.kept]).all(axis=1)
@@ -95,7 +96,8 @@ def read_labelled_table(
     return found
 
 
-def _check_labels(path: str, targets: Sequence[str], task: Task, label_RT: Array) -> None:
+def check_classes(path: str, targets: Sequence[str], task: Task, label_RT: Array) -> None:
+    """Raise UsageError if the labels are to be classes, and one of them is none."""
     if task == "regression":
         return
     for target, label_R in zip(targets, label_RT.T, strict=True):
@@ -140,10 +142,11 @@ def _without_conflicts(
             label_nT=found.label_nT[keep_n],
             reasons=reasons,
         )
+    others = "keep or drop" if task == "classification" else "keep, drop or mean"
     shown = "; ".join(_told(found, places, targets[target], target) for places, target in bad[:_SHOWN])
     raise UsageError(
         f"{path} has {len({tuple(places) for places, _ in bad})} molecules with different labels in different rows: "
-        f"{shown}; mend the table, or say what to do with --conflicts keep, drop or mean"
+        f"{shown}; mend the table, or say what to do with --conflicts {others}"
     )
 
 
@@ -154,6 +157,13 @@ def _told(found: LabelledTable, places: list[int], target: str, column: int) -> 
 
 def _check_learnable(path: str, targets: Sequence[str], task: Task, found: LabelledTable) -> None:
     if not len(found.row_n):
+        unreadable = Counter(reason for reason in found.reasons.values() if reason != "no label")
+        if len(found.reasons) == unreadable.total():
+            why = ", ".join(f"{count} {reason}" for reason, count in unreadable.most_common())
+            raise UsageError(
+                f"{path} has no structure that can be read ({why or 'no rows'}): name the column that has them with "
+                "--smiles-column"
+            )
         raise UsageError(f"{path} has no molecule with a label in {', '.join(map(repr, targets))}: name other columns")
     for target, label_n in zip(targets, found.label_nT.T, strict=True):
         values = np.unique(_known(label_n))

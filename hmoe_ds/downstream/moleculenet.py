@@ -21,8 +21,9 @@ from data_pipeline.molecules.encode_supervised import encode_supervised
 from data_pipeline.sources.columns import listed
 from hmoe_ds.data.table import MISSING, Table
 from hmoe_ds.downstream.baselines import ecfp
+from hmoe_ds.downstream.labelled_table import check_classes
 from hmoe_ds.downstream.scores import Array, Task
-from hmoe_ds.downstream.splits import SIDES, Split, scaffold_split
+from hmoe_ds.downstream.splits import SIDES, Split, scaffold_split, scaffold_with_chirality
 
 TASKS: dict[str, Task] = {
     **dict.fromkeys(("bbbp", "bace", "clintox", "sider", "tox21", "toxcast", "hiv", "muv"), "classification"),
@@ -65,6 +66,13 @@ class BenchmarkSet:
     split: Split
     unreadable: int
 
+    @property
+    def shared_scaffolds(self) -> int:
+        """Test molecules whose scaffold training has, too, in the form that is learned from."""
+        scaffolds = [scaffold_with_chirality(text) for text in self.molecules.column("smiles").to_pylist()]
+        known = {scaffolds[place] for place in self.split.train}
+        return sum(scaffolds[place] in known for place in self.split.test)
+
     @cached_property
     def fingerprint_nV(self) -> NDArray[np.uint8]:
         """Of each molecule (`baselines.ecfp`)."""
@@ -96,12 +104,13 @@ def read_set(name: str, path: Path, standardize: bool) -> BenchmarkSet:
         standardize: encode the standard form of each molecule. The split is by the molecules as they are written.
 
     Raises:
-        UsageError: no column of SMILES or of labels; a side of the split without molecules.
+        UsageError: no column of SMILES or of labels, a label that is no class; a side of the split without molecules.
     """
     table = Table.read(str(path))
     smiles = table.structures(None, option="a header `smiles`")
     targets = _targets(name, path, table)
     label_RT = np.stack([table.labels(column) for column in targets], axis=1)
+    check_classes(str(path), targets, TASKS[name], label_RT)
     encoded = encode_supervised(path.name, smiles, standardize)
     with rdBase.BlockLogs():  # an InChI or a mol block can be encoded, but the protocol is of SMILES
         is_smiles_n = ["\n" not in smiles[row] and Chem.MolFromSmiles(smiles[row]) is not None for row in encoded.kept]

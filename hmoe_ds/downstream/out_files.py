@@ -36,8 +36,13 @@ def check_places(outs: Sequence[Path], model: str) -> None:
     for out in outs:
         if out.is_dir():
             raise UsageError(f"{_named(out, outs)} is a folder: give another file to write")
-        if Path(model).resolve() in out.resolve().parents:
-            raise UsageError(f"{_named(out, outs)} is in the folder of {model}: give a file elsewhere")
+        check_outside(out, model, _named(out, outs))
+
+
+def check_outside(out: Path, folder: str | Path, name: str) -> None:
+    """Raise UsageError if `out`, which messages call `name`, is in a folder that is read, or is that folder."""
+    if Path(folder).resolve() in (out.resolve(), *out.resolve().parents):
+        raise UsageError(f"{name} is in the folder of {folder}: give a place elsewhere")
 
 
 def check_sources(outs: Sequence[Path], sources: Iterable[Source]) -> None:

@@ -34,9 +34,10 @@ def predict_source(
 ) -> dict[str, Any]:
     """Write one line per row of the source, in its order.
 
-    Columns: `source` and `row`, from 0, `source_id`, `smiles` as it was read, then for each target its prediction (the
-    chance of class 1, or the quantity) and, behind it, `TARGET_deviation`, its standard deviation over the ensemble;
-    and `reason`, for a row that is no molecule and so has none.
+    Columns: `source` and `row`, from 0, `source_id`, `smiles` as it was read, or that of a mol block, then for each
+    target its prediction (the chance of class 1, or the quantity) and, behind it, `TARGET_deviation`, its standard
+    deviation over the ensemble, empty where that has one member; and `reason`, for a row that is no molecule and so has
+    none.
 
     Args:
         predictor: folder made by `hmoe finetune`.
@@ -135,11 +136,20 @@ class PredictTask(ChunkTask):
             pa.array([storable(self.name)] * rows),
             pa.array(range(chunk.first_row, chunk.first_row + rows), pa.int64()),
             pa.array([storable(text) for text in chunk.ids]),
-            pa.array([storable(text) for text in chunk.texts]),
+            pa.array([storable(text) for text in _shown(chunk, encoded)]),
         ]
         for target in range(len(self.predictor.targets)):
             columns += [_spread(values[:, target], encoded.kept, rows) for values in prediction]
         return pa.RecordBatch.from_arrays([*columns, pa.array(reasons, pa.string())], schema=self.schema)
+
+
+def _shown(chunk: SourceChunk, encoded: EncodedRows) -> list[str]:
+    """The structures as they were read; of mol blocks, which have many lines, the SMILES."""
+    texts = ["" if "\n" in text else text for text in chunk.texts]
+    smiles = encoded.batch.column("smiles").to_pylist()
+    for row, canonical in zip(encoded.kept.tolist(), smiles, strict=True):
+        texts[row] = texts[row] or canonical
+    return texts
 
 
 def _schema(targets: Iterable[str]) -> pa.Schema:
@@ -149,9 +159,9 @@ def _schema(targets: Iterable[str]) -> pa.Schema:
 
 
 def _spread(values: np.ndarray, places: np.ndarray, rows: int) -> pa.Array:
-    """Values of some rows as a column of all of them, null elsewhere."""
+    """Values of some rows as a column of all of them, null elsewhere and for NaN."""
     column, missing = np.zeros(rows), np.ones(rows, bool)
-    column[places], missing[places] = values, False
+    column[places], missing[places] = values, np.isnan(values)
     return pa.array(column, mask=missing)
 
 

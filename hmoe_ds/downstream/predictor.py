@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from data_pipeline.durable import replace_text
@@ -29,6 +29,7 @@ from hmoe_ds.downstream.scores import Array, Task, without_nan
 from hmoe_ds.model.description import Description
 from hmoe_ds.model.hmoe import HMoEModel, weights_of
 from hmoe_ds.model.pretrained import write_pretrained
+from hmoe_ds.model.tensor_file import write_tensors
 
 
 class Prediction(NamedTuple):
@@ -36,7 +37,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         mean_nT: over the ensemble.
-        deviation_nT: standard deviation over the ensemble; 0 for one member.
+        deviation_nT: standard deviation over the ensemble; NaN for one member, of which it says nothing.
     """
 
     mean_nT: Array
@@ -87,8 +88,11 @@ class Predictor(NamedTuple):
 
 def combine(task: Task, outputs: Sequence[Array]) -> Prediction:
     """What the members of an ensemble say, as one."""
-    each = np.stack([1 / (1 + np.exp(-output_nT)) if task == "classification" else output_nT for output_nT in outputs])
-    return Prediction(each.mean(axis=0), each.std(axis=0))
+    each = np.stack(outputs)
+    if task == "classification":
+        each = torch.from_numpy(each).sigmoid().numpy()
+    deviation_nT = each.std(axis=0) if len(outputs) > 1 else np.full(each.shape[1:], np.nan)
+    return Prediction(each.mean(axis=0), deviation_nT)
 
 
 def save_predictor(
@@ -110,9 +114,7 @@ def save_predictor(
         encoder = "member0" if frozen else folder.name
         if encoder == folder.name:
             write_encoder(folder, fit.model.encoder, training)
-        save_file(
-            {name: value.cpu().contiguous() for name, value in fit.model.head.state_dict().items()}, folder / HEAD
-        )
+        write_tensors(folder / HEAD, fit.model.head.state_dict())
         members.append({"head": folder.name, "encoder": encoder, "scale": fit.scale._asdict()})
     content = {"format_version": FORMAT_VERSION, **description, "readout": fits[0].model.readout, "members": members}
     replace_text(out / DESCRIPTION, json.dumps(without_nan(content), indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ Array = NDArray[np.float64]
 PRIMARY: dict[Task, str] = {"classification": "roc_auc", "regression": "rmse"}
 # Resamples, and how many of them are in memory at a time.
 _RESAMPLES, _BLOCK = 1000, 50
+# Of fewer molecules resamples tell nothing.
+FEWEST_FOR_INTERVAL = 5
 
 
 class Scores(NamedTuple):
@@ -46,8 +49,12 @@ def score(task: Task, predicted_nT: Array, label_nT: Array) -> Scores:
         rows.append(metrics(predicted_n[known_n], label_n[known_n]))
     by_target = {name: [row[name] for row in rows] for name in rows[0]}
     counted = int(np.isfinite(by_target[PRIMARY[task]]).sum())
-    means = {name: float(np.nanmean(values)) if counted else float("nan") for name, values in by_target.items()}
-    return Scores(means, by_target, counted)
+    return Scores({name: _known_mean(values) for name, values in by_target.items()}, by_target, counted)
+
+
+def _known_mean(values: list[float]) -> float:
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def is_better(task: Task, value: float, best: float) -> bool:
@@ -65,7 +72,8 @@ def confidence_interval(
 ) -> tuple[float, float]:
     """Of the primary metric's mean over targets: the percentile bootstrap over molecules (Efron, 1979).
 
-    Targets without the metric in a resample are left out of its mean.
+    Targets without the metric in a resample are left out of its mean. There is none, but NaN, for fewer than
+    `FEWEST_FOR_INTERVAL` molecules.
 
     Args:
         task: what the labels are.
@@ -75,6 +83,8 @@ def confidence_interval(
         level: how often such an interval should hold the true value.
     """
     n, generator = len(label_nT), np.random.default_rng(seed)
+    if n < FEWEST_FOR_INTERVAL:
+        return float("nan"), float("nan")
     blocks = []
     for _ in range(_RESAMPLES // _BLOCK):
         draws_RS = generator.integers(0, n, (_BLOCK, n))
@@ -101,16 +111,26 @@ def _resampled_means(task: Task, predicted_nT: Array, label_nT: Array, weight_Rn
     return np.where(known_TR, values_TR, 0).sum(axis=0) / np.where(counts_R > 0, counts_R, np.nan)
 
 
-def summary(task: Task, predicted_nT: Array, label_nT: Array, seed: int = 0) -> dict[str, Any]:
-    """Means of all metrics, the interval of the primary one, the counts behind them."""
+def summary(task: Task, targets: Sequence[str], predicted_nT: Array, label_nT: Array, seed: int = 0) -> dict[str, Any]:
+    """Means of all metrics, the interval of the primary one, the counts behind them; the same of each target."""
     scores = score(task, predicted_nT, label_nT)
-    interval = confidence_interval(task, predicted_nT, label_nT, seed)
+    interval = f"{PRIMARY[task]}_95"
+    by_target = {}
+    for place, name in enumerate(targets):
+        column = slice(place, place + 1)
+        known_n = ~np.isnan(label_nT[:, place])
+        by_target[name] = {
+            **{metric: values[place] for metric, values in scores.by_target.items()},
+            interval: confidence_interval(task, predicted_nT[known_n, column], label_nT[known_n, column], seed),
+            "molecules": int(known_n.sum()),
+        }
     return {
         **scores.means,
-        f"{PRIMARY[task]}_95": interval,
+        interval: confidence_interval(task, predicted_nT, label_nT, seed),
         "molecules": len(label_nT),
         "targets": label_nT.shape[1],
         "targets_counted": scores.counted,
+        "by_target": by_target,
     }
 
 

@@ -46,9 +46,11 @@ class HMoETransformer(TransformerMixin, BaseEstimator):
         """Look at the model; there is nothing to learn from `X`.
 
         Raises:
-            UsageError: there is no such readout.
+            UsageError: there is no such readout, or no such `unreadable`.
             ModelFormatError: no exported model there.
         """
+        if self.unreadable not in ("error", "nan"):
+            raise UsageError(f"unreadable is {self.unreadable!r}: expected error or nan")
         self.described_ = WorkerModel.of(self.model)
         self.n_features_out_ = readout_width(self.readout, self.described_.hidden_size)
         self.readout_ = self.readout

@@ -18,7 +18,7 @@ from hmoe_ds.inspect.trained import trained_facts
 from hmoe_ds.inspect.weights_header import read_header
 from hmoe_ds.model.description import CONFIG, ModelFormatError, read_description
 
-_INTERVAL, _OF_MEMBERS = "_95", "_of_members"
+_INTERVAL, _OF_MEMBERS, _BY_TARGET = "_95", "_of_members", "by_target"
 _SHOWN_TARGETS = 8
 # Of a side's scores those that are no metric.
 _COUNTS = ("molecules", "targets", "targets_counted")
@@ -66,7 +66,7 @@ def inspect_predictor(path: Path, verify: bool) -> Report:
     whole = "; ".join(problems) or f"heads and encoders of {plural(figures['members'], 'member')} are there"
     lines = [
         fact("predictor", f"{path}: {record['task']} of {_targets(record['targets'])}"),
-        *(_score_fact(side, scores) for side, scores in figures["scores"].items()),
+        *(line for side, scores in figures["scores"].items() for line in _score_facts(side, scores, record["task"])),
         fact("split", f"{figures['split'] or 'not noted'}: {_sides(figures)}"),
         fact("table", figures["table"] or "not noted"),
         fact("fit", _fit(figures)),
@@ -113,20 +113,32 @@ def _scores(result: Mapping[str, Any], side: str, file: Path) -> dict[str, Any]:
             low, high = value if isinstance(value, list) and len(value) == 2 else (None, None)
             bounds = {"low": low, "high": high}
             scores[name] = [noted(bounds, bound, float, file) for bound in bounds]
+        elif name == _BY_TARGET:
+            by_target = noted(result[side], name, dict, file) or {}
+            scores[name] = {target: _scores(by_target, target, file) for target in by_target}
         elif not name.endswith(_OF_MEMBERS):
             scores[name] = noted({name: value}, name, float, file)
     return scores
 
 
-def _score_fact(side: str, scores: Mapping[str, Any]) -> str:
+def _score_facts(side: str, scores: Mapping[str, Any], task: str) -> list[str]:
+    """A line on all targets together, and one on each of several. Of errors in different units there is no mean."""
+    by_target = scores.get(_BY_TARGET) or {}
+    if len(by_target) < 2:
+        return [_score_fact(side, scores)]
+    of_all = [_score_fact(side, scores)] if task == "classification" else []
+    return of_all + [_score_fact(side, each, f"{name}: ") for name, each in by_target.items()]
+
+
+def _score_fact(side: str, scores: Mapping[str, Any], name: str = "") -> str:
     """Such as `test  roc_auc 0.91 (95% 0.87 to 0.95), average_precision 0.88; 204 molecules`."""
-    metrics = [name for name in scores if not name.endswith(_INTERVAL) and name not in _COUNTS]
+    metrics = [name for name in scores if not name.endswith(_INTERVAL) and name not in (*_COUNTS, _BY_TARGET)]
     words = [f"{name} {number(scores[name])}" + _interval(scores.get(name + _INTERVAL)) for name in metrics]
     targets, counted = scores.get("targets") or 1, scores.get("targets_counted")
     over = f" over {counted} of {targets} targets" if targets > 1 else ""
     molecules = scores.get("molecules")
     of = "" if molecules is None else f"; {molecules:,} molecules"
-    return fact(side, ", ".join(words) + over + of)
+    return fact(side, name + ", ".join(words) + over + of)
 
 
 def _interval(bounds: list[float | None] | None) -> str:

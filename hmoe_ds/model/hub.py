@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_pipeline.errors import PipelineError
+from data_pipeline.errors import PipelineError, UsageError
 from hmoe_ds.model.description import FILES, ModelFormatError
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -43,6 +43,12 @@ def find_model(source: str | Path, revision: str | None = None) -> Path:
         raise ModelFormatError(f"{source} is no folder here, and no name of a model on the hub: {error}") from error
 
 
+def check_name(name: str) -> None:
+    """Raise UsageError unless `name` may be that of a model on the hub."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name of a model on the hub: expected owner/name")
+
+
 def push_folder(folder: str | Path, name: str, private: bool = True, revision: str | None = None) -> str:
     """Upload an exported model; -> its address there. See `HMoEModel.push_to_hub`."""
     from huggingface_hub import HfApi
@@ -60,12 +66,24 @@ def push_folder(folder: str | Path, name: str, private: bool = True, revision: s
             allow_patterns=list(FILES),
             delete_patterns=[file for file in FILES if not (Path(folder) / file).is_file()],  # of the version before
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError) as error:
         raise PipelineError(
             f"{name} could not be written on the hub ({_first_line(error)}): log in with `hf auth login` as one who "
             "may, or give another owner/name"
         ) from error
+    except _http_errors() as error:
+        raise PipelineError(
+            f"{name} could not be written on the hub, which is out of reach ({_first_line(error)}): the model is in "
+            f"{folder}; try again"
+        ) from error
     return str(done)
+
+
+def _http_errors() -> tuple[type[Exception], ...]:
+    """What a request to the hub raises when it does not get there: its HTTP library differs between its versions."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return tuple(base for base in HfHubHTTPError.__mro__ if issubclass(base, Exception) and base is not Exception)
 
 
 def _first_line(error: Exception) -> str:

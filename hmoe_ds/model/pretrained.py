@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hmoe_ds.model.card import model_card
 from hmoe_ds.model.description import CARD, CONFIG, FAMILIAR, FORMAT_VERSION, WEIGHTS, Description, ModelFormatError
+from hmoe_ds.model.tensor_file import write_tensors
 
 # Tensors whose name has this in it are of experts.
 _EXPERTS = ".executor.experts."
@@ -72,7 +72,7 @@ def write_pretrained(folder: str | Path, weights: Mapping[str, Tensor], descript
     # The description comes last: a folder that has one is complete.
     (folder / CONFIG).unlink(missing_ok=True)
     (folder / FAMILIAR).unlink(missing_ok=True)  # of the model that was there before
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, weights)
     heads = description.heads
     content = {
         "format_version": FORMAT_VERSION,

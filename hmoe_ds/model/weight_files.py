@@ -6,12 +6,11 @@ These depend on the expert parallelism alone and are read without the engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hmoe_ds.model.checkpoint_record import CheckpointError
@@ -27,14 +26,6 @@ def experts_file(part: int, parts: int) -> str:
 def weight_files(parts: int) -> list[str]:
     """Names of all of them, for experts that are spread over `parts` ranks."""
     return [SHARED_FILE, *(experts_file(part, parts) for part in range(parts))]
-
-
-def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write one of the files; weights may lie on any device. Raises OSError when it cannot be written."""
-    try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
-    except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from error
 
 
 def read_weights(folder: Path, parts: int) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 import shutil
 import signal
@@ -156,6 +155,7 @@ def test_finetune_and_predict(exported, hmoe_here, tmp_path):
     assert rows[7]["halogen_predicted"] == ""
     assert rows[8]["reason"] == "no label"
     assert {row["side"] for row in rows if not row["reason"]} == {"train", "validation", "test"}
+    assert [row["source_id"] for row in rows] == [str(number) for number in range(300)]
 
     hmoe_here("predict", tmp_path / "out", table, "--out", tmp_path / "p.csv", "--workers", 1)
     predicted = rows_of(tmp_path / "p.csv")
@@ -176,9 +176,13 @@ def test_finetune_and_predict(exported, hmoe_here, tmp_path):
 def test_finetune_a_frozen_encoder_on_two_quantities_by_scaffold(exported, hmoe_here, tmp_path):
     table = write_table(tmp_path / "t.csv")
     what = (exported, table, "--target", "halogen,size", "--task", "regression", "--out", tmp_path / "out")
-    result, _, _ = hmoe_here("finetune", *what, "--mode", "frozen", "--seeds", 2, "--epochs", 20, "--json")
-    assert math.isfinite(result["test"]["rmse"])
+    result, said, _ = hmoe_here("finetune", *what, "--mode", "frozen", "--seeds", 2, "--epochs", 20, "--json")
+    said = said.rpartition("\n{")[0]
     assert result["test"]["targets"] == 2
+    # A mean over quantities in different units is not told.
+    for name, scores in result["test"]["by_target"].items():
+        assert f"  {name}: rmse {scores['rmse']:.3f} (95% " in said
+    assert said.count("rmse") == 4
     rows = [row for row in rows_of(tmp_path / "out" / "predictions.csv") if not row["reason"]]
     texts = [row["smiles"] for row in rows]
     expected = hu_split(encode_rows(texts, texts).batch.column("smiles").to_pylist())
@@ -222,7 +226,11 @@ def test_what_cannot_be_learned_from_ends_with_one_line(words, message, exported
         (["--target", ","], "--target names no column"),
         (["--target", "size,size_deviation"], "more than one column 'size_deviation'"),
         (["--target", "size,reason"], "more than one column 'reason'"),
+        (["--target", "size,source"], "more than one column 'source'"),
         (["--target", "size", "--split-seed", "-1"], "--split-seed is -1"),
+        (["--target", "size", "--split-seed", "1"], "--split scaffold is the same whatever --split-seed"),
+        (["--target", "size", "--class-weights"], "--class-weights is for classes"),
+        (["--target", "size", "--mode", "frozen", "--layer-decay", "0.8"], "--layer-decay is for layers that learn"),
         (["--target", "size", "--dropout", "2"], "--dropout is 2.0: expected a number from 0, below 1"),
     ],
 )
@@ -256,6 +264,32 @@ def test_a_salt_is_on_the_side_of_its_base(exported, hmoe_here, tmp_path):
     side = [row["side"] for row in rows_of(tmp_path / "out" / "predictions.csv")]
     assert side[:20] == side[40:]
     assert len(set(side)) == 3
+
+
+def test_one_member_says_nothing_of_its_uncertainty(exported, hmoe_here, tmp_path):
+    table = write_table(tmp_path / "t.csv", 80)
+    hmoe_here("finetune", exported, table, "--target", "size", "--task", "regression", "--split", "random",
+              "--mode", "frozen", "--epochs", 2, "--out", tmp_path / "out")  # fmt: skip
+    (tmp_path / "two.sdf").write_text(2 * f"{Chem.MolToMolBlock(Chem.MolFromSmiles('C'))}$$$$\n")
+    hmoe_here("predict", tmp_path / "out", tmp_path / "two.sdf", "--out", tmp_path / "p.csv", "--workers", 1)
+    rows = rows_of(tmp_path / "p.csv")
+    assert [row["smiles"] for row in rows] == ["C", "C"]  # of a mol block, which has many lines
+    for row in [*rows, *rows_of(tmp_path / "out" / "predictions.csv")]:
+        assert row["size_deviation"] == ""
+
+
+def test_files_of_something_else_are_not_replaced(exported, hmoe_here, tmp_path):
+    table = write_table(tmp_path / "t.csv", 60)
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "e.rejects.parquet")
+    _, _, said = hmoe_here("embed", exported, table, "--out", tmp_path / "e.parquet", expect=2)
+    assert "e.rejects.parquet, which is written beside it, holds something else" in said
+    (tmp_path / "notes.md").write_text("mine")
+    _, _, said = hmoe_here("evaluate", exported, "--data", tmp_path, "--out", tmp_path / "notes.json", expect=2)
+    assert "notes.md, which its table would replace, is of something else" in said
+    assert (tmp_path / "notes.md").read_text() == "mine"
+    what = (exported, table, "--target", "size", "--task", "regression")
+    _, _, said = hmoe_here("finetune", *what, "--out", exported / "tuned", expect=2)
+    assert "tuned is in the folder of" in said
 
 
 def test_finetune_goes_on_after_a_kill(exported, hmoe_here, tmp_path):
@@ -373,7 +407,7 @@ def test_the_rejects_are_not_written_over_what_is_read(form, exported, hmoe_here
     before = source.read_bytes()
     embed = ("embed", exported, form.format(source), "--workers", 1, "--out")
     _, _, said = hmoe_here(*embed, tmp_path / "e.parquet", expect=2)
-    assert f"{source}, which is written beside it, is the source itself" in said
+    assert f"{source}, which is written beside it, holds something else" in said
     (tmp_path / "links").mkdir()
     os.link(source, tmp_path / "links" / "x.rejects.parquet")
     hmoe_here(*embed, tmp_path / "links" / "x.parquet", expect=2)
@@ -506,6 +540,21 @@ def test_a_set_that_cannot_be_split_or_has_other_columns(tmp_path):
     (tmp_path / "lipo.csv").write_text("smiles,other\nCCO,1\n")
     with pytest.raises(UsageError, match="no column of labels among 'smiles', 'other': expected 'lipo' or 'exp'"):
         read_set("lipo", tmp_path / "lipo.csv", standardize=True)
+    (tmp_path / "bace.csv").write_text("mol,Class\n" + "".join(f"{text},2\n" for text in SMILES[:50]))
+    with pytest.raises(UsageError, match="has the label 2 in row 1 of column 'Class': expected 0, 1 or an empty cell"):
+        read_set("bace", tmp_path / "bace.csv", standardize=True)
+
+
+def test_scaffolds_that_standardisation_brings_to_both_sides_are_counted(tmp_path):
+    """A pyridinium salt is written with another scaffold than pyridines, and learned from as one of them."""
+    bases = [f"C{'C' * length}c1ccncc1" for length in range(40)]
+    bases += [f"C{'C' * length}C1CCC{'C' * ring}C1" for ring in range(1, 21) for length in range(2)]
+    rows = [f"{text},1" for text in bases] + ["Cc1cc[nH+]cc1.[Cl-],1"]
+    (tmp_path / "esol.csv").write_text("smiles,logSolubility\n" + "\n".join(rows) + "\n")
+    assert read_set("esol", tmp_path / "esol.csv", standardize=False).shared_scaffolds == 0
+    found = read_set("esol", tmp_path / "esol.csv", standardize=True)
+    assert found.smiles[found.split.test[-1]].endswith("[Cl-]")
+    assert found.shared_scaffolds == 1
 
 
 def test_two_evaluations_of_one_file_are_one_too_many(tmp_path):

@@ -23,11 +23,11 @@ def test_a_model_from_the_command_line(exported):
     assert lines[-2].split(maxsplit=2)[2] == result["embed"]
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_has_gone_ends_it_without_a_word(unbuffered, exported):
+@pytest.mark.parametrize(("words", "unbuffered"), [(["inspect"], ""), (["inspect"], "1"), (["pretrain", "--help"], "")])
+def test_a_reader_that_has_gone_ends_it_without_a_word(words, unbuffered, exported):
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "hmoe_ds.cli", "inspect", exported]
+    command = [sys.executable, "-m", "hmoe_ds.cli", *words, *([exported] if words == ["inspect"] else [])]
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     done = subprocess.run(
         command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=120, check=False, env=environment

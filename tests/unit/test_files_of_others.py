@@ -26,7 +26,8 @@ from hmoe_ds.downstream.export import export_checkpoint
 from hmoe_ds.model.checkpoint_record import LIST_FILE, CheckpointError
 from hmoe_ds.model.description import ModelFormatError
 from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
+from hmoe_ds.model.tensor_file import write_tensors
+from hmoe_ds.model.weight_files import SHARED_FILE, experts_file
 from hmoe_ds.training.checkpoints import topology
 from hmoe_ds.training.checkpoints.checkpoint_files import CheckpointFiles
 from hmoe_ds.training.checks.preflight import check_run
@@ -45,8 +46,8 @@ def run_of(config: RunConfig, dataset: Path) -> Path:
     shared: dict[str, torch.Tensor] = {}
     for name, value in HMoEModel(config.model, config.router).state_dict().items():
         (experts if ".experts." in name else shared)[name] = value
-    write_weights(folder / SHARED_FILE, shared)
-    write_weights(folder / experts_file(0, 1), experts)
+    write_tensors(folder / SHARED_FILE, shared)
+    write_tensors(folder / experts_file(0, 1), experts)
     list_files(folder)
     return out
 
@@ -67,6 +68,25 @@ def original(dataset, tmp_path_factory) -> Path:
 def folder(original, tmp_path) -> Path:
     shutil.copytree(original, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+def test_an_export_replaces_nothing_but_an_export(folder):
+    run, notes = folder / "run", folder / "notes"
+    export_checkpoint(run, folder / "model")
+    (folder / "model" / "config.json").unlink()  # an export that was interrupted
+    export_checkpoint(run, folder / "model")
+    for name, content in {"README.md": "mine", "config.json": "{}"}.items():
+        notes.mkdir()
+        (notes / name).write_text(content)
+        with pytest.raises(UsageError, match=f"has a {name} of something else, which would be replaced"):
+            export_checkpoint(run, notes)
+        assert [path.name for path in notes.iterdir()] == [name]
+        assert (notes / name).read_text() == content
+        shutil.rmtree(notes)
+    checkpoint = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    for out in (checkpoint, checkpoint / "model"):
+        with pytest.raises(UsageError, match="is in the folder of"):
+            export_checkpoint(run, out)
 
 
 def config_in(folder: Path, **overrides) -> RunConfig:
@@ -236,7 +256,7 @@ def test_a_description_of_another_model(change, message, folder):
 def test_weights_that_are_no_numbers_of_a_model(folder):
     state = HMoEModel.from_pretrained(folder / "model").state_dict()
     state["encoder.norm.weight"] = state["encoder.norm.weight"].to(torch.int8)
-    write_weights(folder / "model" / "model.safetensors", state)
+    write_tensors(folder / "model" / "model.safetensors", state)
     refused(
         ModelFormatError, lambda: HMoEModel.from_pretrained(folder / "model"), "encoder.norm.weight is torch.int8 [16]"
     )

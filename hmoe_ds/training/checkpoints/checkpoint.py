@@ -30,7 +30,8 @@ from hmoe_ds.model.checkpoint_record import (
     write_list,
     write_record,
 )
-from hmoe_ds.model.weight_files import SHARED_FILE, experts_file, write_weights
+from hmoe_ds.model.tensor_file import write_tensors
+from hmoe_ds.model.weight_files import SHARED_FILE, experts_file
 from hmoe_ds.objectives.gather import gather_objects
 from hmoe_ds.training.best_effort import say
 from hmoe_ds.training.checkpoints.checkpoint_files import CheckpointFiles
@@ -241,6 +242,6 @@ def _save_weights(engine: deepspeed.DeepSpeedEngine, files: CheckpointFiles, fol
             if rank < ep_size if is_expert else rank == 0:
                 (experts if is_expert else shared)[name] = value.detach().to("cpu", copy=True)
     if rank == 0:
-        files.write(folder / SHARED_FILE, lambda path: write_weights(path, shared))
+        files.write(folder / SHARED_FILE, lambda path: write_tensors(path, shared))
     if rank < ep_size:
-        files.write(folder / experts_file(rank, ep_size), lambda path: write_weights(path, experts))
+        files.write(folder / experts_file(rank, ep_size), lambda path: write_tensors(path, experts))

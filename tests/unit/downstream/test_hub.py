@@ -1,13 +1,20 @@
 """Models on the hub: uploaded and loaded through a server on this machine."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from data_pipeline.errors import PipelineError
+from data_pipeline.errors import PipelineError, UsageError
 from hmoe_ds.model.description import ModelFormatError
 from hmoe_ds.model.hmoe import HMoEModel
-from hmoe_ds.model.hub import find_model
+from hmoe_ds.model.hub import check_name, find_model
 from tests.unit.hub_server import serve_hub
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -52,6 +59,21 @@ def test_a_hub_that_is_out_of_reach(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(PipelineError, match="chemists/small is no folder here, and the hub is out of reach"):
         find_model("chemists/small")
+
+
+def test_a_model_that_does_not_get_to_the_hub(exported):
+    """In a process of its own, as its address is read when the hub's package is imported."""
+    program = "import sys; from hmoe_ds.model.hub import push_folder; push_folder(sys.argv[1], 'chemists/small')"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    command = [sys.executable, "-c", program, str(exported)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert "PipelineError: chemists/small could not be written on the hub, which is out of reach" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a", "a/b/c", "a b/c"])
+def test_a_name_is_checked_before_anything_is_written(name):
+    with pytest.raises(UsageError, match="is no name of a model on the hub: expected owner/name"):
+        check_name(name)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "folder", "../x/y", "a/b/c"])

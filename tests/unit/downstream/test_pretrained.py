@@ -47,6 +47,16 @@ def test_an_encoder_alone_embeds_the_same_and_has_no_heads(exported, molecules, 
     assert read_description(exported).heads == MoleculeHeads()
 
 
+def test_others_may_read_an_export_as_any_other_file(exported, tmp_path):
+    umask = os.umask(0o027)
+    try:
+        HMoEModel.from_pretrained(exported).save_pretrained(tmp_path / "again")
+    finally:
+        os.umask(umask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "again").iterdir()}
+    assert modes == dict.fromkeys(("model.safetensors", "config.json", "README.md"), 0o640)
+
+
 def test_an_export_of_the_first_version_loads(exported, molecules, tmp_path):
     """As it was written before there were exports without heads."""
     description = json.loads((exported / "config.json").read_text())

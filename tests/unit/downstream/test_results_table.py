@@ -22,5 +22,11 @@ def test_an_arm_that_is_not_through_has_no_mean_over_sets():
     assert cells[2] == [
         *("bace", "ROC-AUC, %", "8 / 1 / 1 / 0", "1 of 2"), *("85.0 ± 5.0", "70.0 ± 0.0", "60.0 ± 10.0")
     ]  # fmt: skip
-    assert cells[3][-3:] == ["60.0 ± 0.0", "50.0 ± 0.0", ""]
+    assert cells[3][-3:] == ["60.0 ± 0.0", "50.0 ± 0.0 (1 of 2 seeds)", ""]
     assert cells[4] == ["mean of 2", "ROC-AUC, %", "", "", "72.5", "60.0", ""]
+
+
+def test_what_the_split_leaves_on_both_sides_is_told():
+    sets = {"bace": {**entry(pretrained=[0.8]), "test_scaffolds_in_training": 7}, "bbbp": entry(pretrained=[0.6])}
+    table = results_table({"settings": {"models": {"pretrained": "x"}}, "sets": sets})
+    assert table.splitlines()[-1].startswith("Test molecules whose scaffold, once standardised, training has too: 7 of")

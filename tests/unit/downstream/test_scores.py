@@ -73,10 +73,31 @@ def test_more_molecules_give_a_narrower_interval():
 
 def test_a_summary_has_the_counts():
     predicted, label = two_targets()
-    found = summary("classification", predicted, label)
+    found = summary("classification", ["one", "other"], predicted, label)
     assert (found["molecules"], found["targets"], found["targets_counted"]) == (120, 2, 2)
     low, high = found["roc_auc_95"]
     assert low < found["roc_auc"] < high
+
+
+def test_a_summary_has_each_target_as_if_it_were_alone():
+    predicted, label = two_targets()
+    label[:100, 1] = np.nan
+    found = summary("classification", ["one", "other"], predicted, label)
+    for place, name in enumerate(["one", "other"]):
+        known = ~np.isnan(label[:, place])
+        alone = summary("classification", [name], predicted[known, place : place + 1], label[known, place : place + 1])
+        assert found["by_target"][name] == alone["by_target"][name]
+        assert found["by_target"][name]["roc_auc"] == alone["roc_auc"]
+        assert found["by_target"][name]["molecules"] == known.sum()
+    assert found["roc_auc"] == pytest.approx(np.mean([each["roc_auc"] for each in found["by_target"].values()]))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_one_molecule_has_no_interval(task):
+    found = summary(task, ["one"], np.array([[0.5]]), np.array([[1.0]]))
+    assert all(map(math.isnan, found["rmse_95" if task == "regression" else "roc_auc_95"]))
+    assert math.isnan(found["r2" if task == "regression" else "roc_auc"])
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
