@@ -68,6 +68,10 @@ def main() -> None:
     generator = np.random.default_rng(0)
     model = HMoEModel.from_pretrained(options.model)
     store = ShardStore(options.dataset, "train")
+    if len(store) <= options.reference:
+        parser.error(
+            f"{options.dataset} has {len(store)} molecules: give a --reference below that, to have some to score"
+        )
     rows = generator.permutation(len(store))[: options.reference + options.molecules]
     reference, familiar = (_of_store(model, store, part) for part in np.split(rows, [options.reference]))
     encoded = _unfamiliar(options.dataset, options.tables)
