@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import data_pipeline
@@ -18,23 +19,31 @@ def cache_environment() -> dict[str, str]:
     user without a home in a container, it is a folder that goes with this process. It must be set before numba is
     loaded.
     """
-    if _VARIABLE in os.environ or os.access(Path(data_pipeline.__file__).parent, os.W_OK) or _has_user_cache():
+    if _VARIABLE in os.environ or os.access(Path(data_pipeline.__file__).parent, os.W_OK) or _users_cache("numba"):
         return {}
-    folder = tempfile.mkdtemp(prefix="hmoe_ds-numba-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return {_VARIABLE: folder}
+    return {_VARIABLE: str(_passing_folder())}
 
 
 def cache_of_version(version: str) -> dict[str, str]:
     """The same for processes whose cache is of one version of the code alone: numba sees no change in another file."""
     given = os.environ.get(_VARIABLE)
-    base = Path.home() / ".cache" / "hmoe_ds" / "numba" if given is None else Path(given)
+    base = Path(given) if given else _users_cache("hmoe_ds/numba") or _passing_folder()
     return {_VARIABLE: str(base / version)}
 
 
-def _has_user_cache() -> bool:
+def _users_cache(name: str) -> Path | None:
+    """A folder in the user's cache, where numba looks for it, too; None where it cannot be written."""
     try:
-        (Path.home() / ".cache" / "numba").mkdir(parents=True, exist_ok=True)
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base) / name
+        folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # the latter where the user has no home at all
-        return False
-    return os.access(Path.home() / ".cache" / "numba", os.W_OK)
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+@cache
+def _passing_folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="hmoe_ds-numba-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

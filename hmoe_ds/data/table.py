@@ -86,15 +86,14 @@ class Table:
         return [structure_text(cell) for cell in self._cells(structure_index(self.path, self.header, name, option))]
 
     def ids(self, name: str | None) -> list[str]:
-        """The id of each row: of the column named, or of the one whose name says so; without one the number of the row.
+        """The id of each row: of the column named, or of the one whose name says so; else the number of the row.
 
         Raises:
             UsageError: there is no such column, or more than one.
         """
         index = id_index(self.path, self.header, name, default=find(self.header, ID_HEADERS))
-        if index is None:
-            return [str(row) for row in range(len(self.rows))]
-        return [cell.strip() for cell in self._cells(index)]
+        cells = [""] * len(self.rows) if index is None else self._cells(index)
+        return [cell.strip() or str(row) for row, cell in enumerate(cells)]
 
     def labels(self, name: str) -> NDArray[np.float64]:
         """The cells of a column as numbers; NaN where there is none: an empty cell, or one that says so. True is 1.

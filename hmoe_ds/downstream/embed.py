@@ -103,7 +103,11 @@ def embed_source(
 
 def _check_rejects(path: Path) -> None:
     """Raise UsageError if there is a file of something else where the rejects are to be."""
-    if path.is_file() and pq.read_schema(path).names != REJECT_SCHEMA.names:
+    try:
+        names = pq.read_schema(path).names if path.is_file() else REJECT_SCHEMA.names
+    except pa.ArrowInvalid:  # no Parquet
+        names = []
+    if names != REJECT_SCHEMA.names:
         raise UsageError(f"--out: {path}, which is written beside it, holds something else: give another file to write")
 
 

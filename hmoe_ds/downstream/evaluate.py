@@ -30,6 +30,8 @@ from hmoe_ds.model.hmoe import HMoEModel
 
 FOREST, UNTRAINED, PRETRAINED = "forest_ecfp", "no_pretraining", "pretrained"
 _METRICS = {"classification": "ROC-AUC, %", "regression": "RMSE"}
+_FIRST_COLUMNS = ("set", "metric")
+_TABLE_BEGINS = f"| {' | '.join(_FIRST_COLUMNS)} |"
 
 _SPLIT_NOTE = "The split, as that of published results, is by the molecules as they are written."
 
@@ -100,8 +102,7 @@ def evaluate(
     out = Path(out)
     if out.suffix != ".json":
         raise UsageError(f"--out {out}: expected a file whose name ends with .json")
-    if not out.exists() and out.with_suffix(".md").exists():
-        raise UsageError(f"--out {out}: {out.with_suffix('.md')}, which its table would replace, is of something else")
+    _check_table(out)
     taken = [name for name in options.others if name in (FOREST, UNTRAINED, PRETRAINED)]
     if taken:
         raise UsageError(f"--arm {taken[0]}: that is the name of another arm; give this one a name of its own")
@@ -140,13 +141,22 @@ def evaluate(
     return {**results.content, "out": str(out), "table": table}
 
 
+def _check_table(out: Path) -> None:
+    """Raise UsageError if there is something else where the table is to be."""
+    table = out.with_suffix(".md")
+    if table.exists() and not table.read_text(errors="replace").startswith(_TABLE_BEGINS):
+        raise UsageError(
+            f"--out {out}: {table}, which its table would replace, is of something else: give another name"
+        )
+
+
 def results_table(content: Mapping[str, Any]) -> str:
     """Test scores as Markdown: mean and standard deviation over seeds, ROC-AUC in percent, and RMSE.
 
     `targets` are those with both classes in the test set, of all. An arm has a mean over sets when it has them all.
     """
     arms = [FOREST, UNTRAINED, *content["settings"]["models"]]
-    head = ["set", "metric", "train / validation / test / unreadable", "targets", *arms]
+    head = [*_FIRST_COLUMNS, "train / validation / test / unreadable", "targets", *arms]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     means: dict[str, list[list[float]]] = {"classification": [], "regression": []}
     most = max((len(cells) for entry in content["sets"].values() for cells in entry["arms"].values()), default=0)
@@ -171,7 +181,7 @@ def results_table(content: Mapping[str, Any]) -> str:
     shared = {name: entry.get("test_scaffolds_in_training") for name, entry in content["sets"].items()}
     if any(shared.values()):
         told = ", ".join(f"{count} of {name}" for name, count in shared.items() if count)
-        lines += ["", f"Test molecules whose scaffold, once standardised, training has too: {told}. {_SPLIT_NOTE}"]
+        lines += ["", f"Test molecules whose scaffold, as it is learned from, training has too: {told}. {_SPLIT_NOTE}"]
     return "\n".join(lines)
 
 

@@ -71,7 +71,7 @@ def _check_place(out: Path, checkpoint: Path) -> None:
     try:
         is_export = "format_version" in json.loads((out / CONFIG).read_text())
     except FileNotFoundError:
-        is_export = (out / WEIGHTS).exists()  # one that was interrupted
+        is_export = (out / WEIGHTS).exists()  # interrupted, or too little to tell
     except (ValueError, TypeError):
         is_export = False
     taken = [name for name in (CARD, CONFIG) if (out / name).exists()]

@@ -40,6 +40,8 @@ from hmoe_ds.model.hub import find_model
 
 PREDICTIONS = "predictions.csv"
 WORK_FOLDER = ".hmoe_finetune"
+# Lines on single targets of each side that are printed, at most.
+_SHOWN_TARGETS = 20
 
 Report = Callable[[str, int, int | None], None]
 
@@ -89,9 +91,10 @@ class FinetuneOptions:
             raise UsageError(f"--split-seed is {self.split_seed}: expected a number from 0")
         if self.task == "regression" and self.fit.class_weights:
             raise UsageError("--class-weights is for classes: leave it out, or give --task classification")
-        if self.split == "scaffold" and self.split_seed:
+        if self.split in ("scaffold", "column") and self.split_seed:
             raise UsageError(
-                "--split scaffold is the same whatever --split-seed: leave that out, or give --split balanced-scaffold"
+                f"--split {self.split} is the same whatever --split-seed: leave that out, or give --split "
+                "balanced-scaffold or random"
             )
         if self.conflicts == "mean" and self.task == "classification":
             raise UsageError("--conflicts mean is for quantities: give error, keep or drop for classes")
@@ -205,7 +208,8 @@ def split_table(found: LabelledTable, options: FinetuneOptions) -> Split:
 
 
 def _check_side(side: str, label_nT: Array, options: FinetuneOptions) -> None:
-    mend = "give more molecules, another --split or --split-seed, or say the sides yourself with --split column"
+    mends = {"scaffold": "another --split", "column": "other sides in that column"}
+    mend = f"give more molecules, or {mends.get(options.split, 'another --split-seed or --split')}"
     if not len(label_nT):
         raise UsageError(f"--split {options.split} leaves no molecule for {side}: {mend}")
     least = 2 if options.task == "classification" else 1
@@ -296,8 +300,11 @@ def describe_result(result: dict[str, Any], options: FinetuneOptions) -> str:
         if side not in result:
             continue
         scores = result[side]
-        by_target = [f"  {name}: {_score_words(each, primary)}" for name, each in scores["by_target"].items()]
-        if len(by_target) == 1:
+        of_targets = list(scores["by_target"].items())
+        by_target = [f"  {name}: {_score_words(each, primary)}" for name, each in of_targets[:_SHOWN_TARGETS]]
+        if len(of_targets) > _SHOWN_TARGETS:
+            by_target.append(f"  and {len(of_targets) - _SHOWN_TARGETS} more, in predictor.json")
+        if len(of_targets) == 1:
             lines.append(f"{side}: {_score_words(scores, primary)}")
         elif options.task == "classification":
             counted = f"{scores['targets_counted']} of {scores['targets']} targets"
@@ -312,8 +319,10 @@ def describe_result(result: dict[str, Any], options: FinetuneOptions) -> str:
 def _score_words(scores: Mapping[str, Any], primary: str) -> str:
     """Such as `roc_auc 0.812 (95% 0.751 to 0.863), 204 molecules`."""
     molecules = f"{scores['molecules']} molecules"
+    if not scores["molecules"]:
+        return "no labels there"
     if scores[primary] is None:
-        return f"no {primary}: its labels there, of {molecules}, are of one class or none"
+        return f"no {primary}: the labels of its {molecules} there are all of one class"
     low, high = scores[f"{primary}_95"]
     interval = "too few for an interval" if low is None else f"95% {low:.3f} to {high:.3f}"
     return f"{primary} {scores[primary]:.3f} ({interval}), {molecules}"

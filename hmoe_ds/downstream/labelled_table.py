@@ -19,6 +19,7 @@ from hmoe_ds.downstream.scores import Array, Task
 
 Conflicts = Literal["error", "keep", "drop", "mean"]
 _SHOWN = 3
+_NO_LABEL, _CONFLICT = "no label", "conflicting labels"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def read_labelled_table(
     encoded = encode_supervised(file_name(path), smiles, standardize)
     reasons = {reject.index: reject.reason for reject in encoded.rejects}
     has_label_n = ~np.isnan(label_RT[encoded.kept]).all(axis=1)
-    reasons |= {int(row): "no label" for row in encoded.kept[~has_label_n]}
+    reasons |= {int(row): _NO_LABEL for row in encoded.kept[~has_label_n]}
     found = LabelledTable(
         table,
         smiles,
@@ -132,7 +133,7 @@ def _without_conflicts(
         return replace(found, label_nT=label_nT)
     if conflicts == "drop":
         dropped = sorted({place for places, _ in bad for place in places})
-        reasons = found.reasons | {int(found.row_n[place]): "conflicting labels" for place in dropped}
+        reasons = found.reasons | {int(found.row_n[place]): _CONFLICT for place in dropped}
         keep_n = ~np.isin(np.arange(len(found.row_n)), dropped)
         return LabelledTable(
             table=found.table,
@@ -157,9 +158,11 @@ def _told(found: LabelledTable, places: list[int], target: str, column: int) -> 
 
 def _check_learnable(path: str, targets: Sequence[str], task: Task, found: LabelledTable) -> None:
     if not len(found.row_n):
-        unreadable = Counter(reason for reason in found.reasons.values() if reason != "no label")
-        if len(found.reasons) == unreadable.total():
-            why = ", ".join(f"{count} {reason}" for reason, count in unreadable.most_common())
+        reasons = Counter(found.reasons.values())
+        if reasons[_CONFLICT]:
+            raise UsageError(f"{path} has no molecule left, as all with labels are in conflict: mend their labels")
+        if not reasons[_NO_LABEL]:
+            why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
             raise UsageError(
                 f"{path} has no structure that can be read ({why or 'no rows'}): name the column that has them with "
                 "--smiles-column"

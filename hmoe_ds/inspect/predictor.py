@@ -127,7 +127,9 @@ def _score_facts(side: str, scores: Mapping[str, Any], task: str) -> list[str]:
     if len(by_target) < 2:
         return [_score_fact(side, scores)]
     of_all = [_score_fact(side, scores)] if task == "classification" else []
-    return of_all + [_score_fact(side, each, f"{name}: ") for name, each in by_target.items()]
+    shown = [_score_fact(side, by_target[name], f"{name}: ") for name in list(by_target)[:_SHOWN_TARGETS]]
+    more = len(by_target) - len(shown)
+    return of_all + shown + ([fact(side, f"and {plural(more, 'more target')}")] if more else [])
 
 
 def _score_fact(side: str, scores: Mapping[str, Any], name: str = "") -> str:
@@ -142,7 +144,9 @@ def _score_fact(side: str, scores: Mapping[str, Any], name: str = "") -> str:
 
 
 def _interval(bounds: list[float | None] | None) -> str:
-    return "" if bounds is None else f" (95% {number(bounds[0])} to {number(bounds[1])})"
+    if bounds is None or None in bounds:
+        return ""
+    return f" (95% {number(bounds[0])} to {number(bounds[1])})"
 
 
 def _targets(targets: list[str]) -> str:

@@ -52,9 +52,10 @@ def check_name(name: str) -> None:
 def push_folder(folder: str | Path, name: str, private: bool = True, revision: str | None = None) -> str:
     """Upload an exported model; -> its address there. See `HMoEModel.push_to_hub`."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     api = HfApi()
+    errors: tuple[type[Exception], ...] = (HFValidationError, *_request_errors())
     try:
         api.create_repo(name, private=private, exist_ok=True)
         if revision is not None:
@@ -66,21 +67,20 @@ def push_folder(folder: str | Path, name: str, private: bool = True, revision: s
             allow_patterns=list(FILES),
             delete_patterns=[file for file in FILES if not (Path(folder) / file).is_file()],  # of the version before
         )
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise PipelineError(
-            f"{name} could not be written on the hub ({_first_line(error)}): log in with `hf auth login` as one who "
-            "may, or give another owner/name"
-        ) from error
-    except _http_errors() as error:
-        raise PipelineError(
-            f"{name} could not be written on the hub, which is out of reach ({_first_line(error)}): the model is in "
-            f"{folder}; try again"
-        ) from error
+    except errors as error:
+        told, response = _first_line(error), getattr(error, "response", None)
+        refused = isinstance(error, HFValidationError) or (response is not None and response.status_code < 500)
+        mend = "log in with `hf auth login` as one who may, or give another owner/name" if refused else "try again"
+        raise PipelineError(f"{name} could not be written on the hub ({told}): {mend}") from error
     return str(done)
 
 
-def _http_errors() -> tuple[type[Exception], ...]:
-    """What a request to the hub raises when it does not get there: its HTTP library differs between its versions."""
+def _request_errors() -> tuple[type[Exception], ...]:
+    """What a request to the hub raises that is refused, or does not get there.
+
+    These are the error of the hub's package and what it is derived from: OSError, and that of an HTTP library, which
+    differs between versions of the package.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
     return tuple(base for base in HfHubHTTPError.__mro__ if issubclass(base, Exception) and base is not Exception)

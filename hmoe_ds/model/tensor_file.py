@@ -14,11 +14,16 @@ from torch import Tensor
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors, which may lie on any device. Raises OSError when the file cannot be written."""
     path = Path(path)
-    # The library makes files that nobody else may read: they get the permissions of any other file instead.
-    with path.open("ab") as file:
-        mode = os.fstat(file.fileno()).st_mode & 0o777
+    temporary = path.with_name(f"{path.name}.part")
     try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
-    except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from error
-    path.chmod(mode)
+        # The library makes files that nobody else may read: they get the permissions of any other new file instead.
+        with temporary.open("wb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
+        temporary.chmod(mode)
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, SafetensorError):
+            raise OSError(f"{path}: {error}") from error
+        raise

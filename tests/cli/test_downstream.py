@@ -229,6 +229,10 @@ def test_what_cannot_be_learned_from_ends_with_one_line(words, message, exported
         (["--target", "size,source"], "more than one column 'source'"),
         (["--target", "size", "--split-seed", "-1"], "--split-seed is -1"),
         (["--target", "size", "--split-seed", "1"], "--split scaffold is the same whatever --split-seed"),
+        (
+            ["--target", "size", "--split", "column", "--split-column", "notes", "--split-seed", "1"],
+            "--split column is the same whatever --split-seed",
+        ),
         (["--target", "size", "--class-weights"], "--class-weights is for classes"),
         (["--target", "size", "--mode", "frozen", "--layer-decay", "0.8"], "--layer-decay is for layers that learn"),
         (["--target", "size", "--dropout", "2"], "--dropout is 2.0: expected a number from 0, below 1"),
@@ -278,15 +282,46 @@ def test_one_member_says_nothing_of_its_uncertainty(exported, hmoe_here, tmp_pat
         assert row["size_deviation"] == ""
 
 
+def test_rows_are_told_apart_by_their_ids_and_read_in_the_format_given(exported, hmoe_here, tmp_path):
+    lines = ["code\tstructure\ty", *(f"K{row}\t{text}\t{row}" for row, text in enumerate(SMILES[:60]))]
+    lines[4] = lines[4].partition("\t")[2].join(["\t", ""])
+    (tmp_path / "t.smi").write_text("\n".join(lines) + "\n")
+    named = ("--smiles-column", "structure", "--id-column", "code")
+    what = ("--target", "y", "--task", "regression", "--split", "random", "--mode", "frozen", "--epochs", 1)
+    hmoe_here("finetune", exported, tmp_path / "t.smi", *what, *named, "--out", tmp_path / "out")
+    files = (tmp_path / "out", tmp_path / "t.smi", "--out", tmp_path / "p.csv", "--workers", 1)
+    hmoe_here("predict", *files, *named, "--format", "tsv")
+    ids = [f"K{row}" for row in range(60)]
+    ids[3] = "3"  # as it has none
+    for table in (tmp_path / "out" / "predictions.csv", tmp_path / "p.csv"):
+        assert [row["source_id"] for row in rows_of(table)] == ids
+    hmoe_here("embed", exported, *files[1:3], tmp_path / "e.parquet", *named, "--format", "tsv", "--workers", 1)
+    assert set(pq.read_table(tmp_path / "e.parquet").column("source_id").to_pylist()) <= set(ids)
+    _, _, said = hmoe_here("predict", *files, "--format", "nonsense", expect=2)
+    assert "nonsense" in said
+
+
+def test_nothing_is_exported_where_the_rest_cannot_be_done(hmoe_here, tmp_path):
+    for words, message in ((["--push", "a"], "'a' is no name"), (["--data", tmp_path / "none"], "none")):
+        _, _, said = hmoe_here("export", tmp_path / "no run", tmp_path / "out", *words, expect=2)
+        assert message in said
+        assert "no run" not in said
+
+
 def test_files_of_something_else_are_not_replaced(exported, hmoe_here, tmp_path):
     table = write_table(tmp_path / "t.csv", 60)
-    pq.write_table(pa.table({"a": [1]}), tmp_path / "e.rejects.parquet")
-    _, _, said = hmoe_here("embed", exported, table, "--out", tmp_path / "e.parquet", expect=2)
-    assert "e.rejects.parquet, which is written beside it, holds something else" in said
+    for content in (b"", b"mine"):
+        (tmp_path / "e.rejects.parquet").write_bytes(content)
+        _, _, said = hmoe_here("embed", exported, table, "--out", tmp_path / "e.parquet", expect=2)
+        assert "e.rejects.parquet, which is written beside it, holds something else" in said
+        assert (tmp_path / "e.rejects.parquet").read_bytes() == content
     (tmp_path / "notes.md").write_text("mine")
     _, _, said = hmoe_here("evaluate", exported, "--data", tmp_path, "--out", tmp_path / "notes.json", expect=2)
     assert "notes.md, which its table would replace, is of something else" in said
     assert (tmp_path / "notes.md").read_text() == "mine"
+    (tmp_path / "notes.md").write_text("| set | metric | of an evaluation whose JSON is gone |")
+    _, _, said = hmoe_here("evaluate", exported, "--data", tmp_path, "--out", tmp_path / "notes.json", expect=2)
+    assert "has none of the files" in said
     what = (exported, table, "--target", "size", "--task", "regression")
     _, _, said = hmoe_here("finetune", *what, "--out", exported / "tuned", expect=2)
     assert "tuned is in the folder of" in said

@@ -22,6 +22,11 @@ def test_each_version_of_the_code_has_its_own(monkeypatch, tmp_path):
     assert cache_of_version("a")["NUMBA_CACHE_DIR"].startswith(f"{tmp_path}/")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "given"))
     assert cache_of_version("a") == {"NUMBA_CACHE_DIR": str(tmp_path / "given" / "a")}
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_of_version("a")["NUMBA_CACHE_DIR"].startswith(f"{tmp_path}/xdg/")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # where nothing can be made
+    assert Path(cache_of_version("a")["NUMBA_CACHE_DIR"]).parent.is_dir()
 
 
 def test_a_user_who_can_write_nowhere_has_a_folder_for_the_time_being():
@@ -39,7 +44,8 @@ assert os.listdir(folder)
 print(folder)
 """
     environment = {**os.environ, "HOME": "/dev/null"}
-    environment.pop("NUMBA_CACHE_DIR", None)
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        environment.pop(name, None)
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -100,6 +100,12 @@ def test_a_table_that_cannot_be_learned_from_is_refused(text, target, task, mess
     assert "\n" not in str(error.value)
 
 
+def test_a_table_of_which_conflicts_leave_nothing(tmp_path):
+    path = write(tmp_path / "t.csv", "smiles,y\nC,1\nC,0\nnonsense,1\n")
+    with pytest.raises(UsageError, match="has no molecule left, as all with labels are in conflict: mend their labels"):
+        read_labelled_table(path, ["y"], "classification", conflicts="drop")
+
+
 def test_an_open_quote_swallows_no_rows(tmp_path):
     text = 'smiles,y,note\nCCO,1,"5 inch\nCCN,0,"5"-HT"\n"CCC,1,x\nCCCC,1,"a, b"\n'
     found = read_labelled_table(write(tmp_path / "t.csv", text), ["y"], "classification")

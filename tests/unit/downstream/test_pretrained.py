@@ -18,6 +18,8 @@ from hmoe_ds.downstream.inference import infer
 from hmoe_ds.model.description import Description, ModelFormatError, read_description
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.pretrained import write_pretrained
+from hmoe_ds.model.tensor_file import write_tensors
+from tests.limited_files import limited_files
 from tests.small_model import MODEL, ROUTER
 from tests.unit.downstream.test_splits import nci
 
@@ -55,6 +57,19 @@ def test_others_may_read_an_export_as_any_other_file(exported, tmp_path):
         os.umask(umask)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "again").iterdir()}
     assert modes == dict.fromkeys(("model.safetensors", "config.json", "README.md"), 0o640)
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    write_tensors(path, {"a": torch.arange(3)})
+    path.chmod(0o400)
+    write_tensors(path, {"a": torch.arange(4)})
+    assert path.stat().st_mode & 0o200
+    before = path.read_bytes()
+    with limited_files(100), pytest.raises(OSError, match=r"weights\.safetensors"):
+        write_tensors(path, {"a": torch.arange(1000)})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_export_of_the_first_version_loads(exported, molecules, tmp_path):
