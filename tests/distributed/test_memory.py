@@ -36,7 +36,7 @@ def test_a_run_that_had_enough_would_not_have_been_refused(name, dataset, tmp_pa
     atoms, bonds = open_mixture(config.data, "train").mean_size()
     check_memory(config, 1, atoms, bonds, Machine(1, peak))
     with pytest.raises(ConfigError, match="this run needs about"):
-        check_memory(config, 1, atoms, bonds, Machine(1, peak / 16))
+        check_memory(config, 1, atoms, bonds, Machine(1, peak / 32))  # most of a small run is its libraries
     written = sum(file.stat().st_size for file in (tmp_path / "run" / "checkpoints").rglob("*") if file.is_file())
     assert checkpoint_bytes(config) <= written <= 1.5 * checkpoint_bytes(config)
 
