@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
-import hmoe_ds.model.weight_files as weight_files
+import hmoe_ds.model.tensor_file as tensor_file
 
 
 class Death(BaseException):
@@ -33,7 +33,7 @@ class CrashPoints(contextlib.AbstractContextManager):
         self._flushed: dict[Path, int] = {}  # bytes of files that were written here
         self._renames: list[tuple[Path, Path, bytes | None]] = []  # whose folder was not flushed
         self._real = {name: getattr(os, name) for name in ("fsync", "replace", "mkdir", "unlink", "rmdir")}
-        self._open, self._save_file = io.open, weight_files.save_file
+        self._open, self._save_file = io.open, tensor_file.save_file
         self._paths: dict[int, Path] = {}
 
     def __enter__(self) -> "CrashPoints":
@@ -41,7 +41,7 @@ class CrashPoints(contextlib.AbstractContextManager):
         for name in self._real:
             self._patches.enter_context(mock.patch.object(os, name, getattr(self, f"_{name}")))
         self._patches.enter_context(mock.patch.object(io, "open", self._opened))
-        self._patches.enter_context(mock.patch.object(weight_files, "save_file", self._saved))
+        self._patches.enter_context(mock.patch.object(tensor_file, "save_file", self._saved))
         return self
 
     def __exit__(self, kind, error, trace) -> bool:
@@ -86,9 +86,9 @@ class CrashPoints(contextlib.AbstractContextManager):
             raise Death
         return file.file.write(content)
 
-    def _saved(self, tensors, path) -> None:
+    def _saved(self, tensors, path, metadata) -> None:
         dies = self._reach(f"save {path}")
-        self._save_file(tensors, path)
+        self._save_file(tensors, path, metadata)
         self._flushed[Path(path).absolute()] = 0
         if dies:
             os.truncate(path, Path(path).stat().st_size // 2)
