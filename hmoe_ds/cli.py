@@ -26,12 +26,7 @@ from hmoe_ds.commands.arguments import Run
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; -> its exit code."""
     os.environ.update(cache_environment())
-    try:
-        parser, options, rest = _parse(sys.argv[1:] if argv is None else list(argv))
-    except BrokenPipeError:
-        if _reader_left():
-            return 128 + signal.SIGPIPE
-        raise
+    parser, options, rest = _parse(sys.argv[1:] if argv is None else list(argv))
     try:
         exit_code = _run(options, rest)
         sys.stdout.flush()
@@ -93,10 +88,8 @@ def _parse(argv: list[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace
     doctor.add_command(command)
     if argv[:1] == ["pretrain"]:
         if {"-h", "--help"} & set(argv):
-            from hmoe_ds.config_parser import config_help
-
-            print(pretrain_parser.format_help() + "\n" + config_help(), flush=True)
-            sys.exit(0)
+            options = argparse.Namespace(command="pretrain", run=pretrain.print_help(pretrain_parser), json=False)
+            return parser, options, []
         options, rest = parser.parse_known_args(argv)
         return parser, options, rest
     return parser, parser.parse_args(argv), []

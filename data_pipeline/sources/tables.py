@@ -60,7 +60,7 @@ def open_smiles(
             yield _records(_split(lines, separator), structure, record_id)
             return
         if format_of_header(first, smiles_column) == "csv":
-            raise _other_format(path, "csv")
+            raise UsageError(f"{path}: its first line is the header of a csv file; name that format with --format csv")
         for column in (smiles_column, id_column):
             if column is not None:
                 raise UsageError(f"{path}: no column {column!r}: the file has no header line")
@@ -122,10 +122,6 @@ def _is_header(header: list[str], smiles_column: str | None) -> bool:
     if find(header[:1], ID_HEADERS) is not None:
         return find(header, structures) is not None
     return find(header[:1], structures) is not None
-
-
-def _other_format(path: str, form: str) -> UsageError:
-    return UsageError(f"{path}: its first line is the header of a {form} file; name that format with --format {form}")
 
 
 def _split(lines: Iterable[str], separator: str | None) -> Iterator[list[str]]:

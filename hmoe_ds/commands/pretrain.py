@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from data_pipeline.redact import redacted
-from hmoe_ds.commands.arguments import Command, Result, positive, whole
+from hmoe_ds.commands.arguments import Command, Result, Run, positive, whole
 
 
 def add_command(command: Command) -> argparse.ArgumentParser:
@@ -36,6 +36,18 @@ def add_command(command: Command) -> argparse.ArgumentParser:
     nodes.add_argument("--master_port", type=positive, metavar="PORT", help="a free port there (default: 29500)")
     pretrain.epilog = "All other arguments: --config FILE|PRESET and --section.field VALUE, listed below."
     return pretrain
+
+
+def print_help(parser: argparse.ArgumentParser) -> Run:
+    """What runs in the place of the command when its help is asked for, with all settings; `parser` is its own."""
+
+    def run(options: argparse.Namespace, rest: list[str]) -> Result:
+        from hmoe_ds.config_parser import config_help
+
+        print(parser.format_help() + "\n" + config_help())
+        return {}
+
+    return run
 
 
 def _pretrain(options: argparse.Namespace, rest: list[str]) -> Result:

@@ -26,7 +26,7 @@ from data_pipeline.schema import REJECT_SCHEMA
 from data_pipeline.sources.source import Source, SourceChunk, check_columns, resolve_sources
 from data_pipeline.stages.partitions import read_batch, write_batches
 from data_pipeline.stages.read_stage import ReadTask, chunk_file, read_chunk
-from hmoe_ds.downstream.out_files import check_places, check_sources
+from hmoe_ds.downstream.out_files import check_places, check_rejects, check_sources
 
 CHUNK_ROWS = 4096
 
@@ -176,7 +176,8 @@ def done_by_chunks(
 
     Args:
         source: what `hmoe prepare` reads.
-        outs: files that are to be written of the results, in the context; the first one names the folder.
+        outs: files that are to be written of the results, in the context; the first one names the folder, another one
+            is of rejects.
         model: folder of what does the work, in which nothing may be written.
         options: how rows become molecules.
         workers: processes, one core each.
@@ -185,8 +186,8 @@ def done_by_chunks(
         report: called with (stage, units done, all units).
 
     Raises:
-        UsageError: no such source or column; one of `outs` is a folder, the source, or in the model's folder; another
-            command writes the same file.
+        UsageError: no such source or column; one of `outs` is a folder, the source, or in the model's folder, or would
+            replace something else than rejects; another command writes the same file.
         PipelineError: the source is damaged or out of reach.
     """
     check_places(outs, model)
@@ -194,6 +195,7 @@ def done_by_chunks(
     for entry in sources:
         check_columns(entry, options.smiles_column, options.id_column)
     check_sources(outs, sources)
+    check_rejects(outs)
     out = outs[0]
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(out.name + ".work").absolute()

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_pipeline.errors import UsageError
 from data_pipeline.molecules.encode import EncodedRows
 from data_pipeline.schema import REJECT_SCHEMA, storable
 from data_pipeline.sources.source import SourceChunk
@@ -82,7 +80,6 @@ def embed_source(
     shared = WorkerModel.of(model)
     dimensions = options.width(shared.hidden_size)
     rejects = out.with_name(out.stem + ".rejects.parquet")
-    _check_rejects(rejects)
 
     def make_task(work: str, read_key: str, name: str, chunk: int, first_row: int) -> EmbedTask:
         return EmbedTask(work, read_key, name, chunk, first_row, rows, shared, options)
@@ -99,16 +96,6 @@ def embed_source(
         "out": str(out),
         "rejects": str(rejects),
     }
-
-
-def _check_rejects(path: Path) -> None:
-    """Raise UsageError if there is a file of something else where the rejects are to be."""
-    try:
-        names = pq.read_schema(path).names if path.is_file() else REJECT_SCHEMA.names
-    except pa.ArrowInvalid:  # no Parquet
-        names = []
-    if names != REJECT_SCHEMA.names:
-        raise UsageError(f"--out: {path}, which is written beside it, holds something else: give another file to write")
 
 
 def embedding_schema(model: WorkerModel, options: EmbedOptions) -> pa.Schema:

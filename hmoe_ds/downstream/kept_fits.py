@@ -8,13 +8,12 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from data_pipeline.durable import atomically
 from data_pipeline.errors import UsageError
 from data_pipeline.execution.task import digest
 from hmoe_ds.downstream.fitting import Fit
 from hmoe_ds.downstream.label_scale import LabelScale
 from hmoe_ds.downstream.property_model import PropertyModel
-from hmoe_ds.model.tensor_file import write_tensors
+from hmoe_ds.model.tensor_file import replace_tensors
 
 _NOTE = "fit"
 
@@ -53,8 +52,7 @@ class KeptFits:
         path = self._path(seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         note = {"scale": fit.scale._asdict(), "best_epoch": fit.best_epoch, "validation": fit.validation}
-        with atomically(str(path)) as temporary:
-            write_tensors(temporary, fit.model.state_dict(), {_NOTE: json.dumps(note)})
+        replace_tensors(path, fit.model.state_dict(), {_NOTE: json.dumps(note)})
 
     def _path(self, seed: int) -> Path:
         return self._folder / f"fit{seed}-{self._identity}.safetensors"

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from data_pipeline.errors import UsageError
+from data_pipeline.schema import REJECT_SCHEMA
 from data_pipeline.sources.formats import format_of_name
 from data_pipeline.sources.source import Source
 from data_pipeline.sources.streams import split_compression
@@ -56,6 +60,21 @@ def check_sources(outs: Sequence[Path], sources: Iterable[Source]) -> None:
         for out in outs:
             if path.exists() and out.exists() and path.samefile(out):
                 raise UsageError(f"{_named(out, outs)} is the source itself: give another file to write")
+
+
+def check_rejects(outs: Sequence[Path]) -> None:
+    """Refuse to write rejects over something else.
+
+    Raises:
+        UsageError: one of the files beside `--out`, as of `check_places`, is there and not of rejects.
+    """
+    for out in filter(Path.exists, outs[1:]):
+        try:
+            names = pq.read_schema(out).names
+        except pa.ArrowInvalid:  # no Parquet
+            names = []
+        if names != REJECT_SCHEMA.names:
+            raise UsageError(f"{_named(out, outs)} holds something else: give another file to write")
 
 
 def _named(out: Path, outs: Sequence[Path]) -> str:

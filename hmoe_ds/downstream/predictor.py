@@ -29,7 +29,7 @@ from hmoe_ds.downstream.scores import Array, Task, without_nan
 from hmoe_ds.model.description import Description
 from hmoe_ds.model.hmoe import HMoEModel, weights_of
 from hmoe_ds.model.pretrained import write_pretrained
-from hmoe_ds.model.tensor_file import write_tensors
+from hmoe_ds.model.tensor_file import replace_tensors
 
 
 class Prediction(NamedTuple):
@@ -114,7 +114,7 @@ def save_predictor(
         encoder = "member0" if frozen else folder.name
         if encoder == folder.name:
             write_encoder(folder, fit.model.encoder, training)
-        write_tensors(folder / HEAD, fit.model.head.state_dict())
+        replace_tensors(folder / HEAD, fit.model.head.state_dict())
         members.append({"head": folder.name, "encoder": encoder, "scale": fit.scale._asdict()})
     content = {"format_version": FORMAT_VERSION, **description, "readout": fits[0].model.readout, "members": members}
     replace_text(out / DESCRIPTION, json.dumps(without_nan(content), indent=2) + "\n")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_pipeline.errors import PipelineError
 from hmoe_ds.model.description import FAMILIAR, ModelFormatError
-from hmoe_ds.model.tensor_file import write_tensors
+from hmoe_ds.model.tensor_file import replace_tensors
 
 NEIGHBOURS = 5
 _LEAST_SPREAD = 1e-6  # of the usual distance, beside the size of readouts
@@ -65,7 +65,7 @@ def _distances(readout_BD: Tensor, reference_RD: Tensor, skipped: int = 0) -> Te
 
 def write_familiar(folder: Path, familiar: Familiar) -> None:
     """Write it beside an exported model."""
-    write_tensors(folder / FAMILIAR, familiar._asdict())
+    replace_tensors(folder / FAMILIAR, familiar._asdict())
 
 
 def read_familiar(folder: Path, hidden_size: int) -> Familiar | None:

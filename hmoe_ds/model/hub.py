@@ -25,12 +25,12 @@ def find_model(source: str | Path, revision: str | None = None) -> Path:
             f"{source} is no folder: give one that `hmoe export` made, or owner/name of a model on the hub"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(FILES)))
     except (LocalEntryNotFoundError, OSError) as error:
-        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+        if _was_refused(error):
             raise ModelFormatError(
                 f"{source} is no folder here, and the hub has no such model for you ({_first_line(error)}): check the "
                 "name, or log in with `hf auth login`"
@@ -68,10 +68,9 @@ def push_folder(folder: str | Path, name: str, private: bool = True, revision: s
             delete_patterns=[file for file in FILES if not (Path(folder) / file).is_file()],  # of the version before
         )
     except errors as error:
-        told, response = _first_line(error), getattr(error, "response", None)
-        refused = isinstance(error, HFValidationError) or (response is not None and response.status_code < 500)
-        mend = "log in with `hf auth login` as one who may, or give another owner/name" if refused else "try again"
-        raise PipelineError(f"{name} could not be written on the hub ({told}): {mend}") from error
+        is_final = isinstance(error, HFValidationError) or _was_refused(error)
+        mend = "log in with `hf auth login` as one who may, or give another owner/name" if is_final else "try again"
+        raise PipelineError(f"{name} could not be written on the hub ({_first_line(error)}): {mend}") from error
     return str(done)
 
 
@@ -84,6 +83,12 @@ def _request_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HfHubHTTPError
 
     return tuple(base for base in HfHubHTTPError.__mro__ if issubclass(base, Exception) and base is not Exception)
+
+
+def _was_refused(error: Exception) -> bool:
+    """Whether the hub has answered that it will not; otherwise it has a fault, or did not answer."""
+    response = getattr(error, "response", None)
+    return response is not None and response.status_code < 500
 
 
 def _first_line(error: Exception) -> str:

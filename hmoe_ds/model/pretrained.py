@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hmoe_ds.model.card import model_card
 from hmoe_ds.model.description import CARD, CONFIG, FAMILIAR, FORMAT_VERSION, WEIGHTS, Description, ModelFormatError
-from hmoe_ds.model.tensor_file import write_tensors
+from hmoe_ds.model.tensor_file import replace_tensors
 
 # Tensors whose name has this in it are of experts.
 _EXPERTS = ".executor.experts."
@@ -72,7 +72,7 @@ def write_pretrained(folder: str | Path, weights: Mapping[str, Tensor], descript
     # The description comes last: a folder that has one is complete.
     (folder / CONFIG).unlink(missing_ok=True)
     (folder / FAMILIAR).unlink(missing_ok=True)  # of the model that was there before
-    write_tensors(folder / WEIGHTS, weights)
+    replace_tensors(folder / WEIGHTS, weights)
     heads = description.heads
     content = {
         "format_version": FORMAT_VERSION,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hmoe_ds.config import RouterConfig
 from hmoe_ds.moe.dispatch import count
-from hmoe_ds.moe.forms import ScaffoldRouting
+from hmoe_ds.moe.forms import ScaffoldRouting, pool
 from hmoe_ds.moe.gate import AtomRouting
 from hmoe_ds.moe.slots import ExpertSlots
 
@@ -63,8 +63,7 @@ def chosen_by_atoms(atoms_LE: Tensor, live_L: Tensor | None, router: RouterConfi
     """
     if router.form != "additive":
         return atoms_LE, live_L
-    pool_LM = atoms_LE.unflatten(1, (router.groups, -1))[:, :, 1:].flatten(1)
-    return pool_LM, None if live_L is None else live_L - router.groups
+    return pool(atoms_LE, router), None if live_L is None else live_L - router.groups
 
 
 @torch.no_grad()

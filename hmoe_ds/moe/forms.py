@@ -74,14 +74,19 @@ def candidates(
             log_w_NE = logits_NE.log_softmax(dim=1)
             return Candidates(_all_experts(logits_NE), log_w_NE, log_w_NE.detach())
         case "additive":
-            log_w_NM = _pool(logits_NE, per_group).log_softmax(dim=1)
-            return Candidates(_pool(_all_experts(logits_NE), per_group), log_w_NM, log_w_NM.detach())
+            log_w_NM = pool(logits_NE, router).log_softmax(dim=1)
+            return Candidates(pool(_all_experts(logits_NE), router), log_w_NM, log_w_NM.detach())
 
 
 def scaffold_experts(routing: ScaffoldRouting, molecule_N: Tensor, router: RouterConfig) -> tuple[Tensor, Tensor]:
     """What all atoms of a molecule pass in the additive form: experts [N, C] of its groups, and their weights p."""
     groups_NC = routing.groups_BC[molecule_N]
     return groups_NC * (router.experts // router.groups), routing.log_p_BG[molecule_N].gather(1, groups_NC).exp()
+
+
+def pool(x_NE: Tensor, router: RouterConfig) -> Tensor:
+    """Of the columns of all experts those of the pool of the form `additive`: all but the first of each group."""
+    return x_NE.unflatten(1, (router.groups, -1))[:, :, 1:].flatten(1)
 
 
 def groups_at_random(routing: ScaffoldRouting, key_B: Tensor, router: RouterConfig) -> ScaffoldRouting:
@@ -105,11 +110,6 @@ def _hard(logits_NE: Tensor, routing: ScaffoldRouting, molecule_N: Tensor, per_g
     log_w_NM = (log_p_BC[molecule_N].unsqueeze(-1) + log_q_NCJ).flatten(1)
     # The groups are chosen already, so their biases have had their say.
     return Candidates(expert_NM, log_w_NM, log_w_NM.detach())
-
-
-def _pool(x_NE: Tensor, per_group: int) -> Tensor:
-    """What belongs to the experts of the pool: all but the first of each group."""
-    return x_NE.unflatten(1, (-1, per_group))[:, :, 1:].flatten(1)
 
 
 def _all_experts(logits_NE: Tensor) -> Tensor:

@@ -442,7 +442,7 @@ def test_the_rejects_are_not_written_over_what_is_read(form, exported, hmoe_here
     before = source.read_bytes()
     embed = ("embed", exported, form.format(source), "--workers", 1, "--out")
     _, _, said = hmoe_here(*embed, tmp_path / "e.parquet", expect=2)
-    assert f"{source}, which is written beside it, holds something else" in said
+    assert f"{source}, which is written beside it, is the source itself" in said
     (tmp_path / "links").mkdir()
     os.link(source, tmp_path / "links" / "x.rejects.parquet")
     hmoe_here(*embed, tmp_path / "links" / "x.parquet", expect=2)

@@ -18,7 +18,7 @@ from hmoe_ds.downstream.inference import infer
 from hmoe_ds.model.description import Description, ModelFormatError, read_description
 from hmoe_ds.model.hmoe import HMoEModel
 from hmoe_ds.model.pretrained import write_pretrained
-from hmoe_ds.model.tensor_file import write_tensors
+from hmoe_ds.model.tensor_file import replace_tensors
 from tests.limited_files import limited_files
 from tests.small_model import MODEL, ROUTER
 from tests.unit.downstream.test_splits import nci
@@ -61,13 +61,13 @@ def test_others_may_read_an_export_as_any_other_file(exported, tmp_path):
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
     path = tmp_path / "weights.safetensors"
-    write_tensors(path, {"a": torch.arange(3)})
+    replace_tensors(path, {"a": torch.arange(3)})
     path.chmod(0o400)
-    write_tensors(path, {"a": torch.arange(4)})
+    replace_tensors(path, {"a": torch.arange(4)})
     assert path.stat().st_mode & 0o200
     before = path.read_bytes()
     with limited_files(100), pytest.raises(OSError, match=r"weights\.safetensors"):
-        write_tensors(path, {"a": torch.arange(1000)})
+        replace_tensors(path, {"a": torch.arange(1000)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
