@@ -162,7 +162,7 @@ def fit(
 def _stages(options: FitOptions) -> Iterator[FitOptions]:
     """The parts of a fit, one after the other: each begins with the best weights of the one before."""
     if options.mode == "full" and options.head_epochs:
-        yield replace(options, mode="frozen", epochs=options.head_epochs)
+        yield replace(options, mode="frozen", epochs=options.head_epochs, layer_decay=1.0)
     yield options
 
 

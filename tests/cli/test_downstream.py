@@ -140,7 +140,7 @@ def test_finetune_and_predict(exported, hmoe_here, tmp_path):
     table = write_table(tmp_path / "t.csv")
     result, said, _ = hmoe_here("finetune", exported, table, "--target", "halogen", "--task", "classification",
                            "--split", "random", "--out", tmp_path / "out", "--seeds", 2, "--epochs", 8,
-                           "--learning-rate", 0.005, "--json")  # fmt: skip
+                           "--learning-rate", 0.005, "--layer-decay", 0.9, "--json")  # fmt: skip
     assert result["rows"]["all"] == 300
     assert result["rows"]["train"] + result["rows"]["validation"] + result["rows"]["test"] == 298
     assert result["left_out"]["no label"] == 1
@@ -520,7 +520,7 @@ def test_evaluate_goes_on_where_it_was(exported, hmoe_here, tmp_path):
     one = RouterConfig(groups=1, experts=1, expert_size=16, shared_size=0, gate_size=8)
     HMoEModel(MODEL, one, seed=1).save_pretrained(dense)
     words = ["evaluate", exported, "--data", data, "--out", tmp_path / "r.json", "--seeds", 1, "--epochs", 2,
-             "--arm", f"dense={dense}", "--json"]  # fmt: skip
+             "--layer-decay", 0.8, "--arm", f"dense={dense}", "--json"]  # fmt: skip
     hmoe_here(*words, "--sets", "esol")
     before = json.loads((tmp_path / "r.json").read_text())["sets"]["esol"]
     result, said, _ = hmoe_here(*words)

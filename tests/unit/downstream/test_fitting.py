@@ -103,7 +103,7 @@ def test_the_head_first(molecules, split):
     """Its best epoch is where all of the model begins, and counts with the others."""
     how = {"learning_rate": 0.003, "patience": 30}
     head = fit(start(), molecules, weights(), split, "regression", FitOptions(mode="frozen", epochs=20, **how), seed=3)
-    both_options = FitOptions(head_epochs=20, epochs=6, **how)
+    both_options = FitOptions(head_epochs=20, epochs=6, layer_decay=0.8, **how)
     both = fit(start(), molecules, weights(), split, "regression", both_options, seed=3)
     assert both.validation[:20] == head.validation
     assert len(both.validation) == 26
