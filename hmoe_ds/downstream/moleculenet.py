@@ -40,6 +40,13 @@ _LABELS = {
     "lipo": ("lipo", "exp"),
 }
 _ENDINGS = (".csv", ".csv.gz")
+# What the files of MoleculeNet itself are called, where that is more than another case.
+_OTHER_NAMES = {
+    "delaney-processed": "esol",
+    "sampl": "freesolv",
+    "lipophilicity": "lipo",
+    "toxcast_data": "toxcast",
+}
 
 
 @dataclass(frozen=True)
@@ -80,19 +87,29 @@ class BenchmarkSet:
 
 
 def available(folder: Path) -> dict[str, Path]:
-    """The files in `folder` that are sets, by their names.
+    """The files in `folder` that are sets, by their names, also by those that MoleculeNet gives them.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are none; two are of one set.
     """
-    found = {name: path for name in TASKS for path in [_file(folder, name)] if path is not None}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*")):
+        name = _set_name(path.name)
+        if name is None or not path.is_file():
+            continue
+        if name in found:
+            raise UsageError(f"--data {folder} has {found[name].name} and {path.name}, both of {name}: leave one there")
+        found[name] = path
     if not found:
         raise UsageError(f"--data {folder} has none of the files {', '.join(f'{name}.csv' for name in TASKS)}")
-    return found
+    return {name: found[name] for name in TASKS if name in found}
 
 
-def _file(folder: Path, name: str) -> Path | None:
-    return next((folder / f"{name}{ending}" for ending in _ENDINGS if (folder / f"{name}{ending}").is_file()), None)
+def _set_name(file: str) -> str | None:
+    """The set, as in `TASKS`, that a file of this name is; None for another file."""
+    stems = [file.lower().removesuffix(ending) for ending in _ENDINGS if file.lower().endswith(ending)]
+    names = [_OTHER_NAMES.get(stem, stem) for stem in stems]
+    return next((name for name in names if name in TASKS), None)
 
 
 def read_set(name: str, path: Path, standardize: bool) -> BenchmarkSet:
