@@ -389,7 +389,7 @@ class ProbeTable:
     """A table of molecules with a label each.
 
     Args:
-        path: CSV file with a header, Parquet or Arrow; a path or an fsspec URL.
+        path: CSV file with a header, Parquet, Arrow or SDF; a path or an fsspec URL.
         label: column of the labels: 0 and 1 are two classes, other numbers a quantity. A row without one is left out.
         smiles: column of the SMILES; without it the one whose name says so.
         name: of the metrics, `probe_<name>_...`; without it that of the file.

@@ -27,11 +27,16 @@ ID_PROPERTIES = (
     "DRUGBANK_ID",
 )
 
+# Columns of an SDF as a table, before its properties.
+MOL_BLOCK, RECORD_ID = "mol block", "record id"
+
 # Bytes. What follows in a longer record is dropped.
 MAX_RECORD_LENGTH = 4 << 20
 
 _DELIMITER = b"\n$$$$"
 _PROPERTY = re.compile(rb"\n>[^\n]*<([^\n>]*)>")
+# Its name and the first line of its value, which may be missing before the next one.
+_NAME_AND_VALUE = re.compile(_PROPERTY.pattern + rb"[^\n]*(?:\n(?!>[^\n]*<)([^\n]*))?")
 # Records in which a property must occur to be a column: one that lacks it is not the mistake of a name.
 _HEAD_RECORDS = 20
 
@@ -59,6 +64,36 @@ def open_sdf(path: str, smiles_column: str | None, id_column: str | None) -> Ite
         if head and id_column not in names:
             raise UsageError(f"{path}: no property {id_column!r}; the first records have {listed(names) or 'none'}")
         yield _read(chain(head, records), (id_column,), title=False)
+
+
+def read_sdf_table(path: str) -> tuple[list[str], list[list[str]]]:
+    """An SDF as a table: the names of its columns, and the cells of each record, "" for a property that it has not.
+
+    The columns are the mol block, the id as `open_sdf` finds it, then all properties, of whose values the first line
+    counts.
+
+    Raises:
+        UsageError: no such file.
+        PipelineError: the file is damaged or UTF-16.
+    """
+    with open_stream(path) as stream:
+        records = list(_records(path, stream))
+    properties = [_properties(record) for record in records]
+    names = list(dict.fromkeys(name for found in properties for name in found))
+    first = _read(iter(records), ID_PROPERTIES, title=True)
+    rows = [
+        [text, record_id or "", *(found.get(name, "") for name in names)]
+        for (text, record_id), found in zip(first, properties, strict=True)
+    ]
+    return [MOL_BLOCK, RECORD_ID, *names], rows
+
+
+def _properties(record: bytes) -> dict[str, str]:
+    """The properties of a record, of two that have one name the first."""
+    found: dict[str, str] = {}
+    for name, value in _NAME_AND_VALUE.findall(record, _end_of_mol_block(record)):
+        found.setdefault(decoded(name), decoded(value).strip())
+    return found
 
 
 def _records(path: str, stream: BinaryIO) -> Iterator[bytes]:

@@ -72,7 +72,7 @@ def add_commands(command: Command) -> None:
 
     finetune = command("finetune", _finetune, "Learn properties from a table of molecules, and say how well.")
     finetune.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    finetune.add_argument("table", metavar="TABLE", help="CSV file with a header, Parquet or Arrow")
+    finetune.add_argument("table", metavar="TABLE", help="CSV file with a header, Parquet, Arrow or SDF")
     finetune.add_argument(
         "--target",
         required=True,

@@ -1,4 +1,4 @@
-"""A user's table of molecules: a CSV, Parquet or Arrow file, its cells as text, its labels as numbers.
+"""A user's table of molecules: a CSV, Parquet, Arrow or SD file, its cells as text, its labels as numbers.
 
 It is read as `hmoe prepare` reads it, so that a row is the same molecule for every command.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +15,9 @@ from numpy.typing import NDArray
 from data_pipeline.errors import UsageError
 from data_pipeline.sources.columnar import open_columnar_table
 from data_pipeline.sources.columns import ID_HEADERS, find, id_index, listed, structure_index, structure_text
-from data_pipeline.sources.formats import HEAD_BYTES, binary_format, check_no_archive
-from data_pipeline.sources.streams import read_head
+from data_pipeline.sources.formats import HEAD_BYTES, binary_format, check_no_archive, format_of_name
+from data_pipeline.sources.sdf import MOL_BLOCK, RECORD_ID, read_sdf_table
+from data_pipeline.sources.streams import file_name, read_head
 from data_pipeline.sources.tables import open_table
 
 # What a cell without a label may say, in lower case.
@@ -35,23 +34,33 @@ class Table:
         path: where it was read, for messages.
         header: names of the columns.
         rows: cells of each row as they are written; a row may be shorter than the header.
+        structure_column: the column of structures where the format has one; None where its name has to tell.
+        id_column: the same for ids.
     """
 
     path: str
     header: list[str]
     rows: list[list[str]]
+    structure_column: str | None = None
+    id_column: str | None = None
 
     @classmethod
     def read(cls, path: str) -> Table:
-        """The table at a path or URL: Parquet, Arrow, or text with commas, semicolons or tabs, perhaps compressed.
+        """The table at a path or URL: Parquet, Arrow, SDF, or text with commas, semicolons or tabs, perhaps compressed.
 
-        An empty line of text is an empty row. Columns of Parquet and Arrow that hold lists or structs are left out.
+        An empty line of text is an empty row. Columns of Parquet and Arrow that hold lists or structs are left out. An
+        SDF, which its extension tells, has the columns of `sdf.read_sdf_table`.
 
         Raises:
             UsageError: no such file, an archive, a row with more cells than there are columns.
             PipelineError: it cannot be read, or has no header.
         """
-        with _open(path) as (header, lines):
+        head = read_head(path, HEAD_BYTES)
+        check_no_archive(path, head)
+        binary = binary_format(head)
+        if binary is None and format_of_name(file_name(path)) == "sdf":
+            return cls(path, *read_sdf_table(path), structure_column=MOL_BLOCK, id_column=RECORD_ID)
+        with open_table(path) if binary is None else open_columnar_table(path, binary) as (header, lines):
             rows = list(lines)
         for number, row in enumerate(rows, start=1):
             if any(cell.strip() for cell in row[len(header) :]):
@@ -83,7 +92,8 @@ class Table:
         Raises:
             UsageError: there is none; it is to be named with `option`.
         """
-        return [structure_text(cell) for cell in self._cells(structure_index(self.path, self.header, name, option))]
+        index = structure_index(self.path, self.header, name or self.structure_column, option)
+        return [structure_text(cell) for cell in self._cells(index)]
 
     def ids(self, name: str | None) -> list[str]:
         """The id of each row: of the column named, or of the one whose name says so; else the number of the row.
@@ -91,7 +101,7 @@ class Table:
         Raises:
             UsageError: there is no such column, or more than one.
         """
-        index = id_index(self.path, self.header, name, default=find(self.header, ID_HEADERS))
+        index = id_index(self.path, self.header, name or self.id_column, default=find(self.header, ID_HEADERS))
         cells = [""] * len(self.rows) if index is None else self._cells(index)
         return [cell.strip() or str(row) for row, cell in enumerate(cells)]
 
@@ -132,11 +142,3 @@ def _mend(text: str) -> str:
     if text[0].isalpha():
         return "write 1 and 0 for the names of two classes, or name another column"
     return "name another column"
-
-
-def _open(path: str) -> AbstractContextManager[tuple[list[str], Iterator[list[str]]]]:
-    """The names of a table's columns and its rows, whatever its format."""
-    head = read_head(path, HEAD_BYTES)
-    check_no_archive(path, head)
-    binary = binary_format(head)
-    return open_table(path) if binary is None else open_columnar_table(path, binary)

@@ -113,7 +113,7 @@ def finetune(
 
     Args:
         model: folder made by `hmoe export`, or `owner/name` on the hub.
-        table: CSV file with a header, Parquet or Arrow; or its URL.
+        table: CSV file with a header, Parquet, Arrow or SDF; or its URL.
         out: folder to write; it must be new or empty, or what the same command left when it was interrupted.
         options: what to learn, and how.
         report: called with (stage, units done, all units).

@@ -28,7 +28,7 @@ class LabelledTable:
 
     Args:
         table: all rows.
-        smiles: structure of each row of the table, as it is written.
+        smiles: structure of each row of the table, as it is shown (`shown_structures`).
         molecules: the n encoded molecules.
         row_n: their rows, ascending.
         label_nT: their labels; NaN where a target has none.
@@ -64,7 +64,7 @@ def read_labelled_table(
     """Read, encode and check a table.
 
     Args:
-        path: CSV file with a header, Parquet or Arrow; or its URL.
+        path: CSV file with a header, Parquet, Arrow or SDF; or its URL.
         targets: columns of labels; a row may lack some.
         task: what the labels are: 0 and 1, or quantities.
         smiles_column: column of SMILES; found by itself without it.
@@ -77,16 +77,16 @@ def read_labelled_table(
             in conflict.
     """
     table = Table.read(path)
-    smiles = table.structures(smiles_column, option="--smiles-column")
+    texts = table.structures(smiles_column, option="--smiles-column")
     label_RT = np.stack([table.labels(name) for name in targets], axis=1)
     check_classes(path, targets, task, label_RT)
-    encoded = encode_supervised(file_name(path), smiles, standardize)
+    encoded = encode_supervised(file_name(path), texts, standardize)
     reasons = {reject.index: reject.reason for reject in encoded.rejects}
     has_label_n = ~np.isnan(label_RT[encoded.kept]).all(axis=1)
     reasons |= {int(row): _NO_LABEL for row in encoded.kept[~has_label_n]}
     found = LabelledTable(
         table,
-        smiles,
+        shown_structures(texts, encoded.kept, encoded.batch),
         encoded.batch.filter(pa.array(has_label_n)),
         encoded.kept[has_label_n],
         label_RT[encoded.kept[has_label_n]],
@@ -95,6 +95,20 @@ def read_labelled_table(
     found = _without_conflicts(found, path, targets, task, conflicts)
     _check_learnable(path, targets, task, found)
     return found
+
+
+def shown_structures(texts: Sequence[str], kept: NDArray[np.int64], molecules: pa.RecordBatch) -> list[str]:
+    """Structures as they were read; of mol blocks, which have many lines, the SMILES of those that are molecules.
+
+    Args:
+        texts: the structures.
+        kept: places of those that are molecules.
+        molecules: these, encoded.
+    """
+    shown = ["" if "\n" in text else text for text in texts]
+    for place, smiles in zip(kept.tolist(), molecules.column("smiles").to_pylist(), strict=True):
+        shown[place] = shown[place] or smiles
+    return shown
 
 
 def check_classes(path: str, targets: Sequence[str], task: Task, label_RT: Array) -> None:

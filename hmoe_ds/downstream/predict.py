@@ -18,6 +18,7 @@ from data_pipeline.schema import storable
 from data_pipeline.sources.source import SourceChunk
 from hmoe_ds.downstream.chunked import ChunkTask, Done, Report, RowOptions, done_by_chunks
 from hmoe_ds.downstream.inference import inference_device
+from hmoe_ds.downstream.labelled_table import shown_structures
 from hmoe_ds.downstream.out_files import check_format
 from hmoe_ds.downstream.predictor import Predictor, load_predictor
 from hmoe_ds.downstream.predictor_record import read_predictor
@@ -136,20 +137,11 @@ class PredictTask(ChunkTask):
             pa.array([storable(self.name)] * rows),
             pa.array(range(chunk.first_row, chunk.first_row + rows), pa.int64()),
             pa.array([storable(text) for text in chunk.ids]),
-            pa.array([storable(text) for text in _shown(chunk, encoded)]),
+            pa.array([storable(text) for text in shown_structures(chunk.texts, encoded.kept, encoded.batch)]),
         ]
         for target in range(len(self.predictor.targets)):
             columns += [_spread(values[:, target], encoded.kept, rows) for values in prediction]
         return pa.RecordBatch.from_arrays([*columns, pa.array(reasons, pa.string())], schema=self.schema)
-
-
-def _shown(chunk: SourceChunk, encoded: EncodedRows) -> list[str]:
-    """The structures as they were read; of mol blocks, which have many lines, the SMILES."""
-    texts = ["" if "\n" in text else text for text in chunk.texts]
-    smiles = encoded.batch.column("smiles").to_pylist()
-    for row, canonical in zip(encoded.kept.tolist(), smiles, strict=True):
-        texts[row] = texts[row] or canonical
-    return texts
 
 
 def _schema(targets: Iterable[str]) -> pa.Schema:

@@ -379,6 +379,33 @@ def test_a_fit_that_is_kept_and_damaged(exported, hmoe_here, tmp_path, monkeypat
     assert not kept.parent.exists()
 
 
+def test_an_sdf_is_a_table_like_any_other(exported, hmoe_here, tmp_path):
+    """With its properties as columns it gives what a CSV file with the same mol blocks gives."""
+    rows = [row for row in rows_of(write_table(tmp_path / "t.csv", 120)) if row["smiles"] and row["size"]]
+    with Chem.SDWriter(str(tmp_path / "t.sdf")) as sdf, (tmp_path / "blocks.csv").open("w", newline="") as file:
+        blocks = csv.writer(file)
+        blocks.writerow(["id", "molblock", "size"])
+        for row in rows:
+            molecule = Chem.MolFromSmiles(row["smiles"]) or Chem.MolFromSmiles("*")
+            molecule.SetProp("_Name", row["id"])
+            molecule.SetProp("size", row["size"])
+            sdf.write(molecule)
+            blocks.writerow([row["id"], Chem.MolToMolBlock(molecule), row["size"]])
+    how = ("--target", "size", "--task", "regression", "--split", "random", "--epochs", 2, "--out")
+    for name in ("t.sdf", "blocks.csv"):
+        hmoe_here("finetune", exported, tmp_path / name, *how, tmp_path / f"of_{name}")
+    found = rows_of(tmp_path / "of_t.sdf" / "predictions.csv")
+    assert found == rows_of(tmp_path / "of_blocks.csv" / "predictions.csv")
+    assert [row["source_id"] for row in found] == [row["id"] for row in rows]
+    assert sum(not row["reason"] for row in found) > 80
+    for row, given in zip(found, rows, strict=True):
+        assert row["reason"] or Chem.CanonSmiles(row["smiles"]) == row["smiles"]
+        assert row["reason"] or float(row["size"]) == float(given["size"])
+    _, _, said = hmoe_here("finetune", exported, tmp_path / "t.sdf", "--target", "x", "--task", "regression",
+                           "--out", tmp_path / "x", expect=2)  # fmt: skip
+    assert "has no column 'x': name one of its columns, 'mol block', 'record id', 'size'" in said
+
+
 def test_a_diverging_fit_leaves_no_folder(exported, hmoe_here, tmp_path):
     table = write_table(tmp_path / "t.csv", 100)
     _, _, said = hmoe_here("finetune", exported, table, "--target", "size", "--task", "regression", "--split", "random",

@@ -11,7 +11,7 @@ from rdkit.Chem import AllChem
 from data_pipeline.errors import UsageError
 from data_pipeline.molecules.encode import encode_rows
 from data_pipeline.sources import lines, sdf
-from data_pipeline.sources.sdf import open_sdf
+from data_pipeline.sources.sdf import open_sdf, read_sdf_table
 from tests.unit.data_pipeline.reading import check, read, write
 
 NCI = Path(RDConfig.RDDataDir) / "NCI" / "first_200.props.sdf"
@@ -167,3 +167,51 @@ def test_utf16(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="UTF-16, not UTF-8") as caught:
         read(tmp_path / "a.sdf")
     assert str(tmp_path) + os.sep in str(caught.value)
+
+
+def with_properties(path: Path) -> Path:
+    """An SDF whose records have different properties."""
+    values = [
+        {"active": "1", "IC50 (nM)": ">10"},
+        {"IC50 (nM)": "3.5", "note": "one\ntwo"},
+        {},
+        {"active": "", "pH": "-1e-3", "chembl_id": "CHEMBL5"},
+    ]
+    with Chem.SDWriter(str(path)) as writer:
+        for number, properties in enumerate(values):
+            molecule = Chem.MolFromSmiles(SMILES[number])
+            molecule.SetProp("_Name", f"title{number}")
+            for name, value in properties.items():
+                molecule.SetProp(name, value)
+            writer.write(molecule)
+    return path
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_as_a_table_it_has_what_rdkit_reads(tmp_path: Path, real: bool) -> None:
+    path = NCI if real else with_properties(tmp_path / "a.sdf")
+    header, rows = read_sdf_table(str(path))
+    molecules = list(Chem.SDMolSupplier(str(path)))
+    names = dict.fromkeys(name for molecule in molecules for name in molecule.GetPropNames())
+    assert header == ["mol block", "record id", *names]
+    for row, molecule in zip(rows, molecules, strict=True):
+        block, record_id, *cells = row
+        assert smiles_of(block) == Chem.MolToSmiles(molecule)
+        assert record_id == molecule.GetProp("chembl_id" if molecule.HasProp("chembl_id") else "_Name")
+        for name, cell in zip(names, cells, strict=True):
+            assert cell == (molecule.GetProp(name).partition("\n")[0] if molecule.HasProp(name) else "")
+
+
+def test_properties_that_are_not_written_as_they_should_be(tmp_path: Path) -> None:
+    records = [
+        f"{BLOCK}>  <a>\n>  <b> (7)\n2\n\n> 3 <a>\n9\n\n",  # no empty line after an empty value; a name again
+        f"{BLOCK}>  <b>\r\n 5 \r\n",  # no empty line at all
+        "\n\nno mol block\n>  <a>\n4\n",
+    ]
+    (tmp_path / "a.sdf").write_bytes("$$$$\n".join(records).encode())
+    header, rows = read_sdf_table(str(tmp_path / "a.sdf"))
+    assert header == ["mol block", "record id", "a", "b"]
+    assert [row[2:] for row in rows] == [["", "2"], ["", "5"], ["4", ""]]
+    assert [Chem.MolFromMolBlock(row[0]) is not None for row in rows] == [True, True, False]
+    (tmp_path / "b.sdf").write_bytes(b"")
+    assert read_sdf_table(str(tmp_path / "b.sdf")) == (["mol block", "record id"], [])
