@@ -151,7 +151,8 @@ class DataConfig:
         return self.path if isinstance(self.path, list) else [self.path] if self.path else []
 
 
-Readout = Literal["mean", "mean+max+size"]
+# What of its atom states is seen of a molecule; `read_out` says what the parts are.
+Readout = Literal["mean", "mean+max+size", "mean+max+sum+size"]
 
 
 class MoleculeHeads(NamedTuple):
@@ -187,8 +188,8 @@ class ObjectiveConfig:
         fingerprint_weight: weight of predicting each molecule's Morgan fingerprint; 0 for none. The dataset must be
             made by `hmoe prepare --targets`.
         descriptor_weight: the same for each molecule's descriptors.
-        readout: what the heads of these two see of a molecule: the `mean` of its atom states, or `mean+max+size`, with
-            the largest value of each feature and the number of atoms beside it (`model/readout.py`).
+        readout: what the heads of these two see of a molecule: the `mean` of its atom states, or more (`read_out` in
+            `model/readout.py`).
     """
 
     mask_ratio: float = 0.2

@@ -138,8 +138,8 @@ def _add_fit(sub: argparse.ArgumentParser) -> None:
     fit.add_argument(
         "--readout",
         choices=get_args(Readout),
-        default="mean+max+size",
-        help="what of its atom states the head sees of a molecule (default: mean+max+size)",
+        default="mean+max+sum+size",
+        help="what of its atom states the head sees of a molecule (default: mean+max+sum+size)",
     )
     fit.add_argument(
         "--head-epochs",

@@ -48,7 +48,7 @@ class FitOptions:
     """
 
     mode: Literal["full", "frozen"] = "full"
-    readout: Readout = "mean+max+size"
+    readout: Readout = "mean+max+sum+size"
     head_epochs: int = 20
     epochs: int = 100
     patience: int = 20

@@ -27,7 +27,8 @@ class HMoETransformer(TransformerMixin, BaseEstimator):
         model: folder made by `hmoe export`, or `owner/name` on the hub.
         standardize: embed the standard form of each molecule; None: as the model was trained.
         unreadable: what becomes of a text that is no molecule: `error`, or a row of `nan`.
-        readout: what an embedding has of a molecule's atom states: their `mean`, or `mean+max+size`.
+        readout: what an embedding has of a molecule's atom states: their `mean`, or more
+            (`read_out` in `model/readout.py`).
     """
 
     def __init__(

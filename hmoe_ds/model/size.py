@@ -73,7 +73,7 @@ def readout_width(readout: Readout, hidden_size: int) -> int:
     """Width W of what heads of molecules see (`readout.read_out`). Raises UsageError when there is no such readout."""
     if readout not in get_args(Readout):
         raise UsageError(f"readout is {readout!r}: expected one of {', '.join(get_args(Readout))}")
-    return hidden_size if readout == "mean" else 2 * hidden_size + 1
+    return sum(1 if part == "size" else hidden_size for part in readout.split("+"))
 
 
 def count_parameters(model: ModelConfig, router: RouterConfig, heads: MoleculeHeads) -> ParameterCount:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from data_pipeline.errors import UsageError
 from data_pipeline.molecules.encode import encode_rows
+from hmoe_ds.config import Readout
 from hmoe_ds.downstream.embed import EmbedOptions
 from hmoe_ds.downstream.fitting import Fit, FitOptions, fit
 from hmoe_ds.downstream.inference import batches_of
@@ -23,7 +25,8 @@ from tests.small_model import MODEL, ROUTER
 from tests.unit.downstream.test_splits import nci
 
 SMILES = [*nci(240), "C", "[Na+].[Cl-]"]
-READOUTS = ["mean", "mean+max+size"]
+READOUTS = get_args(Readout)
+ALL_PARTS = "mean+max+sum+size"
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +45,14 @@ def test_a_readout_is_that_of_each_molecule_alone(readout, molecules):
             model(each).h_ND.numpy() for row in range(len(SMILES)) for each in batches_of(molecules[row : row + 1])
         ]
     for seen, h_ND in zip(found, states, strict=True):
-        expected = [h_ND.mean(axis=0)]
-        if readout == "mean+max+size":
-            expected += [h_ND.max(axis=0), np.log([len(h_ND) / 32])]
-        np.testing.assert_allclose(seen, np.concatenate(expected), rtol=1e-4, atol=1e-5)
+        parts = {
+            "mean": h_ND.mean(axis=0),
+            "max": h_ND.max(axis=0),
+            "sum": h_ND.sum(axis=0) / 32,
+            "size": np.log([len(h_ND) / 32]),
+        }
+        expected = np.concatenate([parts[name] for name in readout.split("+")])
+        np.testing.assert_allclose(seen, expected, rtol=1e-4, atol=1e-5)
     assert found.shape[1] == readout_width(readout, MODEL.hidden_size)
 
 
@@ -53,10 +60,11 @@ def test_a_readout_is_that_of_each_molecule_alone(readout, molecules):
 def test_a_readout_is_as_precise_as_its_states(dtype, near, molecules):
     [batch] = batches_of(molecules[:40])
     h_ND = torch.randn(batch.num_atoms, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
-    found = read_out("mean+max+size", h_ND, batch)
+    found = read_out(ALL_PARTS, h_ND, batch)
     assert found.dtype == dtype
     for row, states in enumerate(h_ND.double().split(batch.ptr_B.diff().tolist())):
-        expected = [*states.mean(dim=0), *states.amax(dim=0), math.log(len(states) / 32)]
+        sums = states.sum(dim=0) / 32
+        expected = [*states.mean(dim=0), *states.amax(dim=0), *sums, math.log(len(states) / 32)]
         torch.testing.assert_close(found[row].double(), torch.tensor(expected).double(), rtol=near, atol=near)
 
 
@@ -64,10 +72,10 @@ def test_all_parts_of_a_readout_teach_the_encoder(molecules):
     model = HMoEModel(MODEL, ROUTER, seed=2).double()
     [batch] = batches_of(molecules[:8])
     state = model.encoder.norm.weight
-    weight_W = torch.linspace(-1, 1, readout_width("mean+max+size", MODEL.hidden_size), dtype=torch.float64)
+    weight_W = torch.linspace(-1, 1, readout_width(ALL_PARTS, MODEL.hidden_size), dtype=torch.float64)
 
     def value():
-        return (read_out("mean+max+size", model(batch).h_ND, batch) @ weight_W).sum()
+        return (read_out(ALL_PARTS, model(batch).h_ND, batch) @ weight_W).sum()
 
     [slope_D] = torch.autograd.grad(value(), state)
     for place in (0, 3):
