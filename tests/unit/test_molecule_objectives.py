@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from data_pipeline.schema import DESCRIPTORS
-from hmoe_ds.config import DataConfig, ModelConfig, MoleculeHeads, ObjectiveConfig, RouterConfig
+from hmoe_ds.config import DataConfig, ModelConfig, MoleculeHeads, ObjectiveConfig, Readout, RouterConfig
 from hmoe_ds.data.batch import MoleculeTargets, gather
 from hmoe_ds.data.mixture import open_mixture
 from hmoe_ds.data.plan import sequential_slices
@@ -29,7 +30,7 @@ from hmoe_ds.training.feed import rank_slice
 MODEL = ModelConfig(hidden_size=16, lower_blocks=1, upper_blocks=2, dense_size=24)
 ROUTER = RouterConfig(groups=4, experts=8, experts_per_atom=2, expert_size=16, shared_size=16, gate_size=8)
 BOTH = MoleculeHeads(fingerprint=True, descriptors=True)
-SEEN = ["mean", "mean+max+size"]
+SEEN = get_args(Readout)
 
 
 @pytest.fixture(scope="module")

@@ -112,6 +112,21 @@ def test_what_a_mean_cannot_tell(molecules):
     assert errors["mean+max+size"] < 0.5 * errors["mean"]
 
 
+def test_sums_tell_of_molecules_larger_than_all_that_were_learned_from(molecules):
+    """The number of atoms again, from a frozen encoder: the simplest quantity that adds up over atoms."""
+    label = np.array(molecules.column("num_atoms").to_pylist(), dtype=float)[:, None]
+    by_size = np.argsort(label[:, 0], kind="stable")
+    smaller = np.random.default_rng(0).permutation(by_size[:200])
+    split = Split(np.sort(smaller[:160]), np.sort(smaller[160:]), by_size[200:])
+    errors = {}
+    for readout in ("mean+max+size", "mean+max+sum+size"):
+        options = FitOptions(mode="frozen", readout=readout, epochs=80, learning_rate=1e-2, dropout=0.0)
+        model = PropertyModel(HMoEModel(MODEL, ROUTER, seed=2), 1, readout, dropout=0.0, seed=0)
+        fitted = fit(model, molecules, label, split, "regression", options, seed=0)
+        errors[readout] = np.abs(fitted.outputs(molecules) - label)[split.test].mean()
+    assert errors["mean+max+sum+size"] < 0.75 * errors["mean+max+size"]
+
+
 def test_a_readout_that_is_none_is_refused():
     with pytest.raises(UsageError, match=r"--readout is sum: expected one of mean, mean\+max\+size"):
         FitOptions(readout="sum")
