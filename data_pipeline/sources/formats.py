@@ -1,5 +1,7 @@
 """The formats of sources, and how a file tells its own."""
 
+import re
+
 from rdkit import Chem, rdBase
 
 from data_pipeline.errors import UsageError
@@ -33,6 +35,7 @@ _EXTENSIONS = {
     ".ipc": "arrow",
 }
 _HEAD_LINES = 20
+_SDF_LINE = re.compile(rb"^(?:\$\$\$\$|M  END)", re.MULTILINE)
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 # POSIX and GNU, behind the name of the first member, its mode, owner, size, time and checksum.
 _TAR_MAGIC, _TAR_MAGIC_OFFSET = (b"ustar\x0000", b"ustar  \0"), 257
@@ -65,6 +68,12 @@ def format_of_name(name: str) -> str | None:
     return next((form for extension, form in _EXTENSIONS.items() if stem.endswith(extension)), None)
 
 
+def is_sdf(name: str, head: bytes) -> bool:
+    """Whether the file `name`, which begins with `head`, is an SDF by its extension, or without one by its content."""
+    form = format_of_name(name)
+    return form == "sdf" or (form is None and bool(_SDF_LINE.search(head)))
+
+
 def detect_format(path: str, name: str, head: bytes) -> str:
     """The format of the file `name` at `path`, whose decompressed content begins with `head`.
 
@@ -91,7 +100,7 @@ def detect_format(path: str, name: str, head: bytes) -> str:
 
 def _format_of(lines: list[str]) -> str | None:
     """The format that the first lines of a text tell, or None."""
-    if any(line.startswith(("$$$$", "M  END")) for line in lines):
+    if any(_SDF_LINE.match(line.encode(errors="replace")) for line in lines):
         return "sdf"
     header = next(iter(lines), "")
     form = format_of_header(header)

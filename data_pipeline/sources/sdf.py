@@ -1,14 +1,15 @@
 """SDF, as PubChem and ChEMBL give it out, V2000 or V3000, as a stream of records.
 
 The text of a record is its mol block, to `M  END`. A record without that line, or at the end of a truncated file, or of
-absurd length, is a record too, whose text no parser accepts.
+absurd length, is a record too, whose text no parser accepts. So is one with two molecules, as the line `$$$$` between
+them is missing: properties of one would be taken for those of the other.
 """
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
-from typing import BinaryIO
+from itertools import chain, count, islice
+from typing import BinaryIO, NamedTuple
 
 from data_pipeline.errors import UsageError
 from data_pipeline.sources.columns import Record, listed
@@ -27,16 +28,17 @@ ID_PROPERTIES = (
     "DRUGBANK_ID",
 )
 
-# Columns of an SDF as a table, before its properties.
-MOL_BLOCK, RECORD_ID = "mol block", "record id"
-
 # Bytes. What follows in a longer record is dropped.
 MAX_RECORD_LENGTH = 4 << 20
 
 _DELIMITER = b"\n$$$$"
-_PROPERTY = re.compile(rb"\n>[^\n]*<([^\n>]*)>")
-# Its name and the first line of its value, which may be missing before the next one.
-_NAME_AND_VALUE = re.compile(_PROPERTY.pattern + rb"[^\n]*(?:\n(?!>[^\n]*<)([^\n]*))?")
+# The line before the value of a property: `> 25 <NAME> (ID)`, whose name may have brackets in it, too.
+_BEFORE_NAME = rb">(?:[ \t][^\n<]*)?<"
+_PROPERTY = re.compile(rb"\n" + _BEFORE_NAME + rb"([^\n]*)>[^\n>]*")
+# With the first line of its value, which may be missing before the next property.
+_NAME_AND_VALUE = re.compile(_PROPERTY.pattern + rb"(?:\n(?!" + _BEFORE_NAME + rb"[^\n]*>)([^\n]*))?")
+# A mol block that begins behind another one, or behind an empty line, and not as the value of a property.
+_NEXT_MOL_BLOCK = re.compile(rb"\n(?:M  END[^\n]*|[ \t\r]*)\n(?:[^\n]*\n){3}[ \d]{6}[^\n]*V[23]000")
 # Records in which a property must occur to be a column: one that lacks it is not the mistake of a name.
 _HEAD_RECORDS = 20
 
@@ -66,33 +68,60 @@ def open_sdf(path: str, smiles_column: str | None, id_column: str | None) -> Ite
         yield _read(chain(head, records), (id_column,), title=False)
 
 
-def read_sdf_table(path: str) -> tuple[list[str], list[list[str]]]:
-    """An SDF as a table: the names of its columns, and the cells of each record, "" for a property that it has not.
+class SdfTable(NamedTuple):
+    """An SDF as a table.
 
-    The columns are the mol block, the id as `open_sdf` finds it, then all properties, of whose values the first line
-    counts.
+    Attributes:
+        structures: the mol block of each record, as `open_sdf` gives it.
+        ids: its id, likewise; "" for one that has none.
+        header: names of the properties, one of them again where a record has it with several values.
+        rows: the values of each record, of which the first line counts; "" for a property that it has not.
+    """
+
+    structures: list[str]
+    ids: list[str]
+    header: list[str]
+    rows: list[list[str]]
+
+
+def read_sdf_table(path: str) -> SdfTable:
+    """All of an SDF.
 
     Raises:
-        UsageError: no such file.
+        UsageError: no such file; no record has a property; a record is so long that properties were dropped.
         PipelineError: the file is damaged or UTF-16.
     """
     with open_stream(path) as stream:
         records = list(_records(path, stream))
+    for number, record in enumerate(records, start=1):
+        if len(record) >= MAX_RECORD_LENGTH:
+            raise UsageError(
+                f"{path}: record {number} is longer than {MAX_RECORD_LENGTH >> 20} MiB, of which a table would lack "
+                "what follows: shorten its properties"
+            )
     properties = [_properties(record) for record in records]
     names = list(dict.fromkeys(name for found in properties for name in found))
-    first = _read(iter(records), ID_PROPERTIES, title=True)
-    rows = [
-        [text, record_id or "", *(found.get(name, "") for name in names)]
-        for (text, record_id), found in zip(first, properties, strict=True)
-    ]
-    return [MOL_BLOCK, RECORD_ID, *names], rows
+    if not names:
+        raise UsageError(f"{path}: none of its {len(records)} records has a property, and labels are properties")
+    first = list(_read(iter(records), ID_PROPERTIES, title=True))
+    return SdfTable(
+        [text for text, _ in first],
+        [record_id or "" for _, record_id in first],
+        [name for name, _ in names],
+        [[found.get(name, "") for name in names] for found in properties],
+    )
 
 
-def _properties(record: bytes) -> dict[str, str]:
-    """The properties of a record, of two that have one name the first."""
-    found: dict[str, str] = {}
-    for name, value in _NAME_AND_VALUE.findall(record, _end_of_mol_block(record)):
-        found.setdefault(decoded(name), decoded(value).strip())
+def _properties(record: bytes) -> dict[tuple[str, int], str]:
+    """Values of a record by the name of the property and how many other values it had before."""
+    found: dict[tuple[str, int], str] = {}
+    for raw_name, raw_value in _NAME_AND_VALUE.findall(record, _end_of_mol_block(record)):
+        name, value = decoded(raw_name), decoded(raw_value).strip()
+        if value:
+            place = next(place for place in count() if found.get((name, place), "") in ("", value))
+            found[name, place] = value
+        else:
+            found.setdefault((name, 0), "")
     return found
 
 
@@ -124,7 +153,15 @@ def _read(records: Iterator[bytes], properties: tuple[str, ...], title: bool) ->
         end = _end_of_mol_block(record)
         found = value.search(record, end)
         record_id = found[1] if found else record.partition(b"\n")[0] if title else b""
-        yield _text(record[:end]), decoded(record_id).strip() or None
+        yield _text(record[: _whole_end(record, end)]), decoded(record_id).strip() or None
+
+
+def _whole_end(record: bytes, end: int) -> int:
+    """Where the text of a record ends, whose mol block ends at `end`: before its last line if another one follows."""
+    last_line = record.rfind(b"\nM  END", 0, end)
+    if last_line < 0 or record.find(b"\nM  END", end) < 0 or not _NEXT_MOL_BLOCK.search(record, last_line):
+        return end
+    return last_line
 
 
 def _end_of_mol_block(record: bytes) -> int:

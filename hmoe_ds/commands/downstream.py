@@ -113,7 +113,9 @@ def add_commands(command: Command) -> None:
     evaluate.add_argument(
         "--suite", choices=("moleculenet",), default="moleculenet", help="of sets (default: moleculenet)"
     )
-    evaluate.add_argument("--data", required=True, metavar="DIR", help="folder with bbbp.csv, bace.csv, ...")
+    evaluate.add_argument(
+        "--data", required=True, metavar="DIR", help="folder with bbbp.csv, bace.csv, ..., or as MoleculeNet calls them"
+    )
     evaluate.add_argument("--out", required=True, help="JSON file to write, or to go on with")
     evaluate.add_argument("--sets", nargs="+", default=[], metavar="NAME", help="such as bbbp (default: all in DIR)")
     evaluate.add_argument("--seeds", type=positive, default=3, metavar="N", help="fits of each arm (default: 3)")

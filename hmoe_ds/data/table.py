@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from data_pipeline.errors import UsageError
 from data_pipeline.sources.columnar import open_columnar_table
 from data_pipeline.sources.columns import ID_HEADERS, find, id_index, listed, structure_index, structure_text
-from data_pipeline.sources.formats import HEAD_BYTES, binary_format, check_no_archive, format_of_name
-from data_pipeline.sources.sdf import MOL_BLOCK, RECORD_ID, read_sdf_table
+from data_pipeline.sources.formats import HEAD_BYTES, binary_format, check_no_archive, is_sdf
+from data_pipeline.sources.sdf import SdfTable, read_sdf_table
 from data_pipeline.sources.streams import file_name, read_head
 from data_pipeline.sources.tables import open_table
 
@@ -34,32 +34,31 @@ class Table:
         path: where it was read, for messages.
         header: names of the columns.
         rows: cells of each row as they are written; a row may be shorter than the header.
-        structure_column: the column of structures where the format has one; None where its name has to tell.
-        id_column: the same for ids.
+        sdf: of an SDF, which has structures and ids beside its columns.
     """
 
     path: str
     header: list[str]
     rows: list[list[str]]
-    structure_column: str | None = None
-    id_column: str | None = None
+    sdf: SdfTable | None = None
 
     @classmethod
     def read(cls, path: str) -> Table:
         """The table at a path or URL: Parquet, Arrow, SDF, or text with commas, semicolons or tabs, perhaps compressed.
 
         An empty line of text is an empty row. Columns of Parquet and Arrow that hold lists or structs are left out. An
-        SDF, which its extension tells, has the columns of `sdf.read_sdf_table`.
+        SDF, which its extension tells, or its content where it has none, has its properties as columns.
 
         Raises:
-            UsageError: no such file, an archive, a row with more cells than there are columns.
+            UsageError: no such file, an archive, a row with more cells than there are columns, no property in an SDF.
             PipelineError: it cannot be read, or has no header.
         """
         head = read_head(path, HEAD_BYTES)
         check_no_archive(path, head)
         binary = binary_format(head)
-        if binary is None and format_of_name(file_name(path)) == "sdf":
-            return cls(path, *read_sdf_table(path), structure_column=MOL_BLOCK, id_column=RECORD_ID)
+        if binary is None and is_sdf(file_name(path), head):
+            sdf = read_sdf_table(path)
+            return cls(path, sdf.header, sdf.rows, sdf)
         with open_table(path) if binary is None else open_columnar_table(path, binary) as (header, lines):
             rows = list(lines)
         for number, row in enumerate(rows, start=1):
@@ -90,9 +89,16 @@ class Table:
         """The structure of each row, mostly a SMILES: of the column named, or of the one whose name says so.
 
         Raises:
-            UsageError: there is none; it is to be named with `option`.
+            UsageError: there is none; it is to be named with `option`. Or one is named in an SDF.
         """
-        index = structure_index(self.path, self.header, name or self.structure_column, option)
+        if self.sdf is not None:
+            if name is not None:
+                raise UsageError(
+                    f"{self.path}: no column {name!r}: structures of an SDF come from its mol blocks; leave {option} "
+                    "out"
+                )
+            return self.sdf.structures
+        index = structure_index(self.path, self.header, name, option)
         return [structure_text(cell) for cell in self._cells(index)]
 
     def ids(self, name: str | None) -> list[str]:
@@ -101,8 +107,11 @@ class Table:
         Raises:
             UsageError: there is no such column, or more than one.
         """
-        index = id_index(self.path, self.header, name or self.id_column, default=find(self.header, ID_HEADERS))
-        cells = [""] * len(self.rows) if index is None else self._cells(index)
+        if self.sdf is not None and name is None:
+            cells = self.sdf.ids
+        else:
+            index = id_index(self.path, self.header, name, default=find(self.header, ID_HEADERS))
+            cells = [""] * len(self.rows) if index is None else self._cells(index)
         return [cell.strip() or str(row) for row, cell in enumerate(cells)]
 
     def labels(self, name: str) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from hmoe_ds.downstream.baselines import forest_predictions
 from hmoe_ds.downstream.claim import claimed
 from hmoe_ds.downstream.fitting import FitOptions, fit
 from hmoe_ds.downstream.inference import inference_device
-from hmoe_ds.downstream.moleculenet import BenchmarkSet, available, read_set
+from hmoe_ds.downstream.moleculenet import BenchmarkSet, files_of_sets, read_set
 from hmoe_ds.downstream.property_model import PropertyModel
 from hmoe_ds.downstream.scores import PRIMARY, Array, score, without_nan
 from hmoe_ds.downstream.splits import SIDES
@@ -106,11 +106,7 @@ def evaluate(
     taken = [name for name in options.others if name in (FOREST, UNTRAINED, PRETRAINED)]
     if taken:
         raise UsageError(f"--arm {taken[0]}: that is the name of another arm; give this one a name of its own")
-    files = available(Path(data))
-    wrong = [name for name in options.sets if name not in files]
-    if wrong:
-        raise UsageError(f"--sets {', '.join(wrong)}: {data} has {', '.join(files)}")
-    chosen = {name: path for name, path in files.items() if not options.sets or name in options.sets}
+    chosen = files_of_sets(Path(data), options.sets)
     models = {
         PRETRAINED: WorkerModel.of(model),
         **{name: WorkerModel.of(each) for name, each in options.others.items()},

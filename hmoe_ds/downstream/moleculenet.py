@@ -7,6 +7,7 @@ ROC-AUC averaged over the targets that have both classes in the test set, and RM
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,23 +87,34 @@ class BenchmarkSet:
         return ecfp(self.smiles)
 
 
-def available(folder: Path) -> dict[str, Path]:
-    """The files in `folder` that are sets, by their names, also by those that MoleculeNet gives them.
+def files_of_sets(folder: Path, sets: Collection[str] = ()) -> dict[str, Path]:
+    """The files of `sets` in `folder`, by the names of the sets; without any, all files that are sets.
+
+    Files have these names, or those that MoleculeNet gives them; capitals do not matter.
 
     Raises:
-        UsageError: there are none; two are of one set.
+        UsageError: there are none, or a set is not there; two files are of one set.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {name: [] for name in TASKS}
     for path in sorted(folder.glob("*")):
         name = _set_name(path.name)
-        if name is None or not path.is_file():
-            continue
-        if name in found:
-            raise UsageError(f"--data {folder} has {found[name].name} and {path.name}, both of {name}: leave one there")
-        found[name] = path
-    if not found:
-        raise UsageError(f"--data {folder} has none of the files {', '.join(f'{name}.csv' for name in TASKS)}")
-    return {name: found[name] for name in TASKS if name in found}
+        if name is not None and path.is_file():
+            found[name].append(path)
+    there = [name for name, paths in found.items() if paths]
+    if not there:
+        raise UsageError(
+            f"--data {folder} has none of the files {', '.join(f'{name}.csv' for name in TASKS)}, nor one of those "
+            "that MoleculeNet calls otherwise"
+        )
+    wanted = [name.lower() for name in sets]
+    wrong = [name for name in wanted if name not in there]
+    if wrong:
+        raise UsageError(f"--sets {', '.join(wrong)}: {folder} has {', '.join(there)}")
+    chosen = {name: found[name] for name in there if not wanted or name in wanted}
+    for name, (first, *others) in chosen.items():
+        if others:
+            raise UsageError(f"--data {folder} has {first.name} and {others[0].name}, both of {name}: leave one there")
+    return {name: paths[0] for name, paths in chosen.items()}
 
 
 def _set_name(file: str) -> str | None:

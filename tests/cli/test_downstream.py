@@ -379,6 +379,10 @@ def test_a_fit_that_is_kept_and_damaged(exported, hmoe_here, tmp_path, monkeypat
     assert not kept.parent.exists()
 
 
+def elements_of(molecule):
+    return sorted(atom.GetSymbol() for atom in molecule.GetAtoms())
+
+
 def test_an_sdf_is_a_table_like_any_other(exported, hmoe_here, tmp_path):
     """With its properties as columns it gives what a CSV file with the same mol blocks gives."""
     rows = [row for row in rows_of(write_table(tmp_path / "t.csv", 120)) if row["smiles"] and row["size"]]
@@ -399,11 +403,13 @@ def test_an_sdf_is_a_table_like_any_other(exported, hmoe_here, tmp_path):
     assert [row["source_id"] for row in found] == [row["id"] for row in rows]
     assert sum(not row["reason"] for row in found) > 80
     for row, given in zip(found, rows, strict=True):
-        assert row["reason"] or Chem.CanonSmiles(row["smiles"]) == row["smiles"]
+        molecule = Chem.MolFromSmiles(given["smiles"])
+        if molecule and "." not in given["smiles"]:  # standardisation moves charges, and leaves elements
+            assert row["reason"] or elements_of(Chem.MolFromSmiles(row["smiles"])) == elements_of(molecule)
         assert row["reason"] or float(row["size"]) == float(given["size"])
     _, _, said = hmoe_here("finetune", exported, tmp_path / "t.sdf", "--target", "x", "--task", "regression",
                            "--out", tmp_path / "x", expect=2)  # fmt: skip
-    assert "has no column 'x': name one of its columns, 'mol block', 'record id', 'size'" in said
+    assert "has no column 'x': name one of its columns, 'size'" in said
 
 
 def test_a_diverging_fit_leaves_no_folder(exported, hmoe_here, tmp_path):

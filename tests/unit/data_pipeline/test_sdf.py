@@ -190,28 +190,63 @@ def with_properties(path: Path) -> Path:
 @pytest.mark.parametrize("real", [False, True])
 def test_as_a_table_it_has_what_rdkit_reads(tmp_path: Path, real: bool) -> None:
     path = NCI if real else with_properties(tmp_path / "a.sdf")
-    header, rows = read_sdf_table(str(path))
+    table = read_sdf_table(str(path))
     molecules = list(Chem.SDMolSupplier(str(path)))
-    names = dict.fromkeys(name for molecule in molecules for name in molecule.GetPropNames())
-    assert header == ["mol block", "record id", *names]
-    for row, molecule in zip(rows, molecules, strict=True):
-        block, record_id, *cells = row
+    assert table.header == list(dict.fromkeys(name for molecule in molecules for name in molecule.GetPropNames()))
+    assert len(molecules) == len(table.structures) == len(table.ids) == len(table.rows)
+    for molecule, block, record_id, row in zip(molecules, table.structures, table.ids, table.rows, strict=True):
         assert smiles_of(block) == Chem.MolToSmiles(molecule)
         assert record_id == molecule.GetProp("chembl_id" if molecule.HasProp("chembl_id") else "_Name")
-        for name, cell in zip(names, cells, strict=True):
+        for name, cell in zip(table.header, row, strict=True):
             assert cell == (molecule.GetProp(name).partition("\n")[0] if molecule.HasProp(name) else "")
+
+
+@pytest.mark.parametrize("line", [">  <IC50 > 5>", ">  <b<c>", "> <d<e>f>", ">  <pIC50 (>6)>", "> 2 <x> (7)", "><y>"])
+def test_names_of_properties_are_those_of_rdkit(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path / "a.sdf", f"{BLOCK}{line}\n>5 <10\n\n> <last>\n3\n\n$$$$\n")
+    (molecule,) = Chem.SDMolSupplier(str(path))
+    table = read_sdf_table(str(path))
+    assert dict(zip(table.header, table.rows[0], strict=True)) == molecule.GetPropsAsDict(False, False) | {"last": "3"}
 
 
 def test_properties_that_are_not_written_as_they_should_be(tmp_path: Path) -> None:
     records = [
-        f"{BLOCK}>  <a>\n>  <b> (7)\n2\n\n> 3 <a>\n9\n\n",  # no empty line after an empty value; a name again
+        f"{BLOCK}>  <a>\n>  <b> (7)\n2\n\n> 3 <a>\n9\n\n",  # no empty line after an empty value; the name again
         f"{BLOCK}>  <b>\r\n 5 \r\n",  # no empty line at all
+        f"{BLOCK}>  <b>\n6\n\n>  <b>\n6\n\n>  <b>\n\n\n",
         "\n\nno mol block\n>  <a>\n4\n",
     ]
-    (tmp_path / "a.sdf").write_bytes("$$$$\n".join(records).encode())
-    header, rows = read_sdf_table(str(tmp_path / "a.sdf"))
-    assert header == ["mol block", "record id", "a", "b"]
-    assert [row[2:] for row in rows] == [["", "2"], ["", "5"], ["4", ""]]
-    assert [Chem.MolFromMolBlock(row[0]) is not None for row in rows] == [True, True, False]
-    (tmp_path / "b.sdf").write_bytes(b"")
-    assert read_sdf_table(str(tmp_path / "b.sdf")) == (["mol block", "record id"], [])
+    table = read_sdf_table(str(write(tmp_path / "a.sdf", "$$$$\n".join(records))))
+    assert table.header == ["a", "b"]
+    assert table.rows == [["9", "2"], ["", "5"], ["", "6"], ["4", ""]]
+    assert [Chem.MolFromMolBlock(text) is not None for text in table.structures] == [True, True, True, False]
+
+
+def test_a_property_with_two_values_is_there_twice(tmp_path: Path) -> None:
+    """So that asking for it is an error, as for a CSV file with two columns of one name."""
+    content = f"{BLOCK}>  <a>\n1\n\n>  <a>\n2\n\n$$$$\n{BLOCK}>  <a>\n3\n\n"
+    table = read_sdf_table(str(write(tmp_path / "a.sdf", content)))
+    assert (table.header, table.rows) == (["a", "a"], [["1", "2"], ["3", ""]])
+
+
+def test_no_table_without_properties_or_with_half_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for content, records in (("", 0), (f"{BLOCK}$$$$\n{BLOCK}", 2), ("smiles,y\nCC,1\n", 1)):
+        with pytest.raises(UsageError, match=f"none of its {records} records has a property"):
+            read_sdf_table(str(write(tmp_path / "a.sdf", content)))
+    monkeypatch.setattr(sdf, "MAX_RECORD_LENGTH", 2000)
+    content = f"{BLOCK}>  <a>\n1\n\n$$$$\n{BLOCK}>  <long>\n{'x' * 2000}\n\n>  <a>\n12345\n\n"
+    with pytest.raises(UsageError, match="record 2 is longer than"):
+        read_sdf_table(str(write(tmp_path / "a.sdf", content)))
+
+
+@pytest.mark.parametrize("between", ["", ">  <a>\n1\n\n", ">  <a>\r\n1\r\n\r\n"])
+@pytest.mark.parametrize("v3000", [False, True])
+def test_two_molecules_in_a_record_are_none(tmp_path: Path, between: str, v3000: bool) -> None:
+    """The line between them is missing: whose are the properties? A mol block as a value is no second molecule."""
+    other = Chem.MolToMolBlock(Chem.MolFromSmiles("CCN"), forceV3000=v3000)
+    content = f"{BLOCK}{between}{other}>  <a>\n2\n\n$$$$\n{BLOCK}>  <drawn>\n{other}\n>  <a>\n3\n\n$$$$\n"
+    path = write(tmp_path / "a.sdf", content)
+    rows = read(path)
+    assert [Chem.MolFromMolBlock(text) is not None for text, _ in rows] == [False, True]
+    assert rows[1][0] == BLOCK
+    assert [text for text, _ in rows] == read_sdf_table(str(path)).structures

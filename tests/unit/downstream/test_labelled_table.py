@@ -1,5 +1,6 @@
 """Tables of users: what is refused and how, and what is kept of the rest."""
 
+import gzip
 import math
 import zipfile
 
@@ -134,13 +135,35 @@ def test_molecules_are_those_of_other_commands(text, tmp_path):
     (source,) = resolve_sources([path])
     (chunk,) = read_chunks(source)
     encoded = encode_rows(chunk.texts, chunk.ids)
-    assert [shown for shown, text in zip(found.smiles, chunk.texts, strict=True) if "\n" not in text] == [
-        text for text in chunk.texts if "\n" not in text
-    ]
-    assert not any("\n" in shown for shown in found.smiles)
+    of_blocks = {row: "C" for row, text in enumerate(chunk.texts) if "\n" in text}
+    assert found.smiles == [of_blocks.get(row, text) for row, text in enumerate(chunk.texts)]
     assert found.row_n.tolist() == encoded.kept.tolist()
     assert found.canonical == encoded.batch.column("smiles").to_pylist()
     assert found.reasons == {reject.index: reject.reason for reject in encoded.rejects}
+
+
+@pytest.mark.parametrize("name", ["t.sdf", "t.sd", "t.sdf.gz", "without_extension"])
+def test_an_sdf_is_read_as_by_other_commands(name, tmp_path):
+    """Neither properties nor titles that look like structures or ids are taken for them."""
+    records = [
+        f"> <y>{Chem.MolToMolBlock(Chem.MolFromSmiles(smiles))}> <smiles>\nC\n\n> <id>\n7\n\n> <y>\n{y}\n\n"
+        for smiles, y in (("CCO", 1), ("CN", 0))
+    ]
+    content = "$$$$\n".join([*records, "CCCC\n\n\n> <y>\n1\n\n"]).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    path = str(tmp_path / name)
+    found = read_labelled_table(path, ["y"], "classification")
+    (source,) = resolve_sources([path])
+    (chunk,) = read_chunks(source)
+    encoded = encode_rows(chunk.texts, chunk.ids)
+    assert found.canonical == encoded.batch.column("smiles").to_pylist() == ["CCO", "CN"]
+    assert found.reasons == {reject.index: reject.reason for reject in encoded.rejects} == {2: "molblock"}
+    assert found.smiles == ["CCO", "CN", ""]
+    assert found.label_nT[:, 0].tolist() == [1, 0]
+    assert found.table.ids(None) == chunk.ids == ["> <y>", "> <y>", "CCCC"]
+    assert found.table.ids("id") == ["7", "7", "2"]
+    with pytest.raises(UsageError, match="structures of an SDF come from its mol blocks; leave --smiles-column out"):
+        read_labelled_table(path, ["y"], "classification", smiles_column="smiles")
 
 
 @pytest.mark.parametrize("text", ["", "\nsmiles,y\nCCO,1\n"])
