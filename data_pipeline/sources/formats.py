@@ -1,7 +1,5 @@
 """The formats of sources, and how a file tells its own."""
 
-import re
-
 from rdkit import Chem, rdBase
 
 from data_pipeline.errors import UsageError
@@ -35,7 +33,6 @@ _EXTENSIONS = {
     ".ipc": "arrow",
 }
 _HEAD_LINES = 20
-_SDF_LINE = re.compile(rb"^(?:\$\$\$\$|M  END)", re.MULTILINE)
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 # POSIX and GNU, behind the name of the first member, its mode, owner, size, time and checksum.
 _TAR_MAGIC, _TAR_MAGIC_OFFSET = (b"ustar\x0000", b"ustar  \0"), 257
@@ -71,7 +68,7 @@ def format_of_name(name: str) -> str | None:
 def is_sdf(name: str, head: bytes) -> bool:
     """Whether the file `name`, which begins with `head`, is an SDF by its extension, or without one by its content."""
     form = format_of_name(name)
-    return form == "sdf" or (form is None and bool(_SDF_LINE.search(head)))
+    return form == "sdf" or (form is None and _has_sdf_line(_lines(head)))
 
 
 def detect_format(path: str, name: str, head: bytes) -> str:
@@ -86,9 +83,7 @@ def detect_format(path: str, name: str, head: bytes) -> str:
     binary = binary_format(head)
     if binary is not None:
         return binary
-    lines = head.decode("utf-8-sig", "surrogateescape").splitlines()
-    if len(head) >= HEAD_BYTES:
-        lines = lines[:-1]  # which may be cut
+    lines = _lines(head)
     form = format_of_name(name) or _format_of(lines)
     if form is None:
         raise UsageError(
@@ -98,9 +93,19 @@ def detect_format(path: str, name: str, head: bytes) -> str:
     return "id-smiles" if form == "smiles" and _has_ids_first(lines) else form
 
 
+def _lines(head: bytes) -> list[str]:
+    """The whole lines of the beginning of a text."""
+    lines = head.decode("utf-8-sig", "surrogateescape").splitlines()
+    return lines[:-1] if len(head) >= HEAD_BYTES else lines  # the last one may be cut
+
+
+def _has_sdf_line(lines: list[str]) -> bool:
+    return any(line.startswith(("$$$$", "M  END")) for line in lines)
+
+
 def _format_of(lines: list[str]) -> str | None:
     """The format that the first lines of a text tell, or None."""
-    if any(_SDF_LINE.match(line.encode(errors="replace")) for line in lines):
+    if _has_sdf_line(lines):
         return "sdf"
     header = next(iter(lines), "")
     form = format_of_header(header)

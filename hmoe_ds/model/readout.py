@@ -30,10 +30,10 @@ def read_out(readout: Readout, h_ND: Tensor, batch: MolBatch) -> Tensor:
     largest_BD = lowest_BD.scatter_reduce(0, batch.molecule_N.unsqueeze(1).expand_as(h_ND), h_ND, "amax")
     precise = torch.promote_types(h_ND.dtype, torch.float32)
     relative_B1 = batch.ptr_B.diff().unsqueeze(1).to(precise) / TYPICAL_ATOMS
-    size_B1 = relative_B1.log().to(h_ND.dtype)
-    if readout == "mean+max+size":
-        return torch.cat([mean_BD, largest_BD, size_B1], dim=1)
-    return torch.cat([mean_BD, largest_BD, (mean_BD * relative_B1).to(h_ND.dtype), size_B1], dim=1)
+    parts = [mean_BD, largest_BD, relative_B1.log().to(h_ND.dtype)]
+    if readout == "mean+max+sum+size":
+        parts.insert(2, (mean_BD * relative_B1).to(h_ND.dtype))
+    return torch.cat(parts, dim=1)
 
 
 def mean_state(h_ND: Tensor, batch: MolBatch) -> Tensor:
