@@ -1,6 +1,7 @@
 """What a person wants to know of a dataset first, as text."""
 
 from data_pipeline.manifest import Counts, Manifest, SplitRecord
+from data_pipeline.molecules.rejects import rejects_in_words
 from data_pipeline.schema import DESCRIPTORS, FINGERPRINT_BINS
 
 
@@ -16,7 +17,7 @@ def describe(manifest: Manifest) -> str:
     ]
     lines += [f"rows        {describe_counts(counts)}"]
     lines += [f"standard    {counts.standardized:,} molecules were changed by standardisation"]
-    lines += [f"rejected    {reason}: {number:,}" for reason, number in counts.rejected.items()]
+    lines += [f"rejected    {rejects_in_words({reason: number})}" for reason, number in counts.rejected.items()]
     lines += [f"{name:<12}{_split(split)}" for name, split in manifest.splits.items()]
     if manifest.options["targets"]:
         lines += [f"targets     fingerprint of {FINGERPRINT_BINS} bins, {len(DESCRIPTORS)} descriptors"]

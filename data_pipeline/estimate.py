@@ -11,6 +11,7 @@ from data_pipeline.execution.supervise import supervised
 from data_pipeline.execution.task import Task
 from data_pipeline.execution.watch import Watch
 from data_pipeline.molecules.encode import encode_rows
+from data_pipeline.molecules.rejects import rejects_in_words
 from data_pipeline.molecules.targets import with_targets
 from data_pipeline.options import PrepareOptions
 from data_pipeline.quantities import byte_size, duration
@@ -198,10 +199,9 @@ def describe_estimate(estimate: Estimate) -> str:
 
 def _describe_source(source: SourceEstimate) -> list[str]:
     stored = f", {byte_size(source.bytes)}" if source.bytes else ""
-    rejected = ", ".join(f"{reason} {count:,}" for reason, count in source.rejected.items())
     return [
         f"source      {source.name}: {source.format}{stored}, {_number(source.rows, source.exact)} rows",
-        f"head        {source.head_rows:,} rows, rejected: {rejected or 'none'}",
+        f"head        {source.head_rows:,} rows, rejected: {rejects_in_words(source.rejected) or 'none'}",
         *(f"row         {_line(text)}  id {record_id}" for text, record_id in source.examples),
     ]
 

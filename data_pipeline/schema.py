@@ -88,7 +88,7 @@ REJECT_SCHEMA = pa.schema(
         _field("source", pa.string(), "", "name of the source, as in manifest.json"),
         _field("row", pa.int64(), "row", "0-based data row in the source; a header is not counted"),
         _field("text", pa.string(), "", f"the SMILES text as read, at most {REJECT_TEXT_LIMIT} characters"),
-        _field("reason", pa.string(), "", "one of data_pipeline.molecules.chemistry.REJECT_REASONS"),
+        _field("reason", pa.string(), "", "one of data_pipeline.molecules.rejects.REJECT_REASONS"),
     ]
 )
 

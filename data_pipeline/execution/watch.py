@@ -8,7 +8,7 @@ import mmap
 import signal
 from collections.abc import Mapping
 
-from data_pipeline.molecules.chemistry import MoleculeReject
+from data_pipeline.molecules.rejects import MoleculeReject
 
 NO_ROW = -1
 # Ends the process: nothing handles it. It comes by CPU time, so a busy machine rejects no other rows than an idle one.

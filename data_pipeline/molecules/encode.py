@@ -12,11 +12,12 @@ from rdkit import rdBase
 from data_pipeline.execution.watch import Watch
 from data_pipeline.keys import digest128
 from data_pipeline.molecules import fast_path
-from data_pipeline.molecules.chemistry import MoleculeReject, canonical_molecule, rdkit_errors
+from data_pipeline.molecules.chemistry import canonical_molecule, rdkit_errors
 from data_pipeline.molecules.complexity import complexity
 from data_pipeline.molecules.fast_path import FastChunk
 from data_pipeline.molecules.featurize_fast import WrittenMolecule
 from data_pipeline.molecules.reference import Description, describe
+from data_pipeline.molecules.rejects import MoleculeReject
 from data_pipeline.molecules.scaffold import ACYCLIC_KEY, ScaffoldIdentity
 from data_pipeline.molecules.scaffold_fast import scaffold_of
 from data_pipeline.molecules.standardize import Standardizer, standardizer

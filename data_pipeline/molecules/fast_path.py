@@ -12,9 +12,10 @@ from functools import cache
 import numpy as np
 from rdkit import Chem, rdBase
 
-from data_pipeline.molecules.chemistry import CanonicalMolecule, MoleculeReject, reread
+from data_pipeline.molecules.chemistry import CanonicalMolecule, reread
 from data_pipeline.molecules.featurize_fast import ChunkArrays, WrittenMolecule, featurize_chunk, unknown_chunk, written
 from data_pipeline.molecules.reference import Description, describe
+from data_pipeline.molecules.rejects import MoleculeReject
 from data_pipeline.molecules.scaffold import ScaffoldIdentity, scaffold_identity
 from data_pipeline.molecules.scaffold_fast import scaffold_codes, scaffold_of
 

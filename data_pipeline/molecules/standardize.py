@@ -9,8 +9,9 @@ from functools import cache
 from rdkit import Chem
 from rdkit.Chem.MolStandardize import rdMolStandardize
 
-from data_pipeline.molecules.chemistry import CanonicalMolecule, MoleculeReject, reread
+from data_pipeline.molecules.chemistry import CanonicalMolecule, reread
 from data_pipeline.molecules.normalizations import NORMALIZATIONS
+from data_pipeline.molecules.rejects import MoleculeReject
 
 # Every normalisation and the Uncharger need an atom that is charged, or has more bonds than usual: N, P, As, Sb that
 # are not trivalent (the last three with three neighbours), S with three neighbours.

@@ -14,7 +14,8 @@ from rdkit import rdBase
 from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors
 
 from data_pipeline.execution.watch import Watch
-from data_pipeline.molecules.chemistry import MoleculeReject, rdkit_errors, reread
+from data_pipeline.molecules.chemistry import rdkit_errors, reread
+from data_pipeline.molecules.rejects import MoleculeReject
 from data_pipeline.schema import (
     DESCRIPTORS,
     FINGERPRINT_BINS,

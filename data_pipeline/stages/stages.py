@@ -27,6 +27,7 @@ from data_pipeline.manifest import (
     SourceRecord,
     SplitRecord,
 )
+from data_pipeline.molecules.rejects import rejects_in_words
 from data_pipeline.output import (
     REJECTS_FILE,
     SCAFFOLDS_FILE,
@@ -267,7 +268,7 @@ class Build:
     def _check_not_empty(self, mapped: _Mapped) -> None:
         if mapped.partition_rows.any():
             return
-        reasons = ", ".join(f"{reason} {count}" for reason, count in _total(mapped.rejected).most_common(3))
+        reasons = rejects_in_words(dict(_total(mapped.rejected).most_common(3)))
         names = ", ".join(source.name for source in self._plan.sources)
         self._keep.keep = False
         raise PipelineError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from data_pipeline.errors import PipelineError, UsageError
+from data_pipeline.molecules.rejects import rejects_in_words
 from data_pipeline.redact import redacted
 from hmoe_ds.commands.arguments import (
     MODEL_HELP,
@@ -235,7 +236,7 @@ def _embed(options: argparse.Namespace, rest: list[str]) -> Result:
         )
     print(f"embedded {result['molecules']} molecules, {result['dimensions']} numbers each, into {options.out}")
     if result["rejected"]:
-        print(f"{result['rejected']} rows could not be read as molecules; they are listed in {result['rejects']}")
+        print(f"{_unreadable(result)}; they are listed in {result['rejects']}")
     return result
 
 
@@ -284,8 +285,12 @@ def _predict(options: argparse.Namespace, rest: list[str]) -> Result:
         )
     print(f"predicted {', '.join(result['targets'])} of {result['molecules']} molecules, into {options.out}")
     if result["rejected"]:
-        print(f"{result['rejected']} rows could not be read as molecules; their lines say why")
+        print(f"{_unreadable(result)}; their lines say why")
     return result
+
+
+def _unreadable(result: Result) -> str:
+    return f"{result['rejected']} rows could not be read as molecules: {rejects_in_words(result['reasons'])}"
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> Result:

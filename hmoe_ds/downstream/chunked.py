@@ -20,6 +20,7 @@ from data_pipeline.execution.executor import Resources, open_executor
 from data_pipeline.execution.task import Task, work_file
 from data_pipeline.execution.watch import Watch
 from data_pipeline.molecules.encode import EncodedRows, encode_rows, reject_batch
+from data_pipeline.molecules.rejects import rejects_in_words
 from data_pipeline.options import DEFAULT_MAX_ATOMS, DEFAULT_MOLECULE_SECONDS
 from data_pipeline.output import WorkFolder, work_folder
 from data_pipeline.schema import REJECT_SCHEMA
@@ -139,11 +140,16 @@ class Done:
     def rejected(self) -> int:
         return self.counts.total() - self.molecules
 
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Rejects by reason, the most common first."""
+        return {reason: count for reason, count in self.counts.most_common() if reason != "molecules"}
+
     def check(self, source: str, reasons: Path) -> None:
         """Raise PipelineError if no row of the source is a molecule; the file `reasons` says why."""
         if not self.molecules:
-            counts = ", ".join(f"{count:,} rows {reason}" for reason, count in self.counts.most_common())
-            raise PipelineError(f"{source} holds no readable molecule: see {reasons} ({counts or 'it has no rows'})")
+            counts = rejects_in_words(self.reasons) or "it has no rows"
+            raise PipelineError(f"{source} holds no readable molecule: see {reasons}: {counts}")
 
     def write(self, out: Path) -> AbstractContextManager[str]:
         """Gives a temporary path. What was written there gets the name `out` if all went well.

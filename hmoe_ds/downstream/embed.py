@@ -92,6 +92,7 @@ def embed_source(
     return {
         "molecules": done.molecules,
         "rejected": done.rejected,
+        "reasons": done.reasons,
         "dimensions": dimensions,
         "out": str(out),
         "rejects": str(rejects),

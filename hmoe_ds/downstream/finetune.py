@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data_pipeline.errors import UsageError
+from data_pipeline.molecules.rejects import rejects_in_words
 from data_pipeline.redact import redacted
 from data_pipeline.sources.streams import file_name
 from hmoe_ds.downstream.claim import claimed
@@ -295,7 +296,7 @@ def describe_result(result: dict[str, Any], options: FinetuneOptions) -> str:
     rows, primary = result["rows"], PRIMARY[options.task]
     lines = [f"{rows['all']} rows: " + ", ".join(f"{rows[side]} for {side}" for side in SIDES)]
     if result["left_out"]:
-        lines.append("left out: " + ", ".join(f"{count} {reason}" for reason, count in result["left_out"].items()))
+        lines.append(f"left out: {rejects_in_words(result['left_out'])}")
     for side in ("validation", "test"):
         if side not in result:
             continue

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import UsageError
 from data_pipeline.molecules.encode_supervised import encode_supervised
+from data_pipeline.molecules.rejects import rejects_in_words
 from data_pipeline.sources.streams import file_name
 from hmoe_ds.data.table import Table
 from hmoe_ds.downstream.scores import Array, Task
@@ -176,7 +177,7 @@ def _check_learnable(path: str, targets: Sequence[str], task: Task, found: Label
         if reasons[_CONFLICT]:
             raise UsageError(f"{path} has no molecule left, as all with labels are in conflict: mend their labels")
         if not reasons[_NO_LABEL]:
-            why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+            why = rejects_in_words(dict(reasons.most_common()))
             raise UsageError(
                 f"{path} has no structure that can be read ({why or 'no rows'}): name the column that has them with "
                 "--smiles-column"

@@ -66,7 +66,13 @@ def predict_source(
     with done_by_chunks(source, [out], shared.files.folder, rows, workers, "predict", make_task, report) as done:
         _write(done, out, _schema(shared.targets))
     done.check(source, out)
-    return {"molecules": done.molecules, "rejected": done.rejected, "targets": list(shared.targets), "out": str(out)}
+    return {
+        "molecules": done.molecules,
+        "rejected": done.rejected,
+        "reasons": done.reasons,
+        "targets": list(shared.targets),
+        "out": str(out),
+    }
 
 
 @dataclass(frozen=True)

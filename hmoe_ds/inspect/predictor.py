@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from data_pipeline.molecules.rejects import rejects_in_words
 from hmoe_ds.downstream.predictor_record import DESCRIPTION, HEAD, read_predictor
 from hmoe_ds.inspect.model import weights_of
 from hmoe_ds.inspect.model_size import architecture, parameters, parameters_fact
@@ -158,7 +159,7 @@ def _sides(figures: Mapping[str, Any]) -> str:
     sides = {"train": "training", "validation": "validation", "test": "test"}
     rows, left_out = figures["rows"], figures["left_out"]
     words = ", ".join(f"{rows[side]:,} for {name}" for side, name in sides.items() if side in rows)
-    out = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+    out = rejects_in_words(left_out)
     return (words or "rows not noted") + (f"; left out: {out}" if out else "")
 
 

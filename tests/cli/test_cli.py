@@ -64,12 +64,13 @@ def test_an_exported_model_is_registered_with_the_run_that_trained_it(run, tmp_p
 def test_prepare_makes_a_dataset_that_opens(tmp_path):
     (tmp_path / "some.smi").write_text("\n".join(f"{s} id{i}" for i, s in enumerate(SMILES)) + "\nnonsense bad\n")
     (tmp_path / "more.csv").write_text("name,smiles\nx,CCCl\ny,OCC\n")
-    result, _, _ = hmoe(
+    result, said, _ = hmoe(
         "prepare", tmp_path / "some.smi", tmp_path / "more.csv", "--out", tmp_path / "out", "--workers", 2, "--json"
     )
     assert result["counts"]["read"] == 8
     assert result["counts"]["duplicates"] == 1
-    assert sum(result["counts"]["rejected"].values()) == 1
+    assert result["counts"]["rejected"] == {"syntax": 1}
+    assert "rejected    1 syntax (not a SMILES)\n" in said
     opened = datasets.load_from_disk(str(tmp_path / "out"))
     assert opened["train"].num_rows + opened["validation"].num_rows == 6
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
@@ -275,8 +276,9 @@ def test_the_deepspeed_launcher_runs_the_loop_itself(run, dataset, tmp_path):
 def test_embed_writes_what_the_model_computes(run, tmp_path):
     source = tmp_path / "library.csv"
     source.write_text("name,smiles\n" + "".join(f"m{i},{s}\n" for i, s in enumerate(SMILES)) + "m5,notamolecule\n")
-    result, _, _ = hmoe("embed", run / "model", source, "--out", tmp_path / "e.parquet", "--json")
-    assert (result["molecules"], result["rejected"]) == (5, 1)
+    result, out, _ = hmoe("embed", run / "model", source, "--out", tmp_path / "e.parquet", "--json")
+    assert (result["molecules"], result["rejected"], result["reasons"]) == (5, 1, {"syntax": 1})
+    assert "1 rows could not be read as molecules: 1 syntax (not a SMILES)" in out
     table = pq.read_table(tmp_path / "e.parquet")
     assert table["source_id"].to_pylist() == [f"m{i}" for i in range(5)]
     rejects = pq.read_table(result["rejects"]).to_pylist()

@@ -494,6 +494,7 @@ def test_predicting_nothing_readable_says_so_and_why(exported, hmoe_here, tmp_pa
     (tmp_path / "garbage.smi").write_text("not-a-molecule\n")
     _, _, said = hmoe_here("predict", tmp_path / "out", tmp_path / "garbage.smi", "--out", tmp_path / "p.csv", expect=1)
     assert "holds no readable molecule: see" in said
+    assert "1 syntax (not a SMILES)" in said
     assert [row["reason"] for row in rows_of(tmp_path / "p.csv")] == ["syntax"]
 
 

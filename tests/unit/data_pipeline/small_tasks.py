@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipeline.durable import atomically
 from data_pipeline.execution.task import Task
 from data_pipeline.execution.watch import Watch
-from data_pipeline.molecules.chemistry import MoleculeReject
+from data_pipeline.molecules.rejects import MoleculeReject
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,9 @@ from hypothesis import strategies as st
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDepictor, rdDistGeom
 
-from data_pipeline.molecules.chemistry import (
-    MAX_MOLBLOCK_LENGTH,
-    REJECT_REASONS,
-    MoleculeReject,
-    canonical_molecule,
-    reread,
-)
+from data_pipeline.molecules.chemistry import canonical_molecule, reread
 from data_pipeline.molecules.encode import encode_rows
+from data_pipeline.molecules.rejects import MAX_MOLBLOCK_LENGTH, REJECT_REASONS, MoleculeReject
 
 
 @pytest.mark.parametrize(

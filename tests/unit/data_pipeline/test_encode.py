@@ -8,9 +8,9 @@ from rdkit import Chem
 
 from data_pipeline.execution.watch import Watch
 from data_pipeline.molecules import encode
-from data_pipeline.molecules.chemistry import MoleculeReject
 from data_pipeline.molecules.encode import EncodedRows, encode_rows
 from data_pipeline.molecules.fast_path import FastChunk
+from data_pipeline.molecules.rejects import MoleculeReject
 from data_pipeline.molecules.scaffold import scaffold_identity
 from data_pipeline.molecules.scaffold_fast import clear_scaffold_memos
 from data_pipeline.schema import MOLECULE_SCHEMA, REJECT_TEXT_LIMIT

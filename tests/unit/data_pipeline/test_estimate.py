@@ -177,7 +177,7 @@ def test_description() -> None:
     )
     assert text.splitlines() == [
         "source      zinc.smi.gz: smiles, 1.5 MB, about 133,000 rows",
-        "head        1,000 rows, rejected: syntax 3, valence 1",
+        "head        1,000 rows, rejected: 3 syntax (not a SMILES), 1 valence (an atom has an impossible valence)",
         f"row         '{'C' * 77}...'  id Z1",
         "row         'C\\udcff\\n'  id Z2",
         "total       about 133,000 rows, about 133,000 molecules, duplicates among them included",

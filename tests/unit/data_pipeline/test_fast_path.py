@@ -9,10 +9,11 @@ import pytest
 from rdkit import Chem, RDConfig, rdBase
 
 from data_pipeline.molecules import fast_path, featurize_fast
-from data_pipeline.molecules.chemistry import CanonicalMolecule, MoleculeReject, canonical_molecule, reread
+from data_pipeline.molecules.chemistry import CanonicalMolecule, canonical_molecule, reread
 from data_pipeline.molecules.encode import EncodedRows, encode_rows
 from data_pipeline.molecules.featurize_fast import featurize_chunk, written
 from data_pipeline.molecules.reference import describe
+from data_pipeline.molecules.rejects import MoleculeReject
 from data_pipeline.molecules.scaffold_fast import clear_scaffold_memos
 from tests.unit.data_pipeline.conftest import COLLECTIONS, collection_texts
 

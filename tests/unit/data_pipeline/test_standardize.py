@@ -13,9 +13,10 @@ from data_pipeline.build import PrepareOptions, prepare
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import Manifest
 from data_pipeline.molecules import standardize
-from data_pipeline.molecules.chemistry import MoleculeReject, canonical_molecule
+from data_pipeline.molecules.chemistry import canonical_molecule
 from data_pipeline.molecules.encode import EncodedRows, encode_rows
 from data_pipeline.molecules.normalizations import NORMALIZATIONS
+from data_pipeline.molecules.rejects import MoleculeReject
 from data_pipeline.molecules.standardize import standardizer
 
 # A molecule for each normalisation that RDKit can read such a molecule for.

@@ -78,7 +78,7 @@ def test_forms_of_tables(form, tmp_path):
         ("smiles,y\nnonsense,1\nC,\n", "y", "classification", "has no molecule with a label in 'y'"),
         (
             *("smiles,y\nnonsense,1\n,0\n", "y", "classification"),
-            r"has no structure that can be read \(1 syntax, 1 empty\): name the column .* with --smiles-column",
+            r"read \(1 syntax \(not a SMILES\), 1 empty \(no .*\)\): name the column .* with --smiles-column",
         ),
         ("smiles,y\nC,1\nCC,>10\n", "y", "regression", "'>10' in row 2 .* empty the cells that only bound a value"),
         ("smiles,y\nC,1\nCC,2.3%\n", "y", "regression", "'2.3%' in row 2 .* write percentages without their sign"),
