@@ -18,7 +18,11 @@ def add_command(command: Command) -> argparse.ArgumentParser:
         "--num_ranks", type=positive, help="ranks on each machine (default: one per GPU, or parallel.ep_size in all)"
     )
     pretrain.add_argument(
-        "--restarts", type=int, default=3, metavar="N", help="failures in a row after which to give up (default: 3)"
+        "--restarts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="restarts in a row without a new checkpoint (default: 3)",
     )
     pretrain.add_argument(
         "--dry-run",

@@ -104,7 +104,7 @@ def check_host_name(name: str, addresses: Sequence[str], way: Interface | None, 
         return ok("host name", f"{name} resolves to {to}")
     mend = "give it the machine's address in /etc/hosts (127.0.1.1 there is Debian's habit)"
     if way is not None:
-        mend = f"for several machines, {GLOO}={way.name} in .deepspeed_env; or {mend}"
+        mend = f"where hmoe does not start the ranks itself, export {GLOO}={way.name}; or {mend}"
     found = f"{name} resolves to {to}: gloo listens on the loopback, where no other machine reaches it"
     return note("host name", found, "", mend)
 

@@ -84,7 +84,7 @@ class Launcher:
 
         Args:
             command: of the next attempt; where there can be none now, it raises a PipelineError.
-            restarts: failures in a row without a new checkpoint after which it is not started again.
+            restarts: restarts in a row without a new checkpoint after which it gives up.
 
         Raises:
             PipelineError: another process runs commands for this folder.
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Start a command that trains, and start it again from the last checkpoint when it fails.",
     )
     parser.add_argument("--out", required=True, type=Path, help="the run's folder, run.out")
-    parser.add_argument("--restarts", type=int, default=3, help="failures in a row without a checkpoint (default: 3)")
+    parser.add_argument("--restarts", type=int, default=3, help="restarts in a row without a checkpoint (default: 3)")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
     options = parser.parse_args(argv)
     try:

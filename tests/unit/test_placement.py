@@ -12,6 +12,7 @@ import pytest
 
 from hmoe_ds.cli import main
 from hmoe_ds.config import ConfigError
+from hmoe_ds.training import exit_codes
 from hmoe_ds.training.launching import hosts, node
 from hmoe_ds.training.launching.environment import interface_towards, network_environment
 from hmoe_ds.training.launching.hostfile import read_hostfile
@@ -152,6 +153,37 @@ def test_a_launcher_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match="--launcher openmpi needs mpirun, which is not installed here"):
         hosts.launch_on_hosts([], Hosts(tmp_path, {"a": 1}, "openmpi"), tmp_path, 0)
+
+
+@pytest.fixture
+def mute_host(tmp_path, monkeypatch):
+    """A host that ssh does not reach at first, and that then has no such Python."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    asked = tmp_path / "asked"
+    script = f"#!/bin/sh\n[ -e {asked} ] && exit 4\ntouch {asked}; echo 'Could not resolve hostname' >&2; exit 255\n"
+    for name in ("ssh", "pdsh"):
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr(hosts, "_PAUSE_SECONDS", 0.0)
+    return Hosts(tmp_path / "hostfile", {"mute": 1})
+
+
+def test_a_host_that_does_not_answer_ends_a_run_that_has_not_begun(mute_host, tmp_path, capfd):
+    assert hosts.launch_on_hosts([], mute_host, tmp_path / "run", restarts=3) == exit_codes.USAGE
+    said = capfd.readouterr().err
+    assert "host mute does not answer over ssh: Could not resolve hostname" in said
+    assert "waiting for it" not in said
+    assert "started again" not in said
+
+
+def test_a_run_that_has_begun_waits_for_a_host_that_does_not_answer(mute_host, tmp_path, capfd):
+    (tmp_path / "run" / "checkpoints" / "step00000010").mkdir(parents=True)
+    assert hosts.launch_on_hosts([], mute_host, tmp_path / "run", restarts=3) == exit_codes.USAGE
+    said = capfd.readouterr().err
+    assert "Could not resolve hostname (try `ssh -o BatchMode=yes mute true`); waiting for it" in said
+    assert f"host mute has no {sys.executable}" in said
 
 
 @pytest.mark.parametrize("script", ["pretrain_local.sh", "pretrain_hostfile.sh", "pretrain.sbatch"])

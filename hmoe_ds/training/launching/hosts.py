@@ -23,6 +23,7 @@ from hmoe_ds.training.launch import Command, Launcher
 from hmoe_ds.training.launching.node import MASTER_PORT, free_port
 from hmoe_ds.training.launching.start_file import Start, as_word, shared_environment, write_start
 from hmoe_ds.training.launching.supervisor import supervisor_environment
+from hmoe_ds.training.run_folder import newest_step
 
 # Of each launcher, the programs that it needs here.
 LAUNCHERS = {"pdsh": ("pdsh",), "openmpi": ("mpirun", "ompi_info")}
@@ -72,7 +73,7 @@ def launch_on_hosts(argv: Sequence[str], hosts: Hosts, out: Path, restarts: int)
         argv: of the loop.
         hosts: machines that share this one's file system and Python.
         out: the run's folder.
-        restarts: failures in a row without a new checkpoint after which it is not started again.
+        restarts: restarts in a row without a new checkpoint after which it gives up.
 
     Raises:
         ConfigError: the launcher's program is not installed.
@@ -83,16 +84,22 @@ def launch_on_hosts(argv: Sequence[str], hosts: Hosts, out: Path, restarts: int)
     if _UNQUOTED.fullmatch(sys.executable) is None:
         raise ConfigError(f"{sys.executable} does not pass through a shell as it is: use a Python under another path")
     make_folder(out)
+    has_begun = itertools.chain([newest_step(out) > 0], itertools.repeat(True))
     with Launcher(out, elsewhere=True) as launcher:
-        starts = itertools.count()
         try:
-            return launcher.run(lambda: _next_command(argv, hosts, out, launcher, next(starts) == 0), restarts)
+            return launcher.run(lambda: _next_command(argv, hosts, out, launcher, next(has_begun)), restarts)
         finally:
             _start_file(out).unlink(missing_ok=True)
 
 
-def _next_command(argv: Sequence[str], hosts: Hosts, out: Path, launcher: Launcher, first: bool) -> Command:
-    """The command of an attempt, once all hosts have answered; the first attempt does not wait for them."""
+def _next_command(argv: Sequence[str], hosts: Hosts, out: Path, launcher: Launcher, has_begun: bool) -> Command:
+    """The command of an attempt, once all hosts have answered.
+
+    Raises:
+        ConfigError: one does not see the file, or has no such Python; or it does not answer, and the run has not begun:
+            its name may be wrong.
+        HostAwayError: it did not answer until the patience, or the run, was ended.
+    """
     # Another port for each attempt, as that of the one before may still be in use.
     file, port, deadline = _start_file(out), free_port(), time.monotonic() + _PATIENCE_SECONDS
     while True:
@@ -101,7 +108,9 @@ def _next_command(argv: Sequence[str], hosts: Hosts, out: Path, launcher: Launch
             addresses = check_hosts(list(hosts.ranks), file)
             break
         except HostAwayError as error:
-            if first or time.monotonic() > deadline:
+            if not has_begun:
+                raise ConfigError(str(error)) from error
+            if time.monotonic() > deadline:
                 raise
             print(f"hmoe pretrain: {error}; waiting for it", file=sys.stderr, flush=True)
             if not launcher.pause(_PAUSE_SECONDS):

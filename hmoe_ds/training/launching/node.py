@@ -57,7 +57,7 @@ def launch_here(argv: Sequence[str], node: Node, out: Path, restarts: int) -> in
         argv: of the loop.
         node: this machine.
         out: the run's folder.
-        restarts: failures in a row without a new checkpoint after which it is not started again.
+        restarts: restarts in a row without a new checkpoint after which it gives up.
 
     Raises:
         ConfigError: fewer GPUs than ranks, on a machine with GPUs.

@@ -18,7 +18,7 @@ FINAL = {exit_codes.DONE, exit_codes.DIVERGED, exit_codes.REQUEUE}
 def supervise(attempt: Callable[[], int], pause: Callable[[float], bool], out: Path, restarts: int) -> int:
     """Make attempts until the run is done, or it makes no sense to go on.
 
-    It ends after `restarts` failures in a row between which no checkpoint was saved, or after two of these with the
+    It ends after `restarts` restarts in a row between which no checkpoint was saved, or after two of these with the
     same error, unless it is one that may pass.
 
     Args:
